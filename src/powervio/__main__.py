@@ -1,0 +1,6 @@
+"""`python -m powervio`."""
+
+from powervio.cli.main import main
+
+if __name__ == "__main__":
+    main()

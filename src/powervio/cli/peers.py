@@ -1,0 +1,73 @@
+"""The programs and files of the system that powervio works with: one table for `doctor` and for `./run test`.
+
+Nothing here is needed to start powervio. A row says which Debian package gives the thing and what it is good for.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import sysconfig
+from dataclasses import dataclass
+from pathlib import Path
+
+ADMIN_PATH = "/usr/sbin:/sbin"
+"""Where mke2fs and e2fsck are; a user's PATH often lacks it."""
+
+
+@dataclass(frozen=True, slots=True)
+class Peer:
+    """One program or file, the package that gives it, and what it enables."""
+
+    name: str
+    """A program's name, or what a file is called."""
+    package: str
+    """The Debian package; empty if no package gives it (a device of the kernel)."""
+    enables: str
+    tests: bool = False
+    """Whether `./run test` needs it."""
+    file: Path | None = None
+    """Where it is, if it is no program."""
+
+    def find(self) -> str | None:
+        """Where it is, or None."""
+        if self.file is not None:
+            return str(self.file) if self.file.exists() else None
+        return shutil.which(self.name, path=f"{os.environ.get('PATH', os.defpath)}:{ADMIN_PATH}")
+
+
+PYTHON_H = Path(sysconfig.get_path("include"), "Python.h")
+
+PEERS = (
+    Peer("gcc", "gcc", "the compiled hot path", tests=True),
+    Peer("stdio.h", "libc6-dev", "the compiled hot path", tests=True, file=Path("/usr/include/stdio.h")),
+    Peer("Python.h", "python3-dev", "the compiled hot path", tests=True, file=PYTHON_H),
+    Peer("mke2fs", "e2fsprogs", "file systems on served disks, in demo and tests", tests=True),
+    Peer("e2fsck", "e2fsprogs", "proof that a served file system is sound", tests=True),
+    Peer("nbdcopy", "libnbd-bin", "copying to and from an attached disk", tests=True),
+    Peer("nbdinfo", "libnbd-bin", "looking at an attached disk", tests=True),
+    Peer("fio", "fio", "data verification and throughput on attached disks", tests=True),
+    Peer("qemu-img", "qemu-utils", "making and comparing images", tests=True),
+    Peer("qemu-io", "qemu-utils", "single reads, writes and discards over NBD and vhost-user", tests=True),
+    Peer("qemu-storage-daemon", "qemu-system-common", "qcow2 and remote images behind a VIO server"),
+    Peer("qemu-system-x86_64", "qemu-system-x86", "booting stock amd64 guests"),
+    Peer("qemu-system-ppc64", "qemu-system-ppc", "booting stock ppc64le guests"),
+    Peer("dtc", "device-tree-compiler", "reading the device trees that the hypervisor hands out"),
+    Peer("nbd-client", "nbd-client", "attached disks as /dev/nbdN (needs the kernel's nbd)"),
+    Peer("tshark", "tshark", "reading traces on the command line"),
+    Peer("ip", "iproute2", "TAP devices and bridges for virtual networks"),
+    Peer("/dev/net/tun", "", "TAP devices: a virtual network that reaches the host", file=Path("/dev/net/tun")),
+    Peer("/dev/fuse", "", "mounting a shared folder without root", file=Path("/dev/fuse")),
+    Peer("/dev/kvm", "", "guests at full speed; without it QEMU emulates", file=Path("/dev/kvm")),
+)
+
+
+def missing(*, for_tests: bool = False) -> tuple[Peer, ...]:
+    """The rows that are not there; with `for_tests` only those that `./run test` needs."""
+    return tuple(peer for peer in PEERS if (peer.tests or not for_tests) and peer.find() is None)
+
+
+def install_command(peers: tuple[Peer, ...]) -> list[str]:
+    """The command that installs the packages of these rows; empty if no package gives them."""
+    packages = sorted({peer.package for peer in peers if peer.package})
+    return ["apt-get", "install", "-y", "--no-install-recommends", *packages] if packages else []
