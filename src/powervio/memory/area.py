@@ -1,0 +1,42 @@
+"""Mapped memory that is shared by file descriptor: a partition's own memory, and regions of other processes."""
+
+from __future__ import annotations
+
+import fcntl
+import mmap
+import os
+
+PAGE_SIZE = 4096
+"""The I/O page of PAPR's virtual I/O, in bytes; TCEs map pages of this size whatever the kernel's page size."""
+
+
+class MappedArea:
+    """A shared mapping of a file descriptor; zero-filled and untouched pages cost nothing."""
+
+    def __init__(self, fd: int, size: int) -> None:
+        """Take over `fd` (closed by `close`) and map its first `size` bytes, read and write, shared."""
+        self.fd = fd
+        self.size = size
+        self._map = mmap.mmap(fd, size, mmap.MAP_SHARED, mmap.PROT_READ | mmap.PROT_WRITE)
+        self.view = memoryview(self._map)
+
+    @classmethod
+    def create(cls, name: str, size: int) -> MappedArea:
+        """A new memfd of `size` bytes, sealed so that nobody can shrink it under a mapping (no SIGBUS)."""
+        fd = os.memfd_create(name, os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
+        os.ftruncate(fd, size)
+        fcntl.fcntl(fd, fcntl.F_ADD_SEALS, fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_GROW | fcntl.F_SEAL_SEAL)
+        return cls(fd, size)
+
+    def discard(self) -> None:
+        """Give all pages back: the area reads as zeroes again (a partition's memory at reboot)."""
+        self._map.madvise(mmap.MADV_REMOVE)
+
+    def close(self) -> None:
+        """Unmap and close. Views handed out by others keep the mapping alive until they are dropped."""
+        self.view.release()
+        try:
+            self._map.close()
+        except BufferError:
+            pass  # somebody still holds a view: the mapping goes with the last of them
+        os.close(self.fd)

@@ -1,0 +1,87 @@
+/* Accessors to memory that somebody else may be writing at the same moment.
+ *
+ * Compiled modules reach memory through these functions only, so that every
+ * shared word is loaded or stored once, whole and in the stated order. The
+ * interpreted stand-in with the same names is hw.py; hw.pxd declares them.
+ * Offsets and lengths are bytes. Nothing here checks bounds: callers do.
+ */
+#pragma once
+
+#include <Python.h>
+#include <stdint.h>
+#include <string.h>
+
+typedef unsigned char hw_u8;
+
+/* The address of an object's buffer. The caller keeps a memoryview of the same
+ * object for as long as it uses the address, so that it cannot be unmapped. */
+static inline hw_u8 *pointer(PyObject *object)
+{
+	Py_buffer view;
+	hw_u8 *address;
+
+	if (PyObject_GetBuffer(object, &view, PyBUF_WRITABLE) < 0)
+		return NULL;
+	address = (hw_u8 *)view.buf;
+	PyBuffer_Release(&view);
+	return address;
+}
+
+static inline hw_u8 *at(hw_u8 *base, uint64_t offset) { return base + offset; }
+
+#define HW_LOAD(name, type, order) \
+	static inline type name(const hw_u8 *base, uint64_t offset) \
+	{ return __atomic_load_n((const type *)(base + offset), order); }
+#define HW_STORE(name, type, order) \
+	static inline void name(hw_u8 *base, uint64_t offset, type value) \
+	{ __atomic_store_n((type *)(base + offset), value, order); }
+
+HW_LOAD(ld8, uint8_t, __ATOMIC_RELAXED)
+HW_LOAD(ld8_acquire, uint8_t, __ATOMIC_ACQUIRE)
+HW_LOAD(ld16, uint16_t, __ATOMIC_RELAXED)
+HW_LOAD(ld16_acquire, uint16_t, __ATOMIC_ACQUIRE)
+HW_LOAD(ld32, uint32_t, __ATOMIC_RELAXED)
+HW_LOAD(ld64, uint64_t, __ATOMIC_RELAXED)
+HW_LOAD(ld64_acquire, uint64_t, __ATOMIC_ACQUIRE)
+
+HW_STORE(st8, uint8_t, __ATOMIC_RELAXED)
+HW_STORE(st8_release, uint8_t, __ATOMIC_RELEASE)
+HW_STORE(st16, uint16_t, __ATOMIC_RELAXED)
+HW_STORE(st16_release, uint16_t, __ATOMIC_RELEASE)
+HW_STORE(st32, uint32_t, __ATOMIC_RELAXED)
+HW_STORE(st64, uint64_t, __ATOMIC_RELAXED)
+HW_STORE(st64_release, uint64_t, __ATOMIC_RELEASE)
+
+/* Unaligned loads of memory that is private by now (a snapshot). */
+static inline uint16_t get16(const hw_u8 *base, uint64_t offset)
+{ uint16_t value; memcpy(&value, base + offset, sizeof(value)); return value; }
+static inline uint32_t get32(const hw_u8 *base, uint64_t offset)
+{ uint32_t value; memcpy(&value, base + offset, sizeof(value)); return value; }
+static inline uint64_t get64(const hw_u8 *base, uint64_t offset)
+{ uint64_t value; memcpy(&value, base + offset, sizeof(value)); return value; }
+
+static inline void fence(void) { __atomic_thread_fence(__ATOMIC_SEQ_CST); }
+
+static inline void copy(hw_u8 *to, uint64_t to_offset, const hw_u8 *from,
+			uint64_t from_offset, uint64_t length)
+{ memmove(to + to_offset, from + from_offset, length); }
+
+static inline void zero(hw_u8 *base, uint64_t offset, uint64_t length)
+{ memset(base + offset, 0, length); }
+
+/* Between host order and a stated order; each is its own inverse. */
+#if __BYTE_ORDER__ == __ORDER_LITTLE_ENDIAN__
+static inline uint16_t le16(uint16_t value) { return value; }
+static inline uint32_t le32(uint32_t value) { return value; }
+static inline uint64_t le64(uint64_t value) { return value; }
+static inline uint16_t be16(uint16_t value) { return __builtin_bswap16(value); }
+static inline uint32_t be32(uint32_t value) { return __builtin_bswap32(value); }
+static inline uint64_t be64(uint64_t value) { return __builtin_bswap64(value); }
+#else
+static inline uint16_t le16(uint16_t value) { return __builtin_bswap16(value); }
+static inline uint32_t le32(uint32_t value) { return __builtin_bswap32(value); }
+static inline uint64_t le64(uint64_t value) { return __builtin_bswap64(value); }
+static inline uint16_t be16(uint16_t value) { return value; }
+static inline uint32_t be32(uint32_t value) { return value; }
+static inline uint64_t be64(uint64_t value) { return value; }
+#endif

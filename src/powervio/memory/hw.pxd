@@ -1,0 +1,33 @@
+from libc.stdint cimport uint8_t, uint16_t, uint32_t, uint64_t
+
+cdef extern from "hw.h" nogil:
+    uint8_t ld8(const unsigned char *base, uint64_t offset) noexcept
+    uint8_t ld8_acquire(const unsigned char *base, uint64_t offset) noexcept
+    uint16_t ld16(const unsigned char *base, uint64_t offset) noexcept
+    uint16_t ld16_acquire(const unsigned char *base, uint64_t offset) noexcept
+    uint32_t ld32(const unsigned char *base, uint64_t offset) noexcept
+    uint64_t ld64(const unsigned char *base, uint64_t offset) noexcept
+    uint64_t ld64_acquire(const unsigned char *base, uint64_t offset) noexcept
+    void st8(unsigned char *base, uint64_t offset, uint8_t value) noexcept
+    void st8_release(unsigned char *base, uint64_t offset, uint8_t value) noexcept
+    void st16(unsigned char *base, uint64_t offset, uint16_t value) noexcept
+    void st16_release(unsigned char *base, uint64_t offset, uint16_t value) noexcept
+    void st32(unsigned char *base, uint64_t offset, uint32_t value) noexcept
+    void st64(unsigned char *base, uint64_t offset, uint64_t value) noexcept
+    void st64_release(unsigned char *base, uint64_t offset, uint64_t value) noexcept
+    uint16_t get16(const unsigned char *base, uint64_t offset) noexcept
+    uint32_t get32(const unsigned char *base, uint64_t offset) noexcept
+    uint64_t get64(const unsigned char *base, uint64_t offset) noexcept
+    void fence() noexcept
+    void copy(unsigned char *to, uint64_t to_offset, const unsigned char *source, uint64_t from_offset, uint64_t length) noexcept
+    void zero(unsigned char *base, uint64_t offset, uint64_t length) noexcept
+    uint16_t le16(uint16_t value) noexcept
+    uint32_t le32(uint32_t value) noexcept
+    uint64_t le64(uint64_t value) noexcept
+    uint16_t be16(uint16_t value) noexcept
+    uint32_t be32(uint32_t value) noexcept
+    uint64_t be64(uint64_t value) noexcept
+    unsigned char *at(unsigned char *base, uint64_t offset) noexcept
+
+cdef extern from "hw.h":
+    unsigned char *pointer(object buffer) except NULL

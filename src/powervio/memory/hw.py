@@ -1,0 +1,127 @@
+"""Interpreted stand-in for `hw.h`: the same accessors, with memoryviews as pointers.
+
+Compiled modules call the inline C functions of `hw.h` through `hw.pxd`; where there is no compiler the same sources
+run interpreted on these. A "pointer" is a writable byte `memoryview`; offsets and lengths are bytes. Loads and stores
+are single interpreter operations; ordering between threads comes from the interpreter lock. The `fence` is therefore
+not a store-load fence towards another *process*: an interpreted end re-checks by polling where that matters.
+"""
+
+from __future__ import annotations
+
+import sys
+from struct import Struct
+from typing import Protocol, TypeAlias
+
+
+class _Buffer(Protocol):
+    def __buffer__(self, flags: int, /) -> memoryview: ...
+
+
+Pointer: TypeAlias = memoryview
+
+_U16 = Struct("=H")
+_U32 = Struct("=I")
+_U64 = Struct("=Q")
+_LITTLE = sys.byteorder == "little"
+
+
+def pointer(buffer: _Buffer) -> Pointer:
+    """The address of a buffer; the caller keeps a memoryview of the same object while it uses it."""
+    return memoryview(buffer).cast("B")
+
+
+def at(base: Pointer, offset: int) -> Pointer:
+    """The address `offset` bytes after `base`."""
+    return base[offset:]
+
+
+def ld8(base: Pointer, offset: int) -> int:
+    """Load one byte."""
+    return base[offset]
+
+
+def ld16(base: Pointer, offset: int) -> int:
+    """Load 16 bits in host order."""
+    value: int = _U16.unpack_from(base, offset)[0]
+    return value
+
+
+def ld32(base: Pointer, offset: int) -> int:
+    """Load 32 bits in host order."""
+    value: int = _U32.unpack_from(base, offset)[0]
+    return value
+
+
+def ld64(base: Pointer, offset: int) -> int:
+    """Load 64 bits in host order."""
+    value: int = _U64.unpack_from(base, offset)[0]
+    return value
+
+
+def st8(base: Pointer, offset: int, value: int) -> None:
+    """Store one byte."""
+    base[offset] = value & 0xFF
+
+
+def st16(base: Pointer, offset: int, value: int) -> None:
+    """Store 16 bits in host order."""
+    _U16.pack_into(base, offset, value & 0xFFFF)
+
+
+def st32(base: Pointer, offset: int, value: int) -> None:
+    """Store 32 bits in host order."""
+    _U32.pack_into(base, offset, value & 0xFFFF_FFFF)
+
+
+def st64(base: Pointer, offset: int, value: int) -> None:
+    """Store 64 bits in host order."""
+    _U64.pack_into(base, offset, value & 0xFFFF_FFFF_FFFF_FFFF)
+
+
+ld8_acquire = ld8
+ld16_acquire = ld16
+ld64_acquire = ld64
+st8_release = st8
+st16_release = st16
+st64_release = st64
+get16 = ld16
+get32 = ld32
+get64 = ld64
+
+
+def fence() -> None:
+    """Order all earlier loads and stores before all later ones (see the module's text)."""
+
+
+def copy(to: Pointer, to_offset: int, source: Pointer, from_offset: int, length: int) -> None:
+    """Copy bytes; the areas may overlap."""
+    to[to_offset : to_offset + length] = source[from_offset : from_offset + length]
+
+
+def zero(base: Pointer, offset: int, length: int) -> None:
+    """Fill with zero bytes."""
+    base[offset : offset + length] = bytes(length)
+
+
+def _swap16(value: int) -> int:
+    return int.from_bytes((value & 0xFFFF).to_bytes(2, "little"), "big")
+
+
+def _swap32(value: int) -> int:
+    return int.from_bytes((value & 0xFFFF_FFFF).to_bytes(4, "little"), "big")
+
+
+def _swap64(value: int) -> int:
+    return int.from_bytes((value & 0xFFFF_FFFF_FFFF_FFFF).to_bytes(8, "little"), "big")
+
+
+def _same(value: int) -> int:
+    return value
+
+
+le16 = _same if _LITTLE else _swap16
+le32 = _same if _LITTLE else _swap32
+le64 = _same if _LITTLE else _swap64
+be16 = _swap16 if _LITTLE else _same
+be32 = _swap32 if _LITTLE else _same
+be64 = _swap64 if _LITTLE else _same

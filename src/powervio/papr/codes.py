@@ -1,0 +1,73 @@
+"""hcall tokens and return codes (LoPAR 2.9; papr-vio 1.2 and 1.3)."""
+
+from __future__ import annotations
+
+from enum import IntEnum
+
+
+class Hcall(IntEnum):
+    """Tokens of the hypervisor calls (register r3)."""
+
+    H_GET_TCE = 0x1C
+    H_PUT_TCE = 0x20
+    H_EOI = 0x64
+    H_CPPR = 0x68
+    H_XIRR = 0x74
+    H_REG_CRQ = 0xFC
+    H_FREE_CRQ = 0x100
+    H_VIO_SIGNAL = 0x104
+    H_SEND_CRQ = 0x108
+    H_COPY_RDMA = 0x110
+    H_WRITE_RDMA = 0x128
+    H_READ_RDMA = 0x12C
+    H_STUFF_TCE = 0x138
+    H_PUT_TCE_INDIRECT = 0x13C
+    H_ENABLE_CRQ = 0x2B0
+
+
+class ReturnCode(IntEnum):
+    """What an hcall returns in r3. Zero is success, positive is a condition, negative an error."""
+
+    H_SUCCESS = 0
+    H_BUSY = 1
+    H_CLOSED = 2
+    H_NOT_AVAILABLE = 3
+    H_CONSTRAINED = 4
+    H_PARTIAL = 5
+    H_IN_PROGRESS = 14
+    H_LONG_BUSY_ORDER_1_MSEC = 9900
+    H_LONG_BUSY_ORDER_10_MSEC = 9901
+    H_LONG_BUSY_ORDER_100_MSEC = 9902
+    H_LONG_BUSY_ORDER_1_SEC = 9903
+    H_LONG_BUSY_ORDER_10_SEC = 9904
+    H_LONG_BUSY_ORDER_100_SEC = 9905
+    H_HARDWARE = -1
+    H_FUNCTION = -2
+    H_PRIVILEGE = -3
+    H_PARAMETER = -4
+    H_NOT_FOUND = -7
+    H_NO_MEM = -9
+    H_AUTHORITY = -10
+    H_PERMISSION = -11
+    H_DROPPED = -12
+    H_SOURCE_PARM = -13
+    H_DEST_PARM = -14
+    H_REMOTE_PARM = -15
+    H_RESOURCE = -16
+    H_NOT_ENOUGH_RESOURCES = -44
+    H_RESCINDED = -46
+    H_P2 = -55
+    H_P3 = -56
+    H_P4 = -57
+    H_P5 = -58
+    H_IN_USE = -77
+
+
+class HcallError(Exception):
+    """An hcall failed where the caller had no use for anything but success."""
+
+    def __init__(self, call: Hcall, code: int) -> None:
+        name = ReturnCode(code).name if code in ReturnCode._value2member_map_ else str(code)
+        super().__init__(f"{call.name} returned {name} ({code})")
+        self.call = call
+        self.code = code

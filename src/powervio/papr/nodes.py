@@ -1,0 +1,35 @@
+"""What the device tree tells a partition of its virtual adapters (papr-vio 9)."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+UNIT_ADDRESS_BASE = 0x3000_0000
+"""Unit address of virtual slot n is this plus n."""
+
+
+@dataclass(frozen=True, slots=True)
+class DmaWindow:
+    """One window pane: a triple of `ibm,my-dma-window`."""
+
+    liobn: int
+    """Logical I/O bus number, an opaque 32-bit handle."""
+    size: int
+    """Bytes; the pane's addresses run from 0 to size - 1."""
+
+
+@dataclass(frozen=True, slots=True)
+class VdeviceNode:
+    """One child of `/vdevice`: a virtual adapter as its partition sees it."""
+
+    unit_address: int
+    name: str
+    device_type: str
+    compatible: tuple[str, ...]
+    location_code: str
+    interrupt: int
+    """Source number of the CRQ interrupt."""
+    windows: tuple[DmaWindow, ...]
+    """First the pane onto the partition's own memory; on a server, second the pane onto the partner's first."""
+    is_server: bool
+    """Whether the node carries `ibm,vserver`."""

@@ -1,0 +1,102 @@
+"""The way from a partition's software to its hypervisor: registers in, registers out.
+
+phyp implements it for partitions in its own process and the gateway for guests and other processes. Everything above
+uses the typed methods; they are thin and by default go through `hcall`, so that an implementation needs only that one.
+Return codes are plain integers (`ReturnCode` names them): most of them are conditions that the caller handles, and an
+exception for each would hide the protocol. Arguments are registers, without a byte order (papr-vio 1.1).
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Mapping
+
+from powervio.papr.codes import Hcall
+from powervio.papr.nodes import VdeviceNode
+
+
+class HcallPort(ABC):
+    """One partition's view of its platform: its memory, its interrupt line, its device tree and its hcalls."""
+
+    partition_id: int
+    partition_name: str
+    memory: memoryview
+    """The partition's own memory, writable; an offset is a logical address."""
+    nodes: Mapping[int, VdeviceNode]
+    """Virtual adapters by unit address."""
+    interrupt_fd: int
+    """eventfd, non-blocking: the external interrupt line. Readable when H_XIRR has something to tell."""
+    max_virtual_dma_size: int | None
+    """`/vdevice/ibm,max-virtual-dma-size`: longest H_COPY_RDMA in bytes, None for no limit (papr-vio 4.1)."""
+
+    @abstractmethod
+    def hcall(self, token: int, *registers: int) -> tuple[int, ...]:
+        """Call the hypervisor with r4.. and get `(return code, r4, ...)`. Never raises for what a guest passes."""
+
+    # hcall-tce, hcall-multi-tce (papr-vio 1.4)
+    def get_tce(self, liobn: int, ioba: int) -> tuple[int, int]:
+        """H_GET_TCE: `(return code, tce)`."""
+        code, *out = self.hcall(Hcall.H_GET_TCE, liobn, ioba)
+        return code, out[0] if out else 0
+
+    def put_tce(self, liobn: int, ioba: int, tce: int) -> int:
+        """H_PUT_TCE: map one page, or unmap it with access bits 0."""
+        return self.hcall(Hcall.H_PUT_TCE, liobn, ioba, tce)[0]
+
+    def stuff_tce(self, liobn: int, ioba: int, tce: int, count: int) -> int:
+        """H_STUFF_TCE: put the same entry `count` times."""
+        return self.hcall(Hcall.H_STUFF_TCE, liobn, ioba, tce, count)[0]
+
+    def put_tce_indirect(self, liobn: int, ioba: int, list_address: int, count: int) -> int:
+        """H_PUT_TCE_INDIRECT: put up to 512 big-endian entries from the page at a logical address, all or nothing."""
+        return self.hcall(Hcall.H_PUT_TCE_INDIRECT, liobn, ioba, list_address, count)[0]
+
+    # hcall-crq, hcall-vio (papr-vio 1.5)
+    def reg_crq(self, unit_address: int, ioba: int, length: int) -> int:
+        """H_REG_CRQ: H_CLOSED also means registered, with the partner not there yet."""
+        return self.hcall(Hcall.H_REG_CRQ, unit_address, ioba, length)[0]
+
+    def free_crq(self, unit_address: int) -> int:
+        """H_FREE_CRQ: to be repeated on H_BUSY and H_LONG_BUSY."""
+        return self.hcall(Hcall.H_FREE_CRQ, unit_address)[0]
+
+    def send_crq(self, unit_address: int, high: int, low: int) -> int:
+        """H_SEND_CRQ: put an element into the partner's queue."""
+        return self.hcall(Hcall.H_SEND_CRQ, unit_address, high, low)[0]
+
+    def enable_crq(self, unit_address: int) -> int:
+        """H_ENABLE_CRQ: after a suspension."""
+        return self.hcall(Hcall.H_ENABLE_CRQ, unit_address)[0]
+
+    def vio_signal(self, unit_address: int, mode: int) -> int:
+        """H_VIO_SIGNAL: 1 enables the CRQ interrupt, 0 disables it."""
+        return self.hcall(Hcall.H_VIO_SIGNAL, unit_address, mode)[0]
+
+    # hcall-rdma (papr-vio 4)
+    def copy_rdma(self, length: int, s_liobn: int, s_ioba: int, d_liobn: int, d_ioba: int) -> int:
+        """H_COPY_RDMA: copy between any two panes of the caller."""
+        return self.hcall(Hcall.H_COPY_RDMA, length, s_liobn, s_ioba, d_liobn, d_ioba)[0]
+
+    def write_rdma(self, d_liobn: int, d_ioba: int, data: bytes) -> int:
+        """H_WRITE_RDMA: up to 48 bytes from registers into a remote pane."""
+        padded = data.ljust(48, b"\0")
+        words = (int.from_bytes(padded[i : i + 8], "big") for i in range(0, 48, 8))
+        return self.hcall(Hcall.H_WRITE_RDMA, len(data), d_liobn, d_ioba, *words)[0]
+
+    def read_rdma(self, s_liobn: int, s_ioba: int, length: int) -> tuple[int, bytes]:
+        """H_READ_RDMA: up to 72 bytes from a remote pane into registers."""
+        code, *words = self.hcall(Hcall.H_READ_RDMA, length, s_liobn, s_ioba)
+        return code, b"".join(word.to_bytes(8, "big") for word in words)[:length]
+
+    # hcall-interrupt
+    def xirr(self) -> int:
+        """H_XIRR: accept the most favoured interrupt: CPPR in the top byte, source below; source 0 is none."""
+        return self.hcall(Hcall.H_XIRR)[1]
+
+    def eoi(self, xirr: int) -> int:
+        """H_EOI: end the interrupt accepted with this value."""
+        return self.hcall(Hcall.H_EOI, xirr)[0]
+
+    def cppr(self, priority: int) -> int:
+        """H_CPPR: set the current processor priority; 0xFF lets everything through."""
+        return self.hcall(Hcall.H_CPPR, priority)[0]
