@@ -1,0 +1,1 @@
+"""Shipped for users' tests: partition pairs in memory, a deterministic scheduler, fault injection."""

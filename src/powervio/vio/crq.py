@@ -1,0 +1,347 @@
+"""One end of a CRQ connection: registration, the initialization handshake as a table, and reliable posting.
+
+Theory of operation. Both ends register their queues and send INITIALIZE (C001); whoever receives one answers with
+INITIALIZATION COMPLETE (C002). Neither order nor crossing of the two is fixed by the architecture (papr-vio 3.5), so
+the rules are:
+
+1. C001 is answered in every state, after everything of an older connection has ended here (`on_lost` returns only
+   then). On an open connection it means that the partner started anew.
+2. C002 counts only while a C001 of ours is outstanding; otherwise it is ignored.
+3. An end that has a C001 outstanding waits for its C002, also when the partner's C001 crosses it: only the C002 says
+   that the partner has drained what belonged to the connection before.
+4. FF01, FF02, FF04 and FF06 end the connection. The end stays registered and waits for the partner's C001. Nobody
+   answers an event by freeing its own queue, so two ends cannot reset each other for ever.
+5. Messages are handed up only while the connection is open; others are counted as strays and dropped.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections import deque
+from collections.abc import Callable
+from enum import Enum
+
+from powervio.errors import LocalError
+from powervio.memory.area import PAGE_SIZE
+from powervio.papr.codes import Hcall, HcallError, ReturnCode
+from powervio.papr.crq import (
+    VALID_EVENT,
+    VALID_INIT,
+    VALID_MESSAGE,
+    InitCode,
+    TransportEvent,
+    format_of,
+    header_of,
+    init_message,
+)
+from powervio.papr.nodes import VdeviceNode
+from powervio.vio.dma import DmaSpace
+from powervio.vio.kernel import PartitionKernel, Timer
+from powervio.vio.slots import CrqSlots
+
+_log = logging.getLogger(__name__)
+
+_DRAIN_LIMIT = 256
+"""Elements handled in one go, so that a flood from one partner does not hold up the partition's other adapters."""
+_BACKLOG_LIMIT = 256
+"""Posts kept for a partner whose queue is full; one that never empties its queue is cut off beyond this."""
+_RETRY_FIRST = 0.001
+_RETRY_LAST = 0.1
+_FREE_ATTEMPTS = 100
+
+
+class CrqState(Enum):
+    """Where one end of a connection stands."""
+
+    CLOSED = "closed"
+    """Not registered."""
+    WAITING = "waiting"
+    """Registered; the partner is not there, or has not initialized yet."""
+    INITIALIZING = "initializing"
+    """Our C001 was delivered and not answered yet."""
+    OPEN = "open"
+
+
+class Input(Enum):
+    """What can happen to a connection."""
+
+    SENT = "C001 delivered"
+    INITIALIZE = "C001 received"
+    COMPLETE = "C002 received"
+    GONE = "partner gone"
+
+
+class Action(Enum):
+    """What an end does on a transition, in the order of the table's entry."""
+
+    LOST = "lost"
+    ANSWER = "answer"
+    OPENED = "opened"
+
+
+TRANSITIONS: dict[tuple[CrqState, Input], tuple[CrqState, tuple[Action, ...]]] = {
+    (CrqState.WAITING, Input.SENT): (CrqState.INITIALIZING, ()),
+    (CrqState.WAITING, Input.INITIALIZE): (CrqState.OPEN, (Action.ANSWER, Action.OPENED)),
+    (CrqState.WAITING, Input.COMPLETE): (CrqState.WAITING, ()),
+    (CrqState.WAITING, Input.GONE): (CrqState.WAITING, ()),
+    (CrqState.INITIALIZING, Input.INITIALIZE): (CrqState.INITIALIZING, (Action.ANSWER,)),
+    (CrqState.INITIALIZING, Input.COMPLETE): (CrqState.OPEN, (Action.OPENED,)),
+    (CrqState.INITIALIZING, Input.GONE): (CrqState.WAITING, ()),
+    (CrqState.OPEN, Input.INITIALIZE): (CrqState.OPEN, (Action.LOST, Action.ANSWER, Action.OPENED)),
+    (CrqState.OPEN, Input.COMPLETE): (CrqState.OPEN, ()),
+    (CrqState.OPEN, Input.GONE): (CrqState.WAITING, (Action.LOST,)),
+}
+
+_GONE = frozenset(
+    (
+        TransportEvent.PARTNER_FAILED,
+        TransportEvent.PARTNER_DEREGISTERED,
+        TransportEvent.PARTNER_TERMINATED,
+        TransportEvent.PARTNER_SUSPENDED,
+    )
+)
+
+
+class CrqEnd:
+    """One end of one connection, in its partition's thread."""
+
+    def __init__(
+        self,
+        kernel: PartitionKernel,
+        node: VdeviceNode,
+        dma: DmaSpace,
+        *,
+        on_message: Callable[[int, int], None],
+        on_open: Callable[[], None],
+        on_lost: Callable[[], None],
+        on_drained: Callable[[], None] | None = None,
+        length: int = PAGE_SIZE,
+    ) -> None:
+        """`on_message(high, low)` gets each message; `on_drained` is called after a batch of them was handed up.
+
+        `on_lost` returns only when nothing of the old connection is under way any more. `length` is the receive
+        queue's size in bytes, a multiple of 4096.
+        """
+        self.state = CrqState.CLOSED
+        self.strays = 0
+        """Elements dropped: messages outside an open connection, unknown headers and events."""
+        self._kernel = kernel
+        self._port = kernel.port
+        self._unit_address = node.unit_address
+        self._interrupt = node.interrupt
+        self._dma = dma
+        self._on_message = on_message
+        self._on_open = on_open
+        self._on_lost = on_lost
+        self._on_drained = on_drained
+        self._memory = dma.allocate(length)
+        self._slots = CrqSlots(self._memory.view)
+        self._backlog: deque[tuple[int, int]] = deque()
+        self._signals: dict[int, Callable[[], tuple[int, int]]] = {}
+        self._retry: Timer | None = None
+        self._retry_delay = _RETRY_FIRST
+        self._offering: Timer | None = None
+        self._draining = False
+        self._drain_again = False
+
+    # -- registration
+
+    def register(self) -> None:
+        """Register the queue and offer a connection. Raises `HcallError` when the platform refuses."""
+        self._memory.view[:] = bytes(len(self._memory.view))
+        self._slots = CrqSlots(self._memory.view)
+        self._kernel.request_interrupt(self._interrupt, self.drain)
+        code = self._reg_crq()
+        if code == ReturnCode.H_RESOURCE:
+            # an earlier life of this partition left the queue registered (a crash kernel does)
+            self._free_crq()
+            code = self._reg_crq()
+        if code not in (ReturnCode.H_SUCCESS, ReturnCode.H_CLOSED):
+            raise HcallError(Hcall.H_REG_CRQ, code)
+        self.state = CrqState.WAITING
+        self._port.vio_signal(self._unit_address, 1)
+        self._offer()
+        self.drain()  # enabling the interrupt raises none for what came before (papr-vio 3.4)
+
+    def _offer(self) -> None:
+        """Send C001; a partner whose queue is still full of an older connection gets it as soon as there is room."""
+        self._offering = None
+        if self.state is not CrqState.WAITING:
+            return
+        code = self._port.send_crq(self._unit_address, init_message(InitCode.INITIALIZE), 0)
+        if code == ReturnCode.H_SUCCESS:
+            self._step(Input.SENT)
+        elif code == ReturnCode.H_DROPPED:
+            self._offering = self._kernel.call_later(_RETRY_LAST, self._offer)
+
+    def close(self) -> None:
+        """Free the queue; the partner learns of it by an event. Everything of the connection has ended on return."""
+        if self.state is CrqState.CLOSED:
+            return
+        was_open = self.state is CrqState.OPEN
+        self._forget_posts()
+        if self._offering is not None:
+            self._offering.cancel()
+        self._free_crq()
+        self.state = CrqState.CLOSED
+        self._kernel.free_interrupt(self._interrupt)
+        if was_open:
+            self._on_lost()
+
+    def reset(self) -> None:
+        """Close the connection from this side and offer a new one."""
+        self.close()
+        self.register()
+
+    def release(self) -> None:
+        """Close and give back the queue's memory; the end is not used afterwards."""
+        self.close()
+        self._dma.release(self._memory)
+
+    def _reg_crq(self) -> int:
+        return self._port.reg_crq(self._unit_address, self._memory.ioba, len(self._memory.view))
+
+    def _free_crq(self) -> None:
+        for _ in range(_FREE_ATTEMPTS):
+            code = self._port.free_crq(self._unit_address)
+            if code != ReturnCode.H_BUSY and not (
+                ReturnCode.H_LONG_BUSY_ORDER_1_MSEC <= code <= ReturnCode.H_LONG_BUSY_ORDER_100_SEC
+            ):
+                break
+            self._kernel.wait(0.01)
+        if code:
+            raise HcallError(Hcall.H_FREE_CRQ, code)
+
+    # -- receiving
+
+    def drain(self) -> None:
+        """Take everything out of the queue and hand it up."""
+        if self._draining:
+            return  # a handler waits in hcalls only, but may reset the connection from inside a message
+        self._draining = True
+        self._drain_again = False
+        try:
+            self._drain()
+        finally:
+            self._draining = False
+
+    def _drain(self) -> None:
+        handed_up = False
+        for _ in range(_DRAIN_LIMIT):
+            if self.state is CrqState.CLOSED:
+                break
+            element = self._slots.next()
+            if element is None:
+                break
+            high, low = element
+            header = header_of(high)
+            if header == VALID_MESSAGE:
+                if self.state is CrqState.OPEN:
+                    handed_up = True
+                    self._on_message(high, low)
+                else:
+                    self.strays += 1
+            elif header == VALID_INIT:
+                self._init(format_of(high))
+            elif header == VALID_EVENT and format_of(high) in _GONE:
+                self._step(Input.GONE)
+            else:
+                self.strays += 1
+        else:
+            if not self._drain_again:
+                self._drain_again = True
+                self._kernel.call_soon(self.drain)
+        if handed_up and self._on_drained is not None:
+            self._on_drained()
+
+    def _init(self, code: int) -> None:
+        if code == InitCode.INITIALIZE:
+            self._step(Input.INITIALIZE)
+        elif code == InitCode.INITIALIZATION_COMPLETE:
+            self._step(Input.COMPLETE)
+        else:
+            self.strays += 1
+
+    def _step(self, happened: Input) -> None:
+        transition = TRANSITIONS.get((self.state, happened))
+        if transition is None:
+            raise LocalError(f"CRQ {self._unit_address:#x}: {happened.value} cannot happen while {self.state.value}")
+        self.state, actions = transition
+        for action in actions:
+            if action is Action.LOST:
+                self._forget_posts()
+                self._on_lost()
+            elif action is Action.ANSWER:
+                self.post(init_message(InitCode.INITIALIZATION_COMPLETE), 0)
+            else:
+                self._on_open()
+
+    # -- sending
+
+    def post(self, high: int, low: int) -> None:
+        """Send a message, now or as soon as the partner's queue has room, in order.
+
+        When the connection is gone the message is forgotten: an event tells of it. A partner that lets more than
+        256 messages pile up is cut off (the connection is reset).
+        """
+        if not self._backlog:
+            code = self._port.send_crq(self._unit_address, high, low)
+            if code != ReturnCode.H_DROPPED:
+                if code not in (ReturnCode.H_SUCCESS, ReturnCode.H_CLOSED):
+                    raise HcallError(Hcall.H_SEND_CRQ, code)
+                return
+        self._backlog.append((high, low))
+        if len(self._backlog) > _BACKLOG_LIMIT:
+            _log.warning("CRQ %#x: the partner does not empty its queue; connection reset", self._unit_address)
+            self._forget_posts()
+            self._kernel.call_soon(self.reset)
+        else:
+            self._retry_later()
+
+    def signal(self, key: int, build: Callable[[], tuple[int, int]]) -> None:
+        """Send a notification for `key`; while the partner's queue is full only one for each key is kept.
+
+        `build` makes the message when it is sent, so a delayed one tells the newest state.
+        """
+        if not self._backlog and not self._signals:
+            high, low = build()
+            code = self._port.send_crq(self._unit_address, high, low)
+            if code != ReturnCode.H_DROPPED:
+                if code not in (ReturnCode.H_SUCCESS, ReturnCode.H_CLOSED):
+                    raise HcallError(Hcall.H_SEND_CRQ, code)
+                return
+        self._signals[key] = build
+        self._retry_later()
+
+    def forget_signals(self) -> None:
+        """Drop notifications that wait for room: what they tell of is over."""
+        self._signals.clear()
+
+    def _retry_later(self) -> None:
+        if self._retry is None:
+            self._retry = self._kernel.call_later(self._retry_delay, self._send_kept)
+
+    def _send_kept(self) -> None:
+        self._retry = None
+        send = self._port.send_crq
+        while self._backlog:
+            if send(self._unit_address, *self._backlog[0]) == ReturnCode.H_DROPPED:
+                break
+            self._backlog.popleft()
+        else:
+            for key in list(self._signals):
+                if send(self._unit_address, *self._signals[key]()) == ReturnCode.H_DROPPED:
+                    break
+                del self._signals[key]
+            else:
+                self._retry_delay = _RETRY_FIRST
+                return
+        self._retry_delay = min(self._retry_delay * 2, _RETRY_LAST)
+        self._retry_later()
+
+    def _forget_posts(self) -> None:
+        self._backlog.clear()
+        self._signals.clear()
+        if self._retry is not None:
+            self._retry.cancel()
+            self._retry = None

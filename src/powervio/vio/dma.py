@@ -1,0 +1,157 @@
+"""DMA mapping over TCE hcalls: from a partition's memory to addresses that its partner may use (papr-vio 10).
+
+The window's I/O addresses are handed out in pages of 4 KiB; page 0 is never used, so that address 0 means nothing.
+Streaming mappings last for one request; coherent memory is mapped once and stays.
+"""
+
+from __future__ import annotations
+
+import struct
+from dataclasses import dataclass
+
+from powervio.papr.codes import Hcall, HcallError, ReturnCode
+from powervio.papr.nodes import DmaWindow
+from powervio.papr.port import HcallPort
+from powervio.papr.tce import MULTI_TCE_LIMIT, TCE_ACCESS, TCE_PAGE_SHIFT, TCE_PAGE_SIZE
+from powervio.vio.ranges import PageRange
+
+_OFFSET_MASK = TCE_PAGE_SIZE - 1
+
+
+@dataclass(slots=True)
+class DmaMemory:
+    """Memory of the partition that stays mapped for reading and writing by the partner."""
+
+    address: int
+    """Logical address."""
+    ioba: int
+    """I/O bus address in the adapter's first pane."""
+    view: memoryview
+    """The bytes."""
+
+    @property
+    def pages(self) -> int:
+        """Pages of 4 KiB that it takes."""
+        return -(-len(self.view) // TCE_PAGE_SIZE)
+
+
+class PartitionPages:
+    """The free memory of a partition, in pages of 4 KiB; logical page 0 stays unused."""
+
+    def __init__(self, memory: memoryview) -> None:
+        self.memory = memory
+        self._range = PageRange(1, len(memory) // TCE_PAGE_SIZE - 1, "partition memory")
+
+    def allocate(self, length: int) -> int:
+        """The logical address of a page-aligned piece of zeroed memory. Raises `RangeExhausted`."""
+        pages = -(-length // TCE_PAGE_SIZE)
+        address = self._range.allocate(pages) << TCE_PAGE_SHIFT
+        self.memory[address : address + pages * TCE_PAGE_SIZE] = bytes(pages * TCE_PAGE_SIZE)
+        return address
+
+    def free(self, address: int, length: int) -> None:
+        """Give back what `allocate` returned for the same length."""
+        self._range.free(address >> TCE_PAGE_SHIFT, -(-length // TCE_PAGE_SIZE))
+
+    @property
+    def free_bytes(self) -> int:
+        """Memory that is not allocated."""
+        return self._range.free_pages * TCE_PAGE_SIZE
+
+
+class DmaSpace:
+    """The first pane of one adapter: maps pieces of the partition's memory into it."""
+
+    def __init__(self, port: HcallPort, pages: PartitionPages, window: DmaWindow) -> None:
+        self.liobn = window.liobn
+        self._port = port
+        self._pages = pages
+        self._iobas = PageRange(1, (window.size >> TCE_PAGE_SHIFT) - 1, f"window {window.liobn:#x}")
+        self._list_address = 0
+        self._multi = True
+
+    def map(self, address: int, length: int, access: int) -> int:
+        """Map `length` bytes at a logical address for the partner; returns the I/O address of the first byte.
+
+        Whole pages become visible: what shares a page with the piece is exposed too. Raises `RangeExhausted` when the
+        window is full, `HcallError` when the hypervisor refuses.
+        """
+        first = address & ~_OFFSET_MASK
+        pages = (address + length - first + _OFFSET_MASK) >> TCE_PAGE_SHIFT
+        start = self._iobas.allocate(pages)
+        ioba = start << TCE_PAGE_SHIFT
+        if pages == 1:
+            code = self._port.put_tce(self.liobn, ioba, first | access)
+            call = Hcall.H_PUT_TCE
+        else:
+            code = self._put_many(ioba, first | access, pages)
+            call = Hcall.H_PUT_TCE_INDIRECT
+        if code:
+            self._clear(ioba, pages)
+            self._iobas.free(start, pages)
+            raise HcallError(call, code)
+        return ioba | (address & _OFFSET_MASK)
+
+    def unmap(self, ioba: int, length: int) -> None:
+        """Take a mapping away; the partner reaches nothing there afterwards. Raises `HcallError`."""
+        first = ioba & ~_OFFSET_MASK
+        pages = (ioba + length - first + _OFFSET_MASK) >> TCE_PAGE_SHIFT
+        self._clear(first, pages)
+        self._iobas.free(first >> TCE_PAGE_SHIFT, pages)
+
+    def allocate(self, length: int) -> DmaMemory:
+        """Zeroed memory that stays mapped for reading and writing (coherent memory)."""
+        address = self._pages.allocate(length)
+        try:
+            ioba = self.map(address, length, TCE_ACCESS)
+        except Exception:
+            self._pages.free(address, length)
+            raise
+        return DmaMemory(address, ioba, self._pages.memory[address : address + length])
+
+    def release(self, memory: DmaMemory) -> None:
+        """Unmap and free what `allocate` returned."""
+        self.unmap(memory.ioba, len(memory.view))
+        self._pages.free(memory.address, len(memory.view))
+
+    def _put_many(self, ioba: int, tce: int, pages: int) -> int:
+        if self._multi and not self._list_address:
+            self._list_address = self._pages.allocate(TCE_PAGE_SIZE)
+        while pages:
+            count = min(pages, MULTI_TCE_LIMIT)
+            code: int = ReturnCode.H_FUNCTION
+            if self._multi:
+                entries = range(tce, tce + (count << TCE_PAGE_SHIFT), TCE_PAGE_SIZE)
+                struct.pack_into(f">{count}Q", self._pages.memory, self._list_address, *entries)
+                code = self._port.put_tce_indirect(self.liobn, ioba, self._list_address, count)
+            if code == ReturnCode.H_FUNCTION:
+                # a platform without hcall-multi-tce: one call for each page
+                self._multi = False
+                for page in range(count):
+                    offset = page << TCE_PAGE_SHIFT
+                    code = self._port.put_tce(self.liobn, ioba + offset, tce + offset)
+                    if code:
+                        return code
+            elif code:
+                return code
+            ioba += count << TCE_PAGE_SHIFT
+            tce += count << TCE_PAGE_SHIFT
+            pages -= count
+        return ReturnCode.H_SUCCESS
+
+    def _clear(self, ioba: int, pages: int) -> None:
+        port = self._port
+        if pages == 1:
+            code = port.put_tce(self.liobn, ioba, 0)
+            if code:
+                raise HcallError(Hcall.H_PUT_TCE, code)
+            return
+        while pages:
+            count = min(pages, MULTI_TCE_LIMIT)
+            code = port.stuff_tce(self.liobn, ioba, 0, count)
+            if code == ReturnCode.H_FUNCTION:
+                code = max(port.put_tce(self.liobn, ioba + (page << TCE_PAGE_SHIFT), 0) for page in range(count))
+            if code:
+                raise HcallError(Hcall.H_STUFF_TCE, code)
+            ioba += count << TCE_PAGE_SHIFT
+            pages -= count

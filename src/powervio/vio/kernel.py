@@ -1,0 +1,257 @@
+"""The core of a partition's operating system: interrupts by H_XIRR and H_EOI, timers, and work from other threads.
+
+One `PartitionKernel` serves one partition, always in one thread: its own (`run`), an asyncio loop's (`attach`), or a
+test that calls `poll` of several partitions in turn, which makes every run the same.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import heapq
+import logging
+import os
+import select
+import threading
+import time
+from collections import deque
+from collections.abc import Callable
+from itertools import count
+
+from powervio.papr.port import HcallPort
+from powervio.vio.dma import PartitionPages
+
+_SOURCE_MASK = 0x00FF_FFFF
+_INTERRUPT_LIMIT = 64
+"""Interrupts taken in one pass, so that a partner that floods does not keep timers and other work from their turn."""
+_log = logging.getLogger(__name__)
+
+
+class Timer:
+    """A call that is due at a time; `cancel` makes it never happen."""
+
+    __slots__ = ("call", "deadline")
+
+    def __init__(self, deadline: float, call: Callable[[], None]) -> None:
+        self.deadline = deadline
+        self.call: Callable[[], None] | None = call
+
+    def cancel(self) -> None:
+        """Forget the call; harmless when it was made already."""
+        self.call = None
+
+
+class PartitionKernel:
+    """Interrupt dispatch, timers and deferred calls of one partition."""
+
+    def __init__(self, port: HcallPort, *, clock: Callable[[], float] = time.monotonic) -> None:
+        self.port = port
+        self.pages = PartitionPages(port.memory)
+        self.clock = clock
+        self._handlers: dict[int, Callable[[], None]] = {}
+        self._timers: list[tuple[float, int, Timer]] = []
+        self._order = count()
+        self._soon: deque[Callable[[], None]] = deque()
+        self._wake_fd = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
+        self._thread: threading.Thread | None = None
+        self._stopping = False
+        self._loop: asyncio.AbstractEventLoop | None = None
+        self._loop_timer: asyncio.TimerHandle | None = None
+
+    def request_interrupt(self, source: int, handler: Callable[[], None]) -> None:
+        """Call `handler` for an interrupt source. It empties its queue; it is called once before and once after
+        H_EOI, because a pulse that comes while the interrupt is pending leaves no trace (papr-vio 3.4)."""
+        self._handlers[source] = handler
+
+    def free_interrupt(self, source: int) -> None:
+        """Forget the handler of a source."""
+        self._handlers.pop(source, None)
+
+    def call_later(self, delay: float, call: Callable[[], None]) -> Timer:
+        """Call after `delay` seconds."""
+        timer = Timer(self.clock() + delay, call)
+        heapq.heappush(self._timers, (timer.deadline, next(self._order), timer))
+        if self._loop is not None:
+            self._wake()  # the loop has to learn of a deadline that may be earlier than the one it sleeps for
+        return timer
+
+    def call_soon(self, call: Callable[[], None]) -> None:
+        """Call in the next pass; for use in the partition's own thread."""
+        self._soon.append(call)
+        if self._loop is not None:
+            self._wake()
+
+    def call_soon_threadsafe(self, call: Callable[[], None]) -> None:
+        """Call in the partition's thread, from any thread."""
+        self._soon.append(call)
+        self._wake()
+
+    def poll(self) -> bool:
+        """One pass over interrupts, due timers and deferred calls, without waiting. True when anything was done."""
+        worked = self._interrupts()
+        if self._soon:
+            worked = True
+            for _ in range(len(self._soon)):
+                self._guard(self._soon.popleft())
+        while self._timers and self._timers[0][0] <= self.clock():
+            timer = heapq.heappop(self._timers)[2]
+            if timer.call is not None:
+                worked = True
+                self._guard(timer.call)
+        return worked
+
+    def _interrupts(self) -> bool:
+        port = self.port
+        worked = False
+        for _ in range(_INTERRUPT_LIMIT):
+            try:
+                os.eventfd_read(port.interrupt_fd)
+            except BlockingIOError:
+                break
+            worked = True
+            xirr = port.xirr()
+            source = xirr & _SOURCE_MASK
+            if not source:
+                continue
+            handler = self._handlers.get(source)
+            if handler is not None:
+                self._guard(handler)
+            port.eoi(xirr)
+            if handler is not None:
+                self._guard(handler)
+        return worked
+
+    def _guard(self, call: Callable[[], None]) -> None:
+        """A fault of ours in one adapter must not stop the others of the partition."""
+        try:
+            call()
+        except Exception:
+            _log.exception("partition %s: a handler failed", self.port.partition_name)
+
+    def next_deadline(self) -> float | None:
+        """When the next timer is due, in the clock's seconds."""
+        while self._timers and self._timers[0][2].call is None:
+            heapq.heappop(self._timers)
+        return self._timers[0][0] if self._timers else None
+
+    def _timeout(self) -> float | None:
+        if self._soon:
+            return 0.0
+        deadline = self.next_deadline()
+        return None if deadline is None else max(0.0, deadline - self.clock())
+
+    def wait(self, timeout: float | None = None) -> None:
+        """Sleep until an interrupt, a wake-up, the next timer or `timeout` seconds."""
+        poller = select.poll()
+        poller.register(self.port.interrupt_fd, select.POLLIN)
+        poller.register(self._wake_fd, select.POLLIN)
+        self._wait(poller, timeout)
+
+    def _wait(self, poller: select.poll, timeout: float | None) -> None:
+        own = self._timeout()
+        if own is not None:
+            timeout = own if timeout is None else min(own, timeout)
+        for fd, _ in poller.poll(None if timeout is None else timeout * 1000 + 0.5):
+            if fd == self._wake_fd:
+                self._unwake()
+
+    def _wake(self) -> None:
+        os.eventfd_write(self._wake_fd, 1)
+
+    def _unwake(self) -> None:
+        try:
+            os.eventfd_read(self._wake_fd)
+        except BlockingIOError:
+            pass
+
+    # -- a thread of its own
+
+    def start(self) -> None:
+        """Run the partition in a thread of its own."""
+        self._stopping = False
+        self._thread = threading.Thread(target=self._run, name=f"partition-{self.port.partition_name}", daemon=True)
+        self._thread.start()
+
+    def _run(self) -> None:
+        poller = select.poll()
+        poller.register(self.port.interrupt_fd, select.POLLIN)
+        poller.register(self._wake_fd, select.POLLIN)
+        while not self._stopping:
+            if not self.poll():
+                self._wait(poller, None)
+
+    def stop(self, timeout: float = 10.0) -> bool:
+        """End the partition's thread; False if it did not end in `timeout` seconds."""
+        thread, self._thread = self._thread, None
+        if thread is None:
+            return True
+        self._stopping = True
+        self._wake()
+        thread.join(timeout)
+        return not thread.is_alive()
+
+    def call(self, function: Callable[[], object], timeout: float = 10.0) -> object:
+        """Call in the partition's thread and wait for the result; directly when it has no thread of its own.
+
+        Raises what the function raised, or `TimeoutError`.
+        """
+        if self._thread is None or threading.current_thread() is self._thread:
+            return function()
+        done = threading.Event()
+        box: list[object] = []
+        failure: list[BaseException] = []
+
+        def work() -> None:
+            try:
+                box.append(function())
+            except BaseException as error:
+                failure.append(error)
+            finally:
+                done.set()
+
+        self.call_soon_threadsafe(work)
+        if not done.wait(timeout):
+            raise TimeoutError(f"partition {self.port.partition_name} did not answer within {timeout} s")
+        if failure:
+            raise failure[0]
+        return box[0]
+
+    # -- in an asyncio loop
+
+    def attach(self, loop: asyncio.AbstractEventLoop) -> None:
+        """Let an asyncio loop drive the partition."""
+        self._loop = loop
+        loop.add_reader(self.port.interrupt_fd, self._loop_poll)
+        loop.add_reader(self._wake_fd, self._loop_wake)
+        self._loop_wake()
+
+    def detach(self) -> None:
+        """End what `attach` began."""
+        if self._loop is None:
+            return
+        self._loop.remove_reader(self.port.interrupt_fd)
+        self._loop.remove_reader(self._wake_fd)
+        if self._loop_timer is not None:
+            self._loop_timer.cancel()
+        self._loop = self._loop_timer = None
+
+    def _loop_wake(self) -> None:
+        self._unwake()
+        self._loop_poll()
+
+    def _loop_poll(self) -> None:
+        self.poll()
+        loop = self._loop
+        if loop is None:
+            return
+        if self._loop_timer is not None:
+            self._loop_timer.cancel()
+            self._loop_timer = None
+        timeout = self._timeout()
+        if timeout is not None:
+            self._loop_timer = loop.call_later(timeout, self._loop_poll)
+
+    def close(self) -> None:
+        """Release what the kernel holds of the machine; the partition is not run afterwards."""
+        self.stop()
+        self.detach()
+        os.close(self._wake_fd)

@@ -1,0 +1,84 @@
+"""Allocation of runs of pages out of a range: partition memory, and I/O addresses of a window."""
+
+from __future__ import annotations
+
+from bisect import bisect_left, insort
+
+from powervio.errors import LocalError
+
+
+class RangeExhausted(LocalError):
+    """No run of free pages is long enough."""
+
+
+class PageRange:
+    """First-fit allocator of page runs, with a free list for each run length in front of it.
+
+    Streaming DMA maps and unmaps runs of a few lengths for every request, so a run that comes back is kept whole and
+    handed out again; only when nothing fits are the kept runs merged with their neighbours.
+    """
+
+    def __init__(self, first: int, pages: int, what: str) -> None:
+        """Manage `pages` pages from page number `first`; `what` names the resource in errors."""
+        self._what = what
+        self._total = pages
+        self._starts = [first] if pages > 0 else []
+        self._lengths = {first: pages} if pages > 0 else {}
+        self._kept: dict[int, list[int]] = {}
+        self.free_pages = pages
+
+    def allocate(self, pages: int) -> int:
+        """The first page number of a run. Raises `RangeExhausted`."""
+        kept = self._kept.get(pages)
+        if kept:
+            self.free_pages -= pages
+            return kept.pop()
+        start = self._first_fit(pages)
+        if start is None and self._kept:
+            self._merge()
+            start = self._first_fit(pages)
+        if start is None:
+            raise RangeExhausted(
+                f"{self._what}: no run of {pages} free pages ({self.free_pages} of {self._total} pages are free)"
+            )
+        self.free_pages -= pages
+        return start
+
+    def free(self, start: int, pages: int) -> None:
+        """Give back a run exactly as it was allocated."""
+        self._kept.setdefault(pages, []).append(start)
+        self.free_pages += pages
+
+    def _first_fit(self, pages: int) -> int | None:
+        for position, start in enumerate(self._starts):
+            length = self._lengths[start]
+            if length >= pages:
+                del self._lengths[start]
+                if length == pages:
+                    del self._starts[position]
+                else:
+                    self._starts[position] = start + pages
+                    self._lengths[start + pages] = length - pages
+                return start
+        return None
+
+    def _merge(self) -> None:
+        for pages, starts in self._kept.items():
+            for start in starts:
+                insort(self._starts, start)
+                self._lengths[start] = pages
+        self._kept.clear()
+        merged: list[int] = []
+        for start in self._starts:
+            if merged and merged[-1] + self._lengths[merged[-1]] == start:
+                self._lengths[merged[-1]] += self._lengths.pop(start)
+            else:
+                merged.append(start)
+        self._starts = merged
+
+    def contains_free(self, page: int) -> bool:
+        """Whether a page number is free now (for checks and tests)."""
+        if any(start <= page < start + pages for pages, starts in self._kept.items() for start in starts):
+            return True
+        position = bisect_left(self._starts, page + 1) - 1
+        return position >= 0 and page < self._starts[position] + self._lengths[self._starts[position]]

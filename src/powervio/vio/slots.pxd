@@ -1,0 +1,10 @@
+cimport cython
+
+@cython.final
+cdef class CrqSlots:
+    cdef unsigned char *base
+    cdef readonly unsigned long long length
+    cdef unsigned long long place
+    cdef object _view
+    cpdef void reset(self)
+    cpdef bint waiting(self)

@@ -1,0 +1,71 @@
+# cython: language_level=3, boundscheck=False, wraparound=False, cdivision=True, initializedcheck=False, nonecheck=False
+"""The owner's side of a Command/Response Queue: taking elements out of one's own memory (papr-vio 3.1).
+
+An element is 16 bytes, big-endian; 256 of them to a page. The hypervisor fills slots in order and a non-zero header
+byte makes a slot the owner's. The owner reads it, zeroes the header, and moves on, strictly in order: a slot that is
+left would block the queue when the hypervisor comes round to it.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import cython
+from cython.cimports.powervio.memory.hw import be64, ld64, ld64_acquire, pointer, st8, st8_release
+
+SLOT = cython.declare(cython.ulonglong, 16)
+HEADER_SHIFT = cython.declare(cython.int, 56)
+
+
+@cython.final
+@cython.cclass
+class CrqSlots:
+    """A receive queue in `memory`, which is all of it and nothing else: its length in bytes is a multiple of 4096.
+
+    A new one starts at the first slot, as the hypervisor does after H_REG_CRQ. Raises `ValueError` for another length.
+    """
+
+    base: cython.p_uchar
+    length: cython.ulonglong
+    place: cython.ulonglong
+    _view: Any
+
+    def __init__(self, memory: memoryview) -> None:
+        view = memoryview(memory)
+        if view.nbytes == 0 or view.nbytes % 4096 != 0:
+            raise ValueError(f"a queue of {view.nbytes} bytes is not made of whole pages of 4096")
+        self._view = view
+        self.base = pointer(memory)
+        self.length = view.nbytes
+        self.place = 0
+
+    @cython.ccall
+    def reset(self) -> cython.void:
+        """Free every slot and start at the first one: to be done before the queue is registered."""
+        offset: cython.ulonglong = 0
+        while offset < self.length:
+            st8(self.base, offset, 0)
+            offset += SLOT
+        self.place = 0
+
+    @cython.ccall
+    def waiting(self) -> cython.bint:
+        """Whether there is an element to take."""
+        return (be64(ld64_acquire(self.base, self.place)) >> HEADER_SHIFT) != 0
+
+    def next(self) -> tuple[int, int] | None:
+        """Take the next element as `(high, low)`: bytes 0-7 and 8-15 as big-endian integers; None if there is none.
+
+        The first half is loaded once, with its header; the header is zeroed after everything was read.
+        """
+        offset: cython.ulonglong = self.place
+        high: cython.ulonglong = be64(ld64_acquire(self.base, offset))
+        low: cython.ulonglong
+        if (high >> HEADER_SHIFT) == 0:
+            return None
+        low = be64(ld64(self.base, offset + 8))
+        st8_release(self.base, offset, 0)
+        self.place = offset + SLOT
+        if self.place >= self.length:
+            self.place = 0
+        return (high, low)
