@@ -82,7 +82,9 @@ class MappedRing(RingMemory):
 
     def __init__(self, memory: DirectMemory, size: int) -> None:
         self._memory = memory
-        self._buffers = [memory.allocate(bytes_of(size)) for bytes_of in (descriptors_bytes, available_bytes, used_bytes)]
+        self._buffers = [
+            memory.allocate(bytes_of(size)) for bytes_of in (descriptors_bytes, available_bytes, used_bytes)
+        ]
         self.descriptors, self.available, self.used = (buffer.view for buffer in self._buffers)
 
     def fetch_table(self, address: int, length: int) -> memoryview:

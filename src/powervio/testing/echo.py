@@ -139,9 +139,7 @@ class EchoDriver(Driver):
         while self._pending:
             message, index = self._pending[0]
             if not self._buffers:
-                self._buffers.append(
-                    (self.transport.allocate(MESSAGE_LIMIT), self.transport.allocate(MESSAGE_LIMIT))
-                )
+                self._buffers.append((self.transport.allocate(MESSAGE_LIMIT), self.transport.allocate(MESSAGE_LIMIT)))
             out, back = self._buffers[-1]
             out.view[: len(message)] = message
             queue = self.transport.queues[index]

@@ -8,14 +8,14 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from powervio.virtio.device import Device
-from powervio.virtio.driver import Driver
 from powervio.phyp.hypervisor import Hypervisor
 from powervio.testing.clock import Clock
 from powervio.transport.crq.client import VirtioVio
 from powervio.transport.crq.driver_queue import IndirectPolicy
 from powervio.transport.crq.server import VirtioCrq
 from powervio.vio.kernel import PartitionKernel
+from powervio.virtio.device import Device
+from powervio.virtio.driver import Driver
 
 
 class NotSettled(AssertionError):

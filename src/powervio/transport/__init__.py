@@ -1,0 +1,1 @@
+"""Transports: how a virtio device and its driver reach each other."""

@@ -1,0 +1,599 @@
+"""The device's end of virtio over CRQ (virtio_crq): one `VirtioCrq` serves one device to one client adapter.
+
+It answers the client's configuration messages, and on a kick copies in descriptors and available ring, hands requests
+to the device, writes the used ring and tells the client. What the client sends is checked here or where it is used;
+the worst that it can do is to have a reply with an error status, a device that needs a reset, or its own I/O failed.
+
+One session lasts from PROBE to the next PROBE or the loss of the CRQ connection (P1.4); a RESET inside a session
+returns the device to its state after PROBE (P5.9).
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+from powervio.errors import LocalError, PowervioError, RemoteError, Verdict
+from powervio.papr.nodes import VdeviceNode
+from powervio.transport.crq.protocol import (
+    FLAG_BIG_ENDIAN,
+    HEADERS,
+    HIGHEST_REVISION,
+    MAX_CONFIG_R0,
+    MAX_QUEUE_SIZE_R0,
+    PROBE_FLAGS,
+    REPLY,
+    REVISION_1_ONLY,
+    DeviceHeader,
+    Message,
+    QueueAddresses,
+    Status,
+    decode,
+    encode,
+)
+from powervio.transport.crq.remote import RdmaPayload, RemoteRing, RemoteWindow
+from powervio.vio.crq import CrqEnd
+from powervio.vio.dma import DmaSpace
+from powervio.vio.kernel import PartitionKernel
+from powervio.virtio import features as feature
+from powervio.virtio import status as device_status
+from powervio.virtio.device import Device, DeviceSession
+from powervio.virtio.queue import DeviceQueue
+from powervio.virtio.split import SplitDeviceRing
+from powervio.virtio.status import Answer, StatusMachine
+
+_log = logging.getLogger(__name__)
+
+_TRANSPORT_BITS = (
+    feature.VERSION_1 | feature.ACCESS_PLATFORM | feature.NOTIFICATION_DATA | feature.RING_RESET | feature.SUSPEND
+)
+"""What revision 1 can carry beside the ring's own features (P4.3)."""
+_ROUNDS = 16
+"""Passes over one queue before the adapter's other queues and the partition's other adapters get a turn."""
+
+
+class _Refused(Exception):
+    """A configuration message is answered with an error status; the reason goes to the log."""
+
+    def __init__(self, status: Status, reason: str) -> None:
+        super().__init__(reason)
+        self.status = status
+
+
+@dataclass(slots=True)
+class ServerSession:
+    """What a server knows of its client since PROBE."""
+
+    number: int
+    revision: int
+    big_endian: bool
+    header_address: int
+    header_length: int
+    status: StatusMachine
+    offered: int
+    accepted: int = 0
+    config_address: int = 0
+    config_length: int = 0
+    queues: dict[int, QueueAddresses] = field(default_factory=dict)
+
+    @property
+    def byteorder(self) -> str:
+        """Of rings, config space and device structures."""
+        return "big" if self.big_endian else "little"
+
+
+class VirtioCrq:
+    """A virtio device behind one server adapter, in the thread of its VIO server partition."""
+
+    def __init__(
+        self,
+        kernel: PartitionKernel,
+        node: VdeviceNode,
+        device: Device,
+        *,
+        highest_revision: int = HIGHEST_REVISION,
+        event_idx: bool = True,
+        trace: Callable[[str], None] | None = None,
+    ) -> None:
+        """`highest_revision` limits what is settled with the client; `trace` is told of each handshake step."""
+        self.node = node
+        self.device = device
+        self.rejected = 0
+        """Messages and requests of the client that were refused."""
+        self._kernel = kernel
+        self._highest_revision = highest_revision
+        self._event_idx = event_idx
+        self._trace = trace or (lambda step: None)
+        self._dma = DmaSpace(kernel.port, kernel.pages, node.windows[0])
+        self._window = RemoteWindow(kernel.port, node, self._dma)
+        self._session: ServerSession | None = None
+        self._rings: dict[int, RemoteRing] = {}
+        self._queues: dict[int, DeviceQueue] = {}
+        self._kicked: dict[int, int | None] = {}
+        device.on_config_change = self._config_changed
+        self.crq = CrqEnd(
+            kernel,
+            node,
+            self._dma,
+            on_message=self._message,
+            on_open=lambda: None,
+            on_lost=self._lost,
+            on_drained=self._serve,
+        )
+
+    # -- life
+
+    def start(self) -> None:
+        """Register with the hypervisor and wait for a client."""
+        self.crq.register()
+
+    def stop(self) -> None:
+        """End the service: requests that were popped are completed or forgotten, nothing touches the client after."""
+        self.crq.close()
+
+    def reset(self) -> None:
+        """Start anew from this side: the client gets FF02, then C001, and negotiates again."""
+        self.crq.reset()
+
+    @property
+    def revision(self) -> int | None:
+        """What was settled with the client; None while there is none."""
+        return self._session.revision if self._session else None
+
+    @property
+    def state(self) -> str:
+        """In one word, for people: closed, waiting, initializing, probed, negotiating, running, needs-reset."""
+        session = self._session
+        if session is None:
+            return self.crq.state.value
+        if session.status.status & device_status.NEEDS_RESET:
+            return "needs-reset"
+        if session.status.status & device_status.DRIVER_OK:
+            return "running"
+        return "negotiating" if session.status.status else "probed"
+
+    def _lost(self) -> None:
+        self._end_queues()
+        self._session = None
+
+    def _end_queues(self) -> None:
+        """Nothing of these queues is touched after this, whatever the device still has in hand."""
+        self.crq.forget_signals()
+        for queue in self._queues.values():
+            queue.live = False
+        if self._queues:
+            self.device.reset()
+        self._queues.clear()
+        for ring in self._rings.values():
+            ring.release()
+        self._rings.clear()
+        self._kicked.clear()
+
+    # -- messages
+
+    def _message(self, high: int, low: int) -> None:
+        session = self._session
+        number = (high >> 32) & 0xFFFF
+        kind = (high >> 48) & 0xFF
+        if kind == Message.KICK:
+            # the hot one: remembered here, served when the CRQ is empty, so that kicks of one burst become one
+            if session is None or number != session.number:
+                self.rejected += 1
+            else:
+                self._kicked[(high >> 16) & 0xFFFF] = high & 0xFFFF
+            return
+        try:
+            message = decode(high, low)
+        except RemoteError as error:
+            self._refuse(kind, number, Status.UNSUPPORTED, str(error))
+            return
+        handler = _HANDLERS.get(kind)
+        if handler is None:
+            self._refuse(kind, number, Status.UNSUPPORTED, f"{Message(kind & 0x7F).name} is not a client's message")
+            return
+        if kind != Message.PROBE:
+            if session is None or number != session.number:
+                # late messages of an older session have nobody who waits for a reply (P1.4)
+                self.rejected += 1
+                return
+            if session.revision == 0 and kind in REVISION_1_ONLY:
+                self._refuse(kind, number, Status.UNSUPPORTED, f"{Message(kind).name} does not exist in revision 0")
+                return
+        try:
+            value, data = handler(self, message)
+        except _Refused as refused:
+            self._refuse(kind, number, refused.status, str(refused))
+        except RemoteError as error:
+            self._refuse(kind, number, Status.BAD_ADDRESS, str(error))
+        except (PowervioError, OSError):
+            _log.exception("adapter %s: message %s failed here", self.node.location_code, Message(kind).name)
+            self._reply(kind, number, Status.DEVICE_ERROR)
+        else:
+            self._reply(kind, self._session.number if self._session else number, Status.OK, value, data)
+
+    def _refuse(self, kind: int, number: int, status: Status, reason: str) -> None:
+        self.rejected += 1
+        _log.info("adapter %s: message %#04x refused (%s): %s", self.node.location_code, kind, status.name, reason)
+        self._reply(kind, number, status)
+
+    def _reply(self, kind: int, number: int, status: Status, value: int = 0, data: int = 0) -> None:
+        session = self._session
+        shown = session.status.status if session else 0
+        # an unknown type has no layout of its own; the reply's layout is that of every reply (P2.5)
+        high, low = encode(Message.PROBE | REPLY, number, status=status, device_status=shown, value=value, data=data)
+        high = (high & ~(0xFF << 48)) | ((kind | REPLY) & 0xFF) << 48
+        self.crq.post(high, low)
+
+    def _current(self) -> ServerSession:
+        assert self._session is not None  # `_message` hands no other message than PROBE up without a session
+        return self._session
+
+    def _step_status(self, bit: int) -> None:
+        """The driver adds a status bit; what may follow what is the status machine's table."""
+        machine = self._current().status
+        if machine.status & bit:
+            raise _Refused(
+                Status.BAD_STATE, f"device status {device_status.names(machine.status)} has this bit already"
+            )
+        try:
+            machine.write(machine.status | bit)
+        except LocalError as error:
+            raise _Refused(Status.BAD_STATE, str(error)) from None
+
+    def _probe(self, message: dict[str, int]) -> tuple[int, int]:
+        """PROBE: settle the revision and describe the device (P5.1)."""
+        self._lost()
+        revision = min(message["revision"], self._highest_revision)
+        number = message["session"] if revision else 0
+        if message["flags"] & ~PROBE_FLAGS:
+            raise _Refused(Status.BAD_VALUE, f"PROBE flags {message['flags']:#x} are not defined")
+        big_endian = bool(message["flags"] & FLAG_BIG_ENDIAN)
+        if revision and big_endian:
+            raise _Refused(Status.BAD_VALUE, "revision 1 is little-endian as virtio 1 is; big-endian rings need 0")
+        codec = HEADERS[revision]
+        if message["length"] < codec.size:
+            raise _Refused(
+                Status.BAD_LENGTH,
+                f"{message['length']} bytes are mapped for the header; revision {revision} needs {codec.size}",
+            )
+        offered = self._offered(revision)
+        session = ServerSession(
+            number=number,
+            revision=revision,
+            big_endian=big_endian,
+            header_address=message["address"],
+            header_length=message["length"],
+            status=StatusMachine(legacy=revision == 0),
+            offered=offered,
+        )
+        config = self.device.config(session.byteorder)
+        header = DeviceHeader(
+            device_type=self.device.device_id,
+            queue_count=self.device.queue_count,
+            queue_size=self._queue_size(revision),
+            device_features=offered,
+            config_length=len(config) if revision else min(len(config), MAX_CONFIG_R0),
+            config_generation=self.device.config_generation,
+        )
+        session.config_length = header.config_length
+        self._window.write(session.header_address, codec.pack(header))
+        self._session = session
+        self._trace("RDMA_HEADER")
+        return revision, 0
+
+    def _queue_size(self, revision: int) -> int:
+        return self.device.queue_size if revision else min(self.device.queue_size, MAX_QUEUE_SIZE_R0)
+
+    def _offered(self, revision: int) -> int:
+        ring = feature.INDIRECT_DESC | (feature.EVENT_IDX if self._event_idx else 0)
+        carried = ring | (_TRANSPORT_BITS if revision else feature.ANY_LAYOUT)
+        return feature.offer(self.device.features, carried, self.device.device_id)
+
+    def _acknowledge(self, message: dict[str, int]) -> tuple[int, int]:
+        """ACKNOWLEDGE: where the config space is to be; it is written at once (P5.2)."""
+        session = self._current()
+        if message["length"] < session.config_length:
+            raise _Refused(
+                Status.BAD_LENGTH, f"{message['length']} bytes of config are mapped; expected {session.config_length}"
+            )
+        self._step_status(device_status.ACKNOWLEDGE)
+        session.config_address = message["address"]
+        return self._write_config_space()
+
+    def _write_config_space(self) -> tuple[int, int]:
+        session = self._current()
+        config = self.device.config(session.byteorder)[: session.config_length]
+        if config:
+            self._window.write(session.config_address, config)
+        self._trace("RDMA_CONFIG")
+        return len(config), self.device.config_generation & 0xFFFF_FFFF
+
+    def _config_read(self, message: dict[str, int]) -> tuple[int, int]:
+        """CONFIG_READ: write the config space again (P5.7)."""
+        session = self._current()
+        if not session.status.status & device_status.ACKNOWLEDGE:
+            raise _Refused(Status.BAD_STATE, "CONFIG_READ before ACKNOWLEDGE: no config address is known")
+        return self._write_config_space()
+
+    def _config_write(self, message: dict[str, int]) -> tuple[int, int]:
+        """CONFIG_WRITE: up to 4 bytes at an offset, left-aligned in the last doubleword (P5.8)."""
+        session = self._current()
+        offset, length = message["offset"], message["length"]
+        if not session.status.status & (device_status.FEATURES_OK | device_status.DRIVER_OK):
+            raise _Refused(Status.BAD_STATE, "config must not be written before features are settled")
+        if length not in (1, 2, 4) or offset + length > session.config_length:
+            raise _Refused(
+                Status.BAD_LENGTH,
+                f"config write of {length} bytes at {offset}; expected 1, 2 or 4 within {session.config_length}",
+            )
+        data = message["data"].to_bytes(8, "big")[:length]
+        try:
+            self.device.write_config(offset, data, session.byteorder)
+        except PowervioError as error:
+            raise _Refused(Status.BAD_VALUE, str(error)) from None
+        return 0, self.device.config_generation & 0xFFFF_FFFF
+
+    def _driver(self, message: dict[str, int]) -> tuple[int, int]:
+        """DRIVER: a driver was found on the client's side (P5.3)."""
+        self._step_status(device_status.DRIVER)
+        return 0, 0
+
+    def _fetch_features(self) -> None:
+        session = self._current()
+        codec = HEADERS[session.revision]
+        raw = self._window.read(session.header_address + codec.driver_features_offset, codec.driver_features_size)
+        self._trace("RDMA_FEATURES")
+        accepted = int.from_bytes(raw, "big")
+        try:
+            feature.check_accepted(session.offered, accepted, self.device.device_id)
+            if session.revision and not accepted & feature.ACCESS_PLATFORM:
+                raise RemoteError("ACCESS_PLATFORM was not accepted, but all addresses here are I/O addresses")
+        except RemoteError as error:
+            raise _Refused(Status.BAD_FEATURES, str(error)) from None
+        session.accepted = accepted
+
+    def _features_ok(self, message: dict[str, int]) -> tuple[int, int]:
+        """FEATURES_OK: copy in and check what the driver accepted (P5.4, revision 1)."""
+        session = self._current()
+        self._step_status(device_status.FEATURES_OK)
+        try:
+            self._fetch_features()
+        except (_Refused, RemoteError):
+            session.status.answer(Answer.FEATURES_REFUSED)
+            raise
+        session.status.answer(Answer.FEATURES_KEPT)
+        session.status.suspend_negotiated = bool(session.accepted & feature.SUSPEND)
+        return 0, 0
+
+    def _find_vqs(self, message: dict[str, int]) -> tuple[int, int]:
+        """FIND_VQS: where the queues are (P5.5). Nothing of a ring is touched yet, unless it follows a queue reset."""
+        session = self._current()
+        count, length = message["count"], message["length"]
+        ready = device_status.FEATURES_OK if session.revision else device_status.DRIVER
+        if not session.status.status & (ready | device_status.DRIVER_OK):
+            raise _Refused(Status.BAD_STATE, "FIND_VQS before features are settled")
+        if not 1 <= count <= self.device.queue_count or length != count * QueueAddresses.SIZE:
+            raise _Refused(
+                Status.BAD_LENGTH,
+                f"a block of {length} bytes for {count} queues; expected 1 to {self.device.queue_count} entries"
+                f" of {QueueAddresses.SIZE} bytes",
+            )
+        block = self._window.read(message["address"], length)
+        entries = [
+            QueueAddresses.unpack(block[at : at + QueueAddresses.SIZE]) for at in range(0, length, QueueAddresses.SIZE)
+        ]
+        live = bool(session.status.status & device_status.DRIVER_OK)
+        for entry in entries:
+            self._check_queue(session, entry, live)
+        for entry in entries:
+            session.queues[entry.index] = entry
+            if live:
+                self._make_queue(session, entry)
+        return count, 0
+
+    def _check_queue(self, session: ServerSession, entry: QueueAddresses, live: bool) -> None:
+        where = f"queue {entry.index}"
+        largest = self._queue_size(session.revision)
+        if entry.index >= self.device.queue_count:
+            raise _Refused(Status.BAD_QUEUE, f"{where}: the device has {self.device.queue_count}")
+        if live and entry.index in self._queues:
+            raise _Refused(Status.BAD_QUEUE, f"{where} is in use; it has to be reset before it gets new addresses")
+        if not 0 < entry.size <= largest or entry.size & (entry.size - 1):
+            raise _Refused(Status.BAD_QUEUE, f"{where}: size {entry.size}; expected a power of two up to {largest}")
+        if session.revision == 0 and entry.size != largest:
+            raise _Refused(Status.BAD_QUEUE, f"{where}: size {entry.size}; revision 0 has vqs_size {largest} for all")
+        if entry.descriptors % 16 or entry.available % 2 or entry.used % 4:
+            raise _Refused(
+                Status.BAD_QUEUE, f"{where}: areas need alignment 16, 2 and 4 bytes (virtio 1.4, 2.7), got {entry}"
+            )
+
+    def _driver_ok(self, message: dict[str, int]) -> tuple[int, int]:
+        """DRIVER_OK: the device lives (P5.6). In revision 0 the driver's features are copied in now."""
+        session = self._current()
+        if session.revision == 0 and session.status.status == device_status.ACKNOWLEDGE | device_status.DRIVER:
+            self._fetch_features()
+        self._step_status(device_status.DRIVER_OK)
+        for entry in session.queues.values():
+            self._make_queue(session, entry)
+        self._start_device(session)
+        return 0, 0
+
+    def _start_device(self, session: ServerSession) -> None:
+        queues = [self._queues[index] for index in sorted(self._queues)]
+        self.device.start(DeviceSession(session.accepted, session.byteorder, queues))
+
+    def _make_queue(self, session: ServerSession, entry: QueueAddresses, available: int = 0, used: int = 0) -> None:
+        if entry.index in self._queues:
+            return
+        memory = RemoteRing(self._window, self._dma, entry.size, entry.descriptors, entry.available, entry.used)
+        ring = SplitDeviceRing(
+            entry.size,
+            memory,
+            big_endian=session.big_endian,
+            event_idx=bool(session.accepted & feature.EVENT_IDX),
+            indirect=bool(session.accepted & feature.INDIRECT_DESC),
+            last_available=available,
+            used_index=used,
+        )
+        self._rings[entry.index] = memory
+        self._queues[entry.index] = DeviceQueue(
+            entry.index, ring, lambda segments: RdmaPayload(self._window, segments), self._notify
+        )
+
+    def _reset(self, message: dict[str, int]) -> tuple[int, int]:
+        """RESET: back to where PROBE left it; the PROBE stays valid (P5.9)."""
+        session = self._current()
+        self._end_queues()
+        session.status = StatusMachine(legacy=session.revision == 0)
+        session.accepted = 0
+        session.config_address = 0
+        session.queues.clear()
+        return 0, 0
+
+    def _failed(self, message: dict[str, int]) -> tuple[int, int]:
+        """FAILED: the driver gave up; only a reset leads on (P5.10)."""
+        self._end_queues()
+        self._step_status(device_status.FAILED)
+        return 0, 0
+
+    def _queue_reset(self, message: dict[str, int]) -> tuple[int, int]:
+        """QUEUE_RESET: the device forgets one queue; FIND_VQS may set it up again (P5.11)."""
+        session = self._current()
+        index = message["queue"]
+        if not session.accepted & feature.RING_RESET:
+            raise _Refused(Status.BAD_FEATURES, "QUEUE_RESET without RING_RESET negotiated")
+        queue = self._queues.pop(index, None)
+        if queue is None:
+            raise _Refused(Status.BAD_QUEUE, f"queue {index} is not in use")
+        queue.live = False
+        self._rings.pop(index).release()
+        self._kicked.pop(index, None)
+        del session.queues[index]
+        return 0, 0
+
+    def _suspend(self, message: dict[str, int]) -> tuple[int, int]:
+        """SUSPEND: finish what is in flight, then touch nothing until RESUME (P5.12)."""
+        session = self._current()
+        if not session.accepted & feature.SUSPEND:
+            raise _Refused(Status.BAD_FEATURES, "SUSPEND without the feature negotiated")
+        if not session.status.live:
+            raise _Refused(Status.BAD_STATE, "SUSPEND of a device that is not running")
+        self._serve()
+        self._step_status(device_status.SUSPEND)
+        session.status.answer(Answer.SUSPENDED)
+        return 0, 0
+
+    def _resume(self, message: dict[str, int]) -> tuple[int, int]:
+        """RESUME: serve again, starting with what was made available meanwhile (P5.12)."""
+        session = self._current()
+        if not session.status.status & device_status.SUSPEND:
+            raise _Refused(Status.BAD_STATE, "RESUME of a device that is not suspended")
+        self._step_status(device_status.DRIVER_OK)
+        session.status.answer(Answer.RESUMED)
+        for index in self._queues:
+            self._kicked[index] = None
+        return 0, 0
+
+    def _channels(self, message: dict[str, int]) -> tuple[int, int]:
+        """CHANNELS: Sub-CRQs for the queues (P5.13); this server has none to give."""
+        raise _Refused(Status.UNSUPPORTED, "this server has no Sub-CRQs; kicks go over the CRQ")
+
+    # -- requests
+
+    def _serve(self) -> None:
+        """The CRQ is empty: serve every queue that was kicked."""
+        session = self._session
+        if not self._kicked or session is None:
+            return
+        if not session.status.live:
+            # kicks before DRIVER_OK or while suspended: survived, not served (virtio 1.4, 3.1.1)
+            self.rejected += len(self._kicked)
+            self._kicked.clear()
+            return
+        kicked, self._kicked = self._kicked, {}
+        for index, known in kicked.items():
+            queue = self._queues.get(index)
+            if queue is None:
+                self.rejected += 1
+                continue
+            try:
+                self._serve_queue(queue, known)
+            except RemoteError as error:
+                if error.verdict is Verdict.REJECT:
+                    self.rejected += 1
+                    _log.info("adapter %s, queue %d: %s", self.node.location_code, index, error)
+                else:
+                    self._needs_reset(f"queue {index}: {error}")
+                    return
+
+    def _serve_queue(self, queue: DeviceQueue, known: int | None) -> None:
+        ring = queue.ring
+        for _ in range(_ROUNDS):
+            ring.refresh(known)
+            self.device.process(queue)
+            queue.flush()
+            if not ring.enable_notifications():
+                return
+            known = None
+        self._kicked.setdefault(queue.index, None)
+        self._kernel.call_soon(self._serve)
+
+    def _notify(self, index: int) -> None:
+        session = self._current()
+
+        def build() -> tuple[int, int]:
+            queue = self._queues.get(index)
+            used = queue.ring.used_index if queue else 0
+            return encode(Message.USED, session.number, queue=index, index=used)
+
+        self.crq.signal(index, build)
+
+    def _needs_reset(self, reason: str) -> None:
+        """The shared state is broken: say so and touch nothing until the driver resets (virtio 1.4, 2.1.2)."""
+        session = self._current()
+        self.rejected += 1
+        _log.warning("adapter %s needs a reset: %s", self.node.location_code, reason)
+        self._end_queues()
+        session.status.answer(Answer.NEEDS_RESET)
+        status_address = session.header_address + HEADERS[session.revision].status_offset
+        try:
+            self._window.write(status_address, bytes((session.status.status,)))
+        except RemoteError:
+            pass  # the event below says it too; a client that unmapped its header has itself to blame
+        self._announce_config()
+
+    def _config_changed(self) -> None:
+        session = self._session
+        if session is not None and session.status.status & device_status.DRIVER:
+            self._announce_config()
+
+    def _announce_config(self) -> None:
+        session = self._current()
+        self.crq.post(
+            *encode(
+                Message.CONFIG_CHANGED,
+                session.number,
+                device_status=session.status.status,
+                value=session.config_length,
+                data=self.device.config_generation & 0xFFFF_FFFF,
+            )
+        )
+
+
+_HANDLERS: dict[int, Callable[[VirtioCrq, dict[str, int]], tuple[int, int]]] = {
+    Message.PROBE: VirtioCrq._probe,
+    Message.ACKNOWLEDGE: VirtioCrq._acknowledge,
+    Message.DRIVER: VirtioCrq._driver,
+    Message.FEATURES_OK: VirtioCrq._features_ok,
+    Message.FIND_VQS: VirtioCrq._find_vqs,
+    Message.DRIVER_OK: VirtioCrq._driver_ok,
+    Message.CONFIG_WRITE: VirtioCrq._config_write,
+    Message.CONFIG_READ: VirtioCrq._config_read,
+    Message.RESET: VirtioCrq._reset,
+    Message.FAILED: VirtioCrq._failed,
+    Message.QUEUE_RESET: VirtioCrq._queue_reset,
+    Message.SUSPEND: VirtioCrq._suspend,
+    Message.RESUME: VirtioCrq._resume,
+    Message.CHANNELS: VirtioCrq._channels,
+}

@@ -1,0 +1,42 @@
+"""What a driver type is: which features it wants and what it does when a session starts, goes on and ends."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from typing import ClassVar
+
+from powervio.virtio.queue import DriverQueue, DriverTransport
+
+
+class Driver(ABC):
+    """One virtio driver. The transport's client end calls it, always in the thread of its partition.
+
+    A session begins with `start` and ends with `stop`; it may happen many times in the life of a driver, because
+    servers restart and either side may reset. A request that was in flight when `stop` came is the driver's to
+    submit again or to fail: its buffers are its own again, and nothing of the old session touches them any more.
+    """
+
+    device_id: ClassVar[int]
+
+    @abstractmethod
+    def select_features(self, offered: int) -> int:
+        """Which of the offered device-type feature bits to accept."""
+
+    def queue_count(self, features: int, config: bytes, byteorder: str) -> int:
+        """How many queues to set up, given what was negotiated."""
+        return 1
+
+    @abstractmethod
+    def start(self, transport: DriverTransport) -> None:
+        """DRIVER_OK was accepted: queues may be used."""
+
+    @abstractmethod
+    def stop(self) -> None:
+        """The session is over: its transport and queues are not to be used any more."""
+
+    @abstractmethod
+    def completed(self, queue: DriverQueue) -> None:
+        """The device has used buffers of this queue."""
+
+    def config_changed(self) -> None:
+        """The device's config space changed; read it again."""

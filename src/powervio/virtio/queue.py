@@ -1,0 +1,139 @@
+"""Virtqueues as devices and drivers see them, whatever ring and transport is below.
+
+A device pops `Request`s from a `DeviceQueue` and completes them, in any order, at once or later. A driver adds buffers
+to a `DriverQueue`, kicks, and reaps tokens. Which memory the bytes are in is known to the transport alone.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import TypeAlias
+
+from powervio.memory.abstract import Payload
+from powervio.virtio.split import Chain, SplitDeviceRing
+
+Segment: TypeAlias = tuple[int, int]
+"""A run of bytes as the device is told of it: device address, length in bytes."""
+
+
+class Request:
+    """One buffer that the driver made available: what the device may read, and what it may write."""
+
+    __slots__ = ("_queue", "head", "readable", "writable")
+
+    def __init__(self, queue: DeviceQueue, head: int, readable: Payload, writable: Payload) -> None:
+        self._queue = queue
+        self.head = head
+        self.readable = readable
+        self.writable = writable
+
+    def complete(self, written: int) -> None:
+        """Give the buffer back; `written` bytes from the first writable one have been written (never over-report)."""
+        self._queue.complete(self.head, written)
+
+
+class DeviceQueue:
+    """The device side of one virtqueue, for the life of one session between DRIVER_OK and reset."""
+
+    def __init__(
+        self,
+        index: int,
+        ring: SplitDeviceRing,
+        payload: Callable[[list[Segment]], Payload],
+        notify: Callable[[int], None],
+    ) -> None:
+        """`payload` makes the transport's `Payload` of descriptor segments; `notify` sends a used notification."""
+        self.index = index
+        self.ring = ring
+        self.live = True
+        self._payload = payload
+        self._notify = notify
+
+    def pop(self) -> Request | None:
+        """The next available buffer, or None. Raises `RemoteError` when the driver broke the ring."""
+        chain: Chain | None = self.ring.pop()
+        if chain is None:
+            return None
+        return Request(self, chain.head, self._payload(chain.readable), self._payload(chain.writable))
+
+    def complete(self, head: int, written: int) -> None:
+        """Put a buffer into the used ring; `flush` makes it visible. After a reset of the queue nothing happens."""
+        if self.live:
+            self.ring.push(head, written)
+
+    def flush(self) -> None:
+        """Make completed buffers visible to the driver and notify it unless it said it does not want to know."""
+        if self.live and self.ring.publish():
+            self._notify(self.index)
+
+
+@dataclass(slots=True)
+class Buffer:
+    """A piece of the driver's own memory that it may lend to the device."""
+
+    view: memoryview
+    """The bytes, writable."""
+    address: int
+    """Logical address in the driver's partition."""
+    device_address: int | None
+    """What the device calls it while it stays mapped; None when it is mapped for each request."""
+
+    @property
+    def length(self) -> int:
+        """Bytes."""
+        return len(self.view)
+
+
+BufferSlice: TypeAlias = tuple[Buffer, int, int]
+"""A part of a buffer: buffer, offset, length in bytes."""
+
+
+class DriverQueue(ABC):
+    """The driver side of one virtqueue, for the life of one session."""
+
+    index: int
+    size: int
+
+    @abstractmethod
+    def add(self, readable: Sequence[BufferSlice], writable: Sequence[BufferSlice], token: object) -> bool:
+        """Make a buffer available; `kick` tells the device. False, and nothing done, when there is no room for it."""
+
+    @abstractmethod
+    def kick(self) -> None:
+        """Tell the device of everything added since the last kick, unless it said it does not want to know."""
+
+    @abstractmethod
+    def reap(self) -> tuple[object, int] | None:
+        """The next used buffer as `(token, bytes written by the device)`; it is the driver's own again."""
+
+
+class DriverTransport(ABC):
+    """What a driver has of its device during one session: features, config space, queues, memory."""
+
+    features: int
+    """Negotiated feature bits, up to 128."""
+    byteorder: str
+    """Of config fields and device structures: "little" in virtio 1, the guest's own in legacy devices."""
+    queues: Sequence[DriverQueue]
+
+    @abstractmethod
+    def config(self) -> bytes:
+        """A consistent snapshot of the device's config space."""
+
+    @abstractmethod
+    def write_config(self, offset: int, data: bytes) -> None:
+        """Write 1, 2 or 4 bytes of config; the device has them when a later request is processed."""
+
+    @abstractmethod
+    def allocate(self, length: int, *, mapped: bool = False) -> Buffer:
+        """Memory for requests, page-aligned. With `mapped` it stays mapped: for headers, status bytes and the like.
+
+        Memory outlives sessions: after a reconnection it is the same buffer, mapped anew where it has to be.
+        Raises `LocalError` when the partition's memory or window is exhausted.
+        """
+
+    @abstractmethod
+    def release(self, buffer: Buffer) -> None:
+        """Give memory back; the device must not have it any more."""
