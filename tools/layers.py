@@ -34,13 +34,13 @@ KNOWS: dict[str, set[str]] = {
     "drivers": {"virtio", "memory"},
     "transport.crq": {"papr", "virtio", "memory", "vio"},
     "transport.vhost_user": {"virtio", "memory"},
-    "native": {"papr", "phyp", "storage", "network", "vio"},
-    "gateway": {"papr", "phyp"},
-    "attach": {"drivers", "storage", "network", "files"},
+    "native": {"papr", "phyp", "storage", "network", "vio", "memory"},
+    "gateway": {"papr", "phyp", "memory"},
+    "attach": {"drivers", "storage", "network", "files", "virtio", "memory"},
     "boot": {"gateway"},
 }
 KNOWS["system"] = set(KNOWS)
-KNOWS |= {"trace": {"system"}, "evaluate": {"system"}, "bench": {"system"}}
+KNOWS |= {room: KNOWS["system"] | {"system"} for room in ("trace", "evaluate", "bench")}
 KNOWS["cli"] = {"system", "trace", "evaluate", "bench"}
 KNOWS["__main__"] = {"cli"}
 KNOWS["testing"] = set(KNOWS) - {"__main__"}

@@ -1,4 +1,4 @@
-"""Resets, deaths and broken rings: every request completes exactly once from the driver's view (P1.3-P1.6, P5.9-P5.14)."""
+"""Resets, deaths and broken rings: every request completes exactly once for the driver (P1.3-P1.6, P5.9-P5.14)."""
 
 from __future__ import annotations
 

@@ -21,7 +21,8 @@ def test_allocations_never_overlap_and_all_comes_back(steps: list[tuple[bool, in
                 continue
             taken = {page for first, length in held for page in range(first, first + length)}
             assert taken.isdisjoint(range(start, start + count))
-            assert start >= 1 and start + count <= 65
+            assert start >= 1
+            assert start + count <= 65
             held.append((start, count))
         else:
             pages.free(*held.pop(choice % len(held)))

@@ -9,7 +9,7 @@ from __future__ import annotations
 from powervio.errors import RemoteError
 from powervio.virtio.device import Device
 from powervio.virtio.driver import Driver
-from powervio.virtio.queue import Buffer, DriverQueue, DriverTransport, Request
+from powervio.virtio.queue import Buffer, ByteOrder, DriverQueue, DriverTransport, Request
 
 ECHO_DEVICE_ID = 63
 ECHO_FEATURE = 1 << 3
@@ -38,16 +38,15 @@ class EchoDevice(Device):
         """See `Device`."""
         return ECHO_FEATURE
 
-    def config(self, byteorder: str) -> bytes:
+    def config(self, byteorder: ByteOrder) -> bytes:
         """See `Device`."""
-        order = "big" if byteorder == "big" else "little"
-        return self.counter.to_bytes(4, order) + self.written.to_bytes(4, order)
+        return self.counter.to_bytes(4, byteorder) + self.written.to_bytes(4, byteorder)
 
-    def write_config(self, offset: int, data: bytes, byteorder: str) -> None:
+    def write_config(self, offset: int, data: bytes, byteorder: ByteOrder) -> None:
         """See `Device`: the second word is writable."""
         if offset != 4 or len(data) != 4:
             raise RemoteError(f"echo config: {len(data)} bytes at {offset} are not writable; expected 4 at 4")
-        self.written = int.from_bytes(data, "big" if byteorder == "big" else "little")
+        self.written = int.from_bytes(data, byteorder)
 
     def reset(self) -> None:
         """See `Device`."""
@@ -103,7 +102,7 @@ class EchoDriver(Driver):
         """See `Driver`."""
         return offered & ECHO_FEATURE
 
-    def queue_count(self, features: int, config: bytes, byteorder: str) -> int:
+    def queue_count(self, features: int, config: bytes, byteorder: ByteOrder) -> int:
         """See `Driver`."""
         return self._queue_count
 

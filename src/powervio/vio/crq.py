@@ -317,6 +317,10 @@ class CrqEnd:
         """Drop notifications that wait for room: what they tell of is over."""
         self._signals.clear()
 
+    def forget_signal(self, key: int) -> None:
+        """Drop the notification for `key` that waits for room."""
+        self._signals.pop(key, None)
+
     def _retry_later(self) -> None:
         if self._retry is None:
             self._retry = self._kernel.call_later(self._retry_delay, self._send_kept)

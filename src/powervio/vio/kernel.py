@@ -7,6 +7,7 @@ test that calls `poll` of several partitions in turn, which makes every run the 
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import heapq
 import logging
 import os
@@ -158,10 +159,8 @@ class PartitionKernel:
         os.eventfd_write(self._wake_fd, 1)
 
     def _unwake(self) -> None:
-        try:
+        with contextlib.suppress(BlockingIOError):
             os.eventfd_read(self._wake_fd)
-        except BlockingIOError:
-            pass
 
     # -- a thread of its own
 

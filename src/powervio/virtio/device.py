@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 from powervio.errors import LocalError
-from powervio.virtio.queue import DeviceQueue, Request
+from powervio.virtio.queue import ByteOrder, DeviceQueue, Request
 
 
 @dataclass(frozen=True, slots=True)
@@ -17,7 +17,7 @@ class DeviceSession:
 
     features: int
     """Negotiated feature bits."""
-    byteorder: str
+    byteorder: ByteOrder
     """"little" or "big": of the device's structures in requests (legacy devices follow the guest)."""
     queues: Sequence[DeviceQueue]
 
@@ -49,10 +49,10 @@ class Device(ABC):
         """Device-type feature bits that are offered (ring and transport bits are the transport's)."""
 
     @abstractmethod
-    def config(self, byteorder: str) -> bytes:
+    def config(self, byteorder: ByteOrder) -> bytes:
         """The config space now, as a driver reads it."""
 
-    def write_config(self, offset: int, data: bytes, byteorder: str) -> None:
+    def write_config(self, offset: int, data: bytes, byteorder: ByteOrder) -> None:
         """The driver wrote config. Raises `RemoteError` for fields that are not writable."""
         raise LocalError(f"device type {self.device_id} has no writable config field (offset {offset})")
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from typing import ClassVar
 
-from powervio.virtio.queue import DriverQueue, DriverTransport
+from powervio.virtio.queue import ByteOrder, DriverQueue, DriverTransport
 
 
 class Driver(ABC):
@@ -22,7 +22,7 @@ class Driver(ABC):
     def select_features(self, offered: int) -> int:
         """Which of the offered device-type feature bits to accept."""
 
-    def queue_count(self, features: int, config: bytes, byteorder: str) -> int:
+    def queue_count(self, features: int, config: bytes, byteorder: ByteOrder) -> int:
         """How many queues to set up, given what was negotiated."""
         return 1
 

@@ -9,11 +9,13 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import TypeAlias
+from typing import Literal, TypeAlias
 
 from powervio.memory.abstract import Payload
 from powervio.virtio.split import Chain, SplitDeviceRing
 
+ByteOrder: TypeAlias = Literal["little", "big"]
+"""Of rings, config fields and device structures: little in virtio 1, the guest's own in legacy devices."""
 Segment: TypeAlias = tuple[int, int]
 """A run of bytes as the device is told of it: device address, length in bytes."""
 
@@ -114,8 +116,8 @@ class DriverTransport(ABC):
 
     features: int
     """Negotiated feature bits, up to 128."""
-    byteorder: str
-    """Of config fields and device structures: "little" in virtio 1, the guest's own in legacy devices."""
+    byteorder: ByteOrder
+    """Of config fields and device structures."""
     queues: Sequence[DriverQueue]
 
     @abstractmethod

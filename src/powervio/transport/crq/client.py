@@ -33,7 +33,7 @@ from powervio.vio.kernel import PartitionKernel, Timer
 from powervio.virtio import features as feature
 from powervio.virtio import status as device_status
 from powervio.virtio.driver import Driver
-from powervio.virtio.queue import Buffer, DriverTransport
+from powervio.virtio.queue import Buffer, ByteOrder, DriverTransport
 
 _log = logging.getLogger(__name__)
 
@@ -62,7 +62,7 @@ class ClientState(Enum):
 class ClientSession(DriverTransport):
     """See `DriverTransport`: what the driver has between DRIVER_OK and the end of the session."""
 
-    def __init__(self, client: VirtioVio, features: int, byteorder: str, queues: list[CrqDriverQueue]) -> None:
+    def __init__(self, client: VirtioVio, features: int, byteorder: ByteOrder, queues: list[CrqDriverQueue]) -> None:
         self._client = client
         self.features = features
         self.byteorder = byteorder
@@ -176,6 +176,11 @@ class VirtioVio:
     def running(self) -> bool:
         """Whether the driver is started."""
         return self.state is ClientState.RUNNING
+
+    @property
+    def header(self) -> DeviceHeader:
+        """What the server last said of its device."""
+        return self._header
 
     def _enter(self, state: ClientState) -> None:
         if state is not self.state:
@@ -332,7 +337,7 @@ class VirtioVio:
     def _features_accepted(self, reply: dict[str, int]) -> None:
         self._find_vqs()
 
-    def _byteorder(self) -> str:
+    def _byteorder(self) -> ByteOrder:
         return "big" if self.revision == 0 and self._big_endian else "little"
 
     def _find_vqs(self) -> None:

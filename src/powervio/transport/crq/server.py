@@ -1,8 +1,8 @@
 """The device's end of virtio over CRQ (virtio_crq): one `VirtioCrq` serves one device to one client adapter.
 
-It answers the client's configuration messages, and on a kick copies in descriptors and available ring, hands requests
-to the device, writes the used ring and tells the client. What the client sends is checked here or where it is used;
-the worst that it can do is to have a reply with an error status, a device that needs a reset, or its own I/O failed.
+Here are sessions and the configuration messages; requests are served in `service`. What the client sends is checked
+here or where it is used; the worst that it can do is to get a reply with an error status, a device that needs a reset,
+or its own I/O failed.
 
 One session lasts from PROBE to the next PROBE or the loss of the CRQ connection (P1.4); a RESET inside a session
 returns the device to its state after PROBE (P5.9).
@@ -10,11 +10,12 @@ returns the device to its state after PROBE (P5.9).
 
 from __future__ import annotations
 
+import contextlib
 import logging
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
-from powervio.errors import LocalError, PowervioError, RemoteError, Verdict
+from powervio.errors import LocalError, PowervioError, RemoteError
 from powervio.papr.nodes import VdeviceNode
 from powervio.transport.crq.protocol import (
     FLAG_BIG_ENDIAN,
@@ -32,16 +33,16 @@ from powervio.transport.crq.protocol import (
     decode,
     encode,
 )
-from powervio.transport.crq.remote import RdmaPayload, RemoteRing, RemoteWindow
+from powervio.transport.crq.remote import RemoteWindow
+from powervio.transport.crq.service import QueueService
 from powervio.vio.crq import CrqEnd
 from powervio.vio.dma import DmaSpace
 from powervio.vio.kernel import PartitionKernel
 from powervio.virtio import features as feature
 from powervio.virtio import status as device_status
 from powervio.virtio.device import Device, DeviceSession
-from powervio.virtio.queue import DeviceQueue
-from powervio.virtio.split import SplitDeviceRing
-from powervio.virtio.status import Answer, StatusMachine
+from powervio.virtio.queue import ByteOrder
+from powervio.virtio.status import StatusMachine
 
 _log = logging.getLogger(__name__)
 
@@ -49,8 +50,6 @@ _TRANSPORT_BITS = (
     feature.VERSION_1 | feature.ACCESS_PLATFORM | feature.NOTIFICATION_DATA | feature.RING_RESET | feature.SUSPEND
 )
 """What revision 1 can carry beside the ring's own features (P4.3)."""
-_ROUNDS = 16
-"""Passes over one queue before the adapter's other queues and the partition's other adapters get a turn."""
 
 
 class _Refused(Exception):
@@ -78,7 +77,7 @@ class ServerSession:
     queues: dict[int, QueueAddresses] = field(default_factory=dict)
 
     @property
-    def byteorder(self) -> str:
+    def byteorder(self) -> ByteOrder:
         """Of rings, config space and device structures."""
         return "big" if self.big_endian else "little"
 
@@ -99,8 +98,7 @@ class VirtioCrq:
         """`highest_revision` limits what is settled with the client; `trace` is told of each handshake step."""
         self.node = node
         self.device = device
-        self.rejected = 0
-        """Messages and requests of the client that were refused."""
+        self._refused = 0
         self._kernel = kernel
         self._highest_revision = highest_revision
         self._event_idx = event_idx
@@ -108,9 +106,6 @@ class VirtioCrq:
         self._dma = DmaSpace(kernel.port, kernel.pages, node.windows[0])
         self._window = RemoteWindow(kernel.port, node, self._dma)
         self._session: ServerSession | None = None
-        self._rings: dict[int, RemoteRing] = {}
-        self._queues: dict[int, DeviceQueue] = {}
-        self._kicked: dict[int, int | None] = {}
         device.on_config_change = self._config_changed
         self.crq = CrqEnd(
             kernel,
@@ -121,6 +116,7 @@ class VirtioCrq:
             on_lost=self._lost,
             on_drained=self._serve,
         )
+        self._service = QueueService(kernel, self.crq, self._dma, self._window, device, self._needs_reset)
 
     # -- life
 
@@ -135,6 +131,16 @@ class VirtioCrq:
     def reset(self) -> None:
         """Start anew from this side: the client gets FF02, then C001, and negotiates again."""
         self.crq.reset()
+
+    @property
+    def session(self) -> ServerSession | None:
+        """What is known of the client since PROBE, for traces and people."""
+        return self._session
+
+    @property
+    def rejected(self) -> int:
+        """Messages, kicks and requests of the client that were refused."""
+        return self._refused + self._service.rejected
 
     @property
     def revision(self) -> int | None:
@@ -153,22 +159,12 @@ class VirtioCrq:
             return "running"
         return "negotiating" if session.status.status else "probed"
 
-    def _lost(self) -> None:
-        self._end_queues()
-        self._session = None
+    def _serve(self) -> None:
+        self._service.serve()
 
-    def _end_queues(self) -> None:
-        """Nothing of these queues is touched after this, whatever the device still has in hand."""
-        self.crq.forget_signals()
-        for queue in self._queues.values():
-            queue.live = False
-        if self._queues:
-            self.device.reset()
-        self._queues.clear()
-        for ring in self._rings.values():
-            ring.release()
-        self._rings.clear()
-        self._kicked.clear()
+    def _lost(self) -> None:
+        self._service.end()
+        self._session = None
 
     # -- messages
 
@@ -178,10 +174,10 @@ class VirtioCrq:
         kind = (high >> 48) & 0xFF
         if kind == Message.KICK:
             # the hot one: remembered here, served when the CRQ is empty, so that kicks of one burst become one
-            if session is None or number != session.number:
-                self.rejected += 1
+            if session is None or number != session.number or not session.status.running:
+                self._refused += 1  # also before DRIVER_OK: survived, not served (virtio 1.4, 3.1.1)
             else:
-                self._kicked[(high >> 16) & 0xFFFF] = high & 0xFFFF
+                self._service.kick((high >> 16) & 0xFFFF, high & 0xFFFF)
             return
         try:
             message = decode(high, low)
@@ -195,7 +191,7 @@ class VirtioCrq:
         if kind != Message.PROBE:
             if session is None or number != session.number:
                 # late messages of an older session have nobody who waits for a reply (P1.4)
-                self.rejected += 1
+                self._refused += 1
                 return
             if session.revision == 0 and kind in REVISION_1_ONLY:
                 self._refuse(kind, number, Status.UNSUPPORTED, f"{Message(kind).name} does not exist in revision 0")
@@ -213,7 +209,7 @@ class VirtioCrq:
             self._reply(kind, self._session.number if self._session else number, Status.OK, value, data)
 
     def _refuse(self, kind: int, number: int, status: Status, reason: str) -> None:
-        self.rejected += 1
+        self._refused += 1
         _log.info("adapter %s: message %#04x refused (%s): %s", self.node.location_code, kind, status.name, reason)
         self._reply(kind, number, status)
 
@@ -360,9 +356,8 @@ class VirtioCrq:
         try:
             self._fetch_features()
         except (_Refused, RemoteError):
-            session.status.answer(Answer.FEATURES_REFUSED)
+            session.status.refuse_features()
             raise
-        session.status.answer(Answer.FEATURES_KEPT)
         session.status.suspend_negotiated = bool(session.accepted & feature.SUSPEND)
         return 0, 0
 
@@ -389,7 +384,7 @@ class VirtioCrq:
         for entry in entries:
             session.queues[entry.index] = entry
             if live:
-                self._make_queue(session, entry)
+                self._add_queue(session, entry)
         return count, 0
 
     def _check_queue(self, session: ServerSession, entry: QueueAddresses, live: bool) -> None:
@@ -397,7 +392,7 @@ class VirtioCrq:
         largest = self._queue_size(session.revision)
         if entry.index >= self.device.queue_count:
             raise _Refused(Status.BAD_QUEUE, f"{where}: the device has {self.device.queue_count}")
-        if live and entry.index in self._queues:
+        if live and entry.index in self._service:
             raise _Refused(Status.BAD_QUEUE, f"{where} is in use; it has to be reset before it gets new addresses")
         if not 0 < entry.size <= largest or entry.size & (entry.size - 1):
             raise _Refused(Status.BAD_QUEUE, f"{where}: size {entry.size}; expected a power of two up to {largest}")
@@ -415,36 +410,27 @@ class VirtioCrq:
             self._fetch_features()
         self._step_status(device_status.DRIVER_OK)
         for entry in session.queues.values():
-            self._make_queue(session, entry)
+            self._add_queue(session, entry)
         self._start_device(session)
         return 0, 0
 
-    def _start_device(self, session: ServerSession) -> None:
-        queues = [self._queues[index] for index in sorted(self._queues)]
-        self.device.start(DeviceSession(session.accepted, session.byteorder, queues))
-
-    def _make_queue(self, session: ServerSession, entry: QueueAddresses, available: int = 0, used: int = 0) -> None:
-        if entry.index in self._queues:
-            return
-        memory = RemoteRing(self._window, self._dma, entry.size, entry.descriptors, entry.available, entry.used)
-        ring = SplitDeviceRing(
-            entry.size,
-            memory,
+    def _add_queue(self, session: ServerSession, entry: QueueAddresses, available: int = 0, used: int = 0) -> None:
+        self._service.add(
+            entry,
+            session.number,
+            session.accepted,
             big_endian=session.big_endian,
-            event_idx=bool(session.accepted & feature.EVENT_IDX),
-            indirect=bool(session.accepted & feature.INDIRECT_DESC),
-            last_available=available,
-            used_index=used,
+            available=available,
+            used=used,
         )
-        self._rings[entry.index] = memory
-        self._queues[entry.index] = DeviceQueue(
-            entry.index, ring, lambda segments: RdmaPayload(self._window, segments), self._notify
-        )
+
+    def _start_device(self, session: ServerSession) -> None:
+        self.device.start(DeviceSession(session.accepted, session.byteorder, self._service.queues))
 
     def _reset(self, message: dict[str, int]) -> tuple[int, int]:
         """RESET: back to where PROBE left it; the PROBE stays valid (P5.9)."""
         session = self._current()
-        self._end_queues()
+        self._service.end()
         session.status = StatusMachine(legacy=session.revision == 0)
         session.accepted = 0
         session.config_address = 0
@@ -453,7 +439,7 @@ class VirtioCrq:
 
     def _failed(self, message: dict[str, int]) -> tuple[int, int]:
         """FAILED: the driver gave up; only a reset leads on (P5.10)."""
-        self._end_queues()
+        self._service.end()
         self._step_status(device_status.FAILED)
         return 0, 0
 
@@ -463,12 +449,9 @@ class VirtioCrq:
         index = message["queue"]
         if not session.accepted & feature.RING_RESET:
             raise _Refused(Status.BAD_FEATURES, "QUEUE_RESET without RING_RESET negotiated")
-        queue = self._queues.pop(index, None)
-        if queue is None:
+        if index not in self._service:
             raise _Refused(Status.BAD_QUEUE, f"queue {index} is not in use")
-        queue.live = False
-        self._rings.pop(index).release()
-        self._kicked.pop(index, None)
+        self._service.remove(index)
         del session.queues[index]
         return 0, 0
 
@@ -477,11 +460,13 @@ class VirtioCrq:
         session = self._current()
         if not session.accepted & feature.SUSPEND:
             raise _Refused(Status.BAD_FEATURES, "SUSPEND without the feature negotiated")
-        if not session.status.live:
+        if not session.status.running:
             raise _Refused(Status.BAD_STATE, "SUSPEND of a device that is not running")
-        self._serve()
+        self._service.serve()
+        if not session.status.running:
+            raise _Refused(Status.BAD_STATE, "a ring broke while the device was being suspended")
         self._step_status(device_status.SUSPEND)
-        session.status.answer(Answer.SUSPENDED)
+        self._service.paused = True
         return 0, 0
 
     def _resume(self, message: dict[str, int]) -> tuple[int, int]:
@@ -490,77 +475,27 @@ class VirtioCrq:
         if not session.status.status & device_status.SUSPEND:
             raise _Refused(Status.BAD_STATE, "RESUME of a device that is not suspended")
         self._step_status(device_status.DRIVER_OK)
-        session.status.answer(Answer.RESUMED)
-        for index in self._queues:
-            self._kicked[index] = None
+        self._service.paused = False
+        self._service.kick_all()
         return 0, 0
 
     def _channels(self, message: dict[str, int]) -> tuple[int, int]:
         """CHANNELS: Sub-CRQs for the queues (P5.13); this server has none to give."""
         raise _Refused(Status.UNSUPPORTED, "this server has no Sub-CRQs; kicks go over the CRQ")
 
-    # -- requests
-
-    def _serve(self) -> None:
-        """The CRQ is empty: serve every queue that was kicked."""
-        session = self._session
-        if not self._kicked or session is None:
-            return
-        if not session.status.live:
-            # kicks before DRIVER_OK or while suspended: survived, not served (virtio 1.4, 3.1.1)
-            self.rejected += len(self._kicked)
-            self._kicked.clear()
-            return
-        kicked, self._kicked = self._kicked, {}
-        for index, known in kicked.items():
-            queue = self._queues.get(index)
-            if queue is None:
-                self.rejected += 1
-                continue
-            try:
-                self._serve_queue(queue, known)
-            except RemoteError as error:
-                if error.verdict is Verdict.REJECT:
-                    self.rejected += 1
-                    _log.info("adapter %s, queue %d: %s", self.node.location_code, index, error)
-                else:
-                    self._needs_reset(f"queue {index}: {error}")
-                    return
-
-    def _serve_queue(self, queue: DeviceQueue, known: int | None) -> None:
-        ring = queue.ring
-        for _ in range(_ROUNDS):
-            ring.refresh(known)
-            self.device.process(queue)
-            queue.flush()
-            if not ring.enable_notifications():
-                return
-            known = None
-        self._kicked.setdefault(queue.index, None)
-        self._kernel.call_soon(self._serve)
-
-    def _notify(self, index: int) -> None:
-        session = self._current()
-
-        def build() -> tuple[int, int]:
-            queue = self._queues.get(index)
-            used = queue.ring.used_index if queue else 0
-            return encode(Message.USED, session.number, queue=index, index=used)
-
-        self.crq.signal(index, build)
+    # -- what the device has to say
 
     def _needs_reset(self, reason: str) -> None:
         """The shared state is broken: say so and touch nothing until the driver resets (virtio 1.4, 2.1.2)."""
         session = self._current()
-        self.rejected += 1
+        self._refused += 1
         _log.warning("adapter %s needs a reset: %s", self.node.location_code, reason)
-        self._end_queues()
-        session.status.answer(Answer.NEEDS_RESET)
+        self._service.end()
+        session.status.need_reset()
         status_address = session.header_address + HEADERS[session.revision].status_offset
-        try:
+        # the event says it too; a client that unmapped its header has itself to blame
+        with contextlib.suppress(RemoteError):
             self._window.write(status_address, bytes((session.status.status,)))
-        except RemoteError:
-            pass  # the event below says it too; a client that unmapped its header has itself to blame
         self._announce_config()
 
     def _config_changed(self) -> None:

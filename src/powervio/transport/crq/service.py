@@ -1,0 +1,159 @@
+"""The request path of a server adapter: from a kick to the used ring.
+
+`QueueService` has the queues of one session. A kick is noted while the CRQ is drained; when it is empty each kicked
+queue is served: ring copied in, requests handed to the device, completions copied out, client told.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from powervio.errors import LocalError, RemoteError, Verdict
+from powervio.transport.crq.protocol import Message, QueueAddresses, encode
+from powervio.transport.crq.remote import RdmaPayload, RemoteRing, RemoteWindow
+from powervio.vio.crq import CrqEnd
+from powervio.vio.dma import DmaSpace
+from powervio.vio.kernel import PartitionKernel
+from powervio.virtio import features as feature
+from powervio.virtio.device import Device
+from powervio.virtio.queue import DeviceQueue
+from powervio.virtio.split import SplitDeviceRing
+
+_ROUNDS = 16
+"""Passes over one queue before the adapter's other queues and the partition's other adapters get a turn."""
+
+
+class QueueService:
+    """The live queues of one device and one session."""
+
+    def __init__(
+        self,
+        kernel: PartitionKernel,
+        crq: CrqEnd,
+        dma: DmaSpace,
+        window: RemoteWindow,
+        device: Device,
+        on_broken: Callable[[str], None],
+    ) -> None:
+        """`on_broken` is called, with the reason, when the client broke a ring and only a reset can help."""
+        self.paused = False
+        """Set while the device is suspended: kicks are dropped (P5.12)."""
+        self.rejected = 0
+        """Kicks without a queue, and requests that failed alone."""
+        self._kernel = kernel
+        self._crq = crq
+        self._dma = dma
+        self._window = window
+        self._device = device
+        self._on_broken = on_broken
+        self._rings: dict[int, RemoteRing] = {}
+        self._queues: dict[int, DeviceQueue] = {}
+        self._kicked: dict[int, int | None] = {}
+        self._session = 0
+
+    def __contains__(self, index: int) -> bool:
+        return index in self._queues
+
+    @property
+    def queues(self) -> list[DeviceQueue]:
+        """In the order of their numbers."""
+        return [self._queues[index] for index in sorted(self._queues)]
+
+    def add(
+        self, entry: QueueAddresses, session: int, features: int, *, big_endian: bool, available: int = 0, used: int = 0
+    ) -> None:
+        """Set up a queue; `available` and `used` are the indices where a ring is taken over in the middle."""
+        self._session = session
+        memory = RemoteRing(self._window, self._dma, entry.size, entry.descriptors, entry.available, entry.used)
+        ring = SplitDeviceRing(
+            entry.size,
+            memory,
+            big_endian=big_endian,
+            event_idx=bool(features & feature.EVENT_IDX),
+            indirect=bool(features & feature.INDIRECT_DESC),
+            last_available=available,
+            used_index=used,
+        )
+        self._rings[entry.index] = memory
+        self._queues[entry.index] = DeviceQueue(entry.index, ring, self._payload, self._notify)
+
+    def _payload(self, segments: list[tuple[int, int]]) -> RdmaPayload:
+        return RdmaPayload(self._window, segments)
+
+    def remove(self, index: int) -> None:
+        """Forget one queue; nothing of it is touched any more."""
+        self._queues.pop(index).live = False
+        self._rings.pop(index).release()
+        self._kicked.pop(index, None)
+        self._crq.forget_signal(index)
+
+    def end(self) -> None:
+        """Forget all queues; nothing of them is touched any more, whatever the device still has in hand."""
+        if self._queues:
+            for queue in self._queues.values():
+                queue.live = False
+            self._device.reset()
+        for index in list(self._queues):
+            self.remove(index)
+        self._kicked.clear()
+        self.paused = False
+
+    def indices(self) -> dict[int, tuple[int, int]]:
+        """For each queue how far it is: `(last_available, used_index)`.
+
+        Raises `LocalError` while a request is in the device's hands: then the two do not say everything.
+        """
+        for queue in self._queues.values():
+            in_hand = (queue.ring.last_available - queue.ring.used_index) & 0xFFFF
+            if in_hand:
+                raise LocalError(f"queue {queue.index} has {in_hand} requests in the device's hands; suspend it first")
+        return {index: (queue.ring.last_available, queue.ring.used_index) for index, queue in self._queues.items()}
+
+    def kick(self, index: int, known: int | None) -> None:
+        """The client made buffers available up to `known`, its avail.idx; None when it did not say."""
+        self._kicked[index] = known
+
+    def kick_all(self) -> None:
+        """Look at every queue."""
+        for index in self._queues:
+            self._kicked[index] = None
+
+    def serve(self) -> None:
+        """Serve every queue that was kicked."""
+        if not self._kicked:
+            return
+        kicked, self._kicked = self._kicked, {}
+        if self.paused:
+            return
+        for index, known in kicked.items():
+            queue = self._queues.get(index)
+            if queue is None:
+                self.rejected += 1
+                continue
+            try:
+                self._serve(queue, known)
+            except RemoteError as error:
+                self.rejected += 1
+                if error.verdict is not Verdict.REJECT:
+                    self._on_broken(f"queue {index}: {error}")
+                    return
+
+    def _serve(self, queue: DeviceQueue, known: int | None) -> None:
+        ring = queue.ring
+        for _ in range(_ROUNDS):
+            ring.refresh(known)
+            self._device.process(queue)
+            queue.flush()
+            if not queue.live or not ring.enable_notifications():
+                return
+            known = None
+        self._kicked.setdefault(queue.index, None)
+        self._kernel.call_soon(self.serve)
+
+    def _notify(self, index: int) -> None:
+        session = self._session
+
+        def build() -> tuple[int, int]:
+            return encode(Message.USED, session, queue=index, index=self._queues[index].ring.used_index)
+
+        self._crq.signal(index, build)
