@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
 
 import pytest
 
+from powervio.errors import LocalError
 from powervio.papr.codes import ReturnCode
 from powervio.testing.echo import EchoDevice, EchoDriver
 from powervio.testing.pair import PartitionPair
 from powervio.transport.crq.client import ClientState
+from powervio.transport.crq.parts import DeviceParts
 from powervio.transport.crq.protocol import Message, encode
 
 FORMATS = [(0, False), (0, True), (1, False)]
@@ -167,3 +170,41 @@ def _entry() -> object:
     from powervio.transport.crq.driver_queue import _InFlight
 
     return _InFlight(-1, [], None)
+
+
+@pytest.mark.parametrize(("revision", "big_endian"), FORMATS)
+def test_device_parts_let_another_server_go_on_unnoticed(revision: int, big_endian: bool) -> None:
+    """The state is one JSON value; requests made available while nobody served are found by the new server."""
+    driver = EchoDriver()
+    pair = PartitionPair(EchoDevice(), driver, revision=revision, big_endian=big_endian).start()
+    before, between, after = messages(30)[:10], messages(30)[10:20], messages(30)[20:]
+    driver.send(*before)
+    pair.settle()
+    parts = json.loads(json.dumps(pair.server.parts().to_json()))
+    pair.server._lost()  # the old server's memory is gone
+    driver.send(*between)
+    pair.settle()
+    assert len(driver.answers) == 10
+    pair.server.adopt(DeviceParts.from_json(parts))
+    pair.settle()
+    driver.send(*after)
+    pair.settle()
+    assert driver.answers == [(message, message) for message in messages(30)]
+    assert (driver.starts, pair.client.sessions) == (1, 1)
+    pair.close()
+
+
+def test_device_parts_with_a_request_in_hand_are_refused() -> None:
+    device, driver = EchoDevice(), EchoDriver()
+    pair = PartitionPair(device, driver).start()
+    device.hold = True
+    driver.send(b"held")
+    pair.settle()
+    with pytest.raises(LocalError, match="queue 0 has 1 requests in the device's hands"):
+        pair.server.parts()
+    pair.close()
+
+
+def test_device_parts_of_another_version_are_refused_with_what_was_expected() -> None:
+    with pytest.raises(LocalError, match="expected 'powervio-device-parts' version 1"):
+        DeviceParts.from_json({"format": "other"})

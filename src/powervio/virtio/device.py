@@ -81,4 +81,7 @@ class Device(ABC):
 
     def state(self) -> dict[str, object]:
         """What has to survive a move to another server, as one serialisable value (virtio 1.4, device parts)."""
-        return {"device_id": self.device_id}
+        return {}
+
+    def restore(self, state: dict[str, object]) -> None:
+        """Take over what `state` of another instance gave, before `start`. Raises `LocalError` when it does not fit."""

@@ -12,7 +12,7 @@ from collections import deque
 from collections.abc import Callable
 from enum import Enum
 
-from powervio.errors import PowervioError, RemoteError
+from powervio.errors import LocalError, PowervioError, RemoteError
 from powervio.papr.nodes import VdeviceNode
 from powervio.transport.crq.driver_queue import CrqDriverQueue, IndirectPolicy
 from powervio.transport.crq.protocol import (
@@ -379,7 +379,9 @@ class VirtioVio:
     # -- while it runs
 
     def write_config(self, offset: int, data: bytes) -> None:
-        """Write 1, 2 or 4 bytes of config (P5.8)."""
+        """Write 1, 2 or 4 bytes of config (P5.8). Raises `LocalError` when there is no session."""
+        if self._session is None:
+            raise LocalError(f"adapter {self.node.location_code} has no session ({self.state.value})")
         self.config_snapshot = self.config_snapshot[:offset] + data + self.config_snapshot[offset + len(data) :]
         value = int.from_bytes(data.ljust(8, b"\0"), "big")
         self._request(Message.CONFIG_WRITE, offset=offset, length=len(data), data=value)

@@ -17,6 +17,7 @@ from dataclasses import dataclass, field
 
 from powervio.errors import LocalError, PowervioError, RemoteError
 from powervio.papr.nodes import VdeviceNode
+from powervio.transport.crq.parts import DeviceParts, QueueParts
 from powervio.transport.crq.protocol import (
     FLAG_BIG_ENDIAN,
     HEADERS,
@@ -165,6 +166,69 @@ class VirtioCrq:
     def _lost(self) -> None:
         self._service.end()
         self._session = None
+
+    # -- moving to another server
+
+    def parts(self) -> DeviceParts:
+        """The state of the session as one value, from which `adopt` of another server goes on.
+
+        Raises `LocalError` when there is no session, or a request is in the device's hands.
+        """
+        session = self._session
+        if session is None:
+            raise LocalError(f"adapter {self.node.location_code} has no session to hand over ({self.state})")
+        indices = self._service.indices()
+        return DeviceParts(
+            device_id=self.device.device_id,
+            offered_features=session.offered,
+            driver_features=session.accepted,
+            status=session.status.status,
+            revision=session.revision,
+            session=session.number,
+            big_endian=session.big_endian,
+            header=(session.header_address, session.header_length),
+            config=(session.config_address, session.config_length),
+            queues=[QueueParts(entry, *indices.get(index, (0, 0))) for index, entry in session.queues.items()],
+            device=self.device.state(),
+        )
+
+    def adopt(self, parts: DeviceParts) -> None:
+        """Go on where another server stopped; the client does not notice. The CRQ connection has to be open.
+
+        Raises `LocalError` when the device here is another, or does not offer what the client accepted.
+        """
+        offered = self._offered(parts.revision)
+        if parts.device_id != self.device.device_id or parts.driver_features & ~offered:
+            missing = ", ".join(feature.names(parts.driver_features & ~offered, parts.device_id))
+            raise LocalError(
+                f"a device of type {parts.device_id} that needs {missing or 'nothing more'} cannot go on as type"
+                f" {self.device.device_id}"
+            )
+        self._lost()
+        session = ServerSession(
+            number=parts.session,
+            revision=parts.revision,
+            big_endian=parts.big_endian,
+            header_address=parts.header[0],
+            header_length=parts.header[1],
+            status=StatusMachine(legacy=parts.revision == 0),
+            offered=parts.offered_features,
+            accepted=parts.driver_features,
+            config_address=parts.config[0],
+            config_length=parts.config[1],
+            queues={queue.addresses.index: queue.addresses for queue in parts.queues},
+        )
+        session.status.status = parts.status
+        session.status.suspend_negotiated = bool(parts.driver_features & feature.SUSPEND)
+        self._session = session
+        if parts.status & (device_status.DRIVER_OK | device_status.SUSPEND):
+            self.device.restore(parts.device)
+            for queue in parts.queues:
+                self._add_queue(session, queue.addresses, queue.last_available, queue.used_index)
+            self._start_device(session)
+            self._service.paused = bool(parts.status & device_status.SUSPEND)
+            self._service.kick_all()
+            self._kernel.call_soon(self._service.serve)
 
     # -- messages
 
