@@ -1,0 +1,1 @@
+"""The OASIS virtio standard (1.4): role-neutral, transport-neutral, without I/O."""
