@@ -1,0 +1,191 @@
+"""Virtual adapters: window panes, the CRQ, and the link between the two ends (papr-vio 2.2, 2.3, 3).
+
+Everything here runs under the hypervisor's lock unless it says otherwise.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from powervio.papr.crq import TransportEvent, event_element
+from powervio.papr.nodes import UNIT_ADDRESS_BASE, DmaWindow, VdeviceNode
+from powervio.phyp.crq import ReceiveQueue
+from powervio.phyp.ledger import CostLedger
+from powervio.phyp.tce import TceTable
+
+if TYPE_CHECKING:
+    from powervio.phyp.partition import Partition
+
+_SUCCESS = 0
+_DROPPED = -12
+
+
+class WindowPane:
+    """One triple of `ibm,my-dma-window`: an address space of `size` bytes from 0.
+
+    A local pane has its owner's TCE table for good. A remote pane has the table of the partner's first pane, and only
+    while the two ends are linked: it is resolved at every use and names whoever is connected now.
+    """
+
+    __slots__ = ("ledger", "liobn", "peer_ledger", "remote", "size", "table")
+
+    def __init__(self, liobn: int, size: int, ledger: CostLedger, table: TceTable | None) -> None:
+        self.liobn = liobn
+        self.size = size
+        self.ledger = ledger
+        self.table = table
+        self.remote = table is None
+        self.peer_ledger: CostLedger | None = None
+        """The ledger of the adapter whose window this is, while linked."""
+
+
+class VirtualAdapter:
+    """What every virtual adapter has: a slot, a node, an interrupt, window panes, a ledger.
+
+    `window` and `remote_window` are bytes; 0 means that there is no such pane.
+    """
+
+    def __init__(
+        self,
+        partition: Partition,
+        slot: int,
+        *,
+        name: str,
+        device_type: str,
+        compatible: tuple[str, ...],
+        window: int,
+        remote_window: int = 0,
+        is_server: bool = False,
+    ) -> None:
+        self.partition = partition
+        self.slot = slot
+        self.unit_address = UNIT_ADDRESS_BASE + slot
+        self.ledger = CostLedger()
+        self.interrupt_enabled = False
+        self.interrupt = partition.new_source()
+        hypervisor = partition.hypervisor
+        self.panes: list[WindowPane] = []
+        self.table: TceTable | None = None
+        """TCE table of the first pane."""
+        if window:
+            self.table = TceTable(window, partition.memory)
+            self.panes.append(WindowPane(hypervisor.new_liobn(), window, self.ledger, self.table))
+        self.remote_pane: WindowPane | None = None
+        if remote_window:
+            self.remote_pane = WindowPane(hypervisor.new_liobn(), remote_window, self.ledger, None)
+            self.panes.append(self.remote_pane)
+        self.node = VdeviceNode(
+            unit_address=self.unit_address,
+            name=name,
+            device_type=device_type,
+            compatible=compatible,
+            location_code=f"U9117.MMA.0000001-V{partition.partition_id}-C{slot}-T1",
+            interrupt=self.interrupt,
+            windows=tuple(DmaWindow(pane.liobn, pane.size) for pane in self.panes),
+            is_server=is_server,
+        )
+
+    def signal(self) -> None:
+        """Pulse the interrupt if it is enabled; nothing is latched while it is not (papr-vio 3.4)."""
+        if self.interrupt_enabled and self.partition.interrupts.pulse(self.interrupt):
+            self.ledger.interrupted()
+
+    def stop(self) -> None:
+        """The owner is gone or boots again: forget what it had set up, telling nobody."""
+        self.interrupt_enabled = False
+
+    def notify_stopped(self, event: TransportEvent) -> None:
+        """Tell the partner, after every adapter of the owner was stopped."""
+
+
+class VioAdapter(VirtualAdapter):
+    """One end of a client-server pair with a CRQ (the partition-managed class). Made by `Hypervisor.create_pair`."""
+
+    def __init__(
+        self,
+        partition: Partition,
+        slot: int,
+        *,
+        name: str,
+        device_type: str,
+        compatible: tuple[str, ...],
+        window: int,
+        remote_window: int = 0,
+        is_server: bool = False,
+    ) -> None:
+        super().__init__(
+            partition,
+            slot,
+            name=name,
+            device_type=device_type,
+            compatible=compatible,
+            window=window,
+            remote_window=remote_window,
+            is_server=is_server,
+        )
+        self.window = self.panes[0]
+        assert self.table is not None
+        self.queue = ReceiveQueue(self.table)
+        self.registered = False
+        self.enabled = False
+        """False while suspended: then nothing is sent in either direction (papr-vio 3.8)."""
+        self.partner: VioAdapter | None = None
+        """The configured other end, whether or not it is registered."""
+        self.lost_events = 0
+        """Transport events that could not be put into this end's queue."""
+
+    def register(self, ioba: int, length: int) -> None:
+        """Take a checked queue into use, with interrupts disabled, and link the panes if the partner is ready."""
+        self.queue.register(ioba, length)
+        self.registered = True
+        self.enabled = True
+        self.interrupt_enabled = False
+        if self.partner is not None and self.partner.registered:
+            self._link(self.partner)
+            self.partner._link(self)
+
+    def free(self) -> bool:
+        """H_FREE_CRQ without its event; false if there was nothing to free. The TCEs stay."""
+        was_registered = self.registered
+        self.registered = False
+        self.enabled = False
+        self.interrupt_enabled = False
+        self.queue.release()
+        self._unlink()
+        if self.partner is not None:
+            self.partner._unlink()
+        return was_registered
+
+    def deliver(self, event: TransportEvent) -> None:
+        """Put a transport event into this end's queue, if there is one, and interrupt."""
+        if not self.registered:
+            return
+        element = event_element(event)
+        code = self.queue.put(element, 0)
+        if code == _DROPPED and self.partition.hypervisor.policy.overlay_full_queue:
+            code = self.queue.overlay(element)
+        if code == _SUCCESS:
+            self.signal()
+        else:
+            self.lost_events += 1
+
+    def stop(self) -> None:
+        """See `VirtualAdapter.stop`."""
+        self._announce = self.free()
+
+    def notify_stopped(self, event: TransportEvent) -> None:
+        """The death of a partition is told to every registered partner, a reboot only where there was a queue."""
+        if self.partner is not None and (self._announce or event != TransportEvent.PARTNER_DEREGISTERED):
+            self.partner.deliver(event)
+
+    _announce = False
+
+    def _link(self, partner: VioAdapter) -> None:
+        if self.remote_pane is not None:
+            self.remote_pane.table = partner.table
+            self.remote_pane.peer_ledger = partner.ledger
+
+    def _unlink(self) -> None:
+        if self.remote_pane is not None:
+            self.remote_pane.table = None
+            self.remote_pane.peer_ledger = None

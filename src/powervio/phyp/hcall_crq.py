@@ -1,0 +1,104 @@
+"""hcall-crq: registering a queue, sending into the partner's (papr-vio 1.5, 3). Checks stand in PAPR's order."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from powervio.papr.codes import Hcall, ReturnCode
+from powervio.papr.crq import VALID_EVENT, VALID_INIT, VALID_MESSAGE, TransportEvent
+from powervio.phyp.adapter import VioAdapter
+from powervio.phyp.ledger import hcall_index
+from powervio.phyp.registry import hcall
+
+if TYPE_CHECKING:
+    from powervio.phyp.partition import Partition
+
+_SUCCESS = int(ReturnCode.H_SUCCESS)
+_CLOSED = int(ReturnCode.H_CLOSED)
+_PARAMETER = int(ReturnCode.H_PARAMETER)
+_NOT_FOUND = int(ReturnCode.H_NOT_FOUND)
+_RESOURCE = int(ReturnCode.H_RESOURCE)
+
+_REG_CRQ = hcall_index("H_REG_CRQ")
+_FREE_CRQ = hcall_index("H_FREE_CRQ")
+_SEND_CRQ = hcall_index("H_SEND_CRQ")
+_ENABLE_CRQ = hcall_index("H_ENABLE_CRQ")
+
+_PAGE_OFFSET = 0xFFF
+
+
+def _adapter(partition: Partition, unit_address: int, index: int) -> VioAdapter | None:
+    """The adapter with a CRQ at this unit address, with the attempt counted; a device without a CRQ is none."""
+    adapter = partition.adapters.get(unit_address)
+    if adapter is None:
+        partition.ledger.count(index)
+        return None
+    adapter.ledger.count(index)
+    return adapter if isinstance(adapter, VioAdapter) else None
+
+
+@hcall(Hcall.H_REG_CRQ, function_set="hcall-crq", registers=3)
+def reg_crq(partition: Partition, unit_address: int, ioba: int, length: int) -> int:
+    """Register a receive queue. H_CLOSED is success too: registered, with no partner there yet."""
+    adapter = _adapter(partition, unit_address, _REG_CRQ)
+    if adapter is None:
+        return _PARAMETER
+    if (ioba | length) & _PAGE_OFFSET or not 0 < length <= partition.hypervisor.policy.max_crq_length:
+        return _PARAMETER
+    if not adapter.queue.mapped(ioba, length):
+        return _PARAMETER
+    if adapter.partner is None:
+        return _NOT_FOUND
+    if adapter.registered:
+        return _RESOURCE
+    adapter.register(ioba, length)
+    return _SUCCESS if adapter.partner.registered else _CLOSED
+
+
+@hcall(Hcall.H_FREE_CRQ, function_set="hcall-crq", registers=1)
+def free_crq(partition: Partition, unit_address: int) -> int:
+    """Unregister, unlink the panes, and only then tell the partner."""
+    adapter = _adapter(partition, unit_address, _FREE_CRQ)
+    if adapter is None:
+        return _PARAMETER
+    if adapter.free() and adapter.partner is not None:
+        adapter.partner.deliver(TransportEvent.PARTNER_DEREGISTERED)
+    return _SUCCESS
+
+
+@hcall(Hcall.H_SEND_CRQ, function_set="hcall-crq", registers=3)
+def send_crq(partition: Partition, unit_address: int, high: int, low: int) -> int:
+    """Put an element into the partner's queue and interrupt the partner if it wants that."""
+    adapter = partition.adapters.get(unit_address)
+    if adapter is None:
+        partition.ledger.count(_SEND_CRQ)
+        return _PARAMETER
+    ledger = adapter.ledger
+    ledger.count(_SEND_CRQ)
+    if not isinstance(adapter, VioAdapter):
+        return _PARAMETER
+    header = high >> 56
+    if header < VALID_MESSAGE or header == VALID_EVENT:
+        return _PARAMETER
+    if header not in (VALID_MESSAGE, VALID_INIT) and partition.hypervisor.policy.reject_reserved_headers:
+        return _PARAMETER
+    partner = adapter.partner
+    if partner is None or not (adapter.enabled and partner.enabled):
+        return _CLOSED
+    code = partner.queue.put(high, low)
+    if code == 0:
+        ledger.sent()
+        if partner.interrupt_enabled:
+            partner.signal()
+    return code
+
+
+@hcall(Hcall.H_ENABLE_CRQ, function_set="hcall-suspend", registers=1)
+def enable_crq(partition: Partition, unit_address: int) -> int:
+    """Let messages through again after a suspension. Harmless on a CRQ that is enabled, or not registered."""
+    adapter = _adapter(partition, unit_address, _ENABLE_CRQ)
+    if adapter is None:
+        return _PARAMETER
+    if adapter.registered:
+        adapter.enabled = True
+    return _SUCCESS

@@ -1,0 +1,109 @@
+"""A partition's interrupt presentation, shaped like XICS with one processor.
+
+A source pulses. A pulse makes an idle source pending; while it is pending or accepted further pulses are lost, so a
+receiver looks again after H_EOI (papr-vio 3.4). H_XIRR accepts a pending source and raises the processor priority
+(CPPR) to the source's; H_EOI makes the source idle and gives the earlier priority back. A smaller number is more
+favoured, and a source is presentable while its priority is more favoured than the CPPR.
+
+The line to the receiver is an eventfd. It is written when a source becomes presentable and the line is not asserted
+already; nothing of the receiver runs inside the sender's call. Sources are not masked at boot and all have one
+priority: `ibm,set-xive` and its like are not modelled. The caller holds the hypervisor's lock.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+from collections import deque
+
+PRIORITY = 5
+"""Priority of every virtual I/O source."""
+LEAST_FAVOURED = 0xFF
+"""CPPR that lets everything through; it is set at boot."""
+
+_IDLE = 0
+_PENDING = 1
+_ACCEPTED = 2
+
+
+class InterruptPresentation:
+    """The sources of one partition and its one line."""
+
+    def __init__(self) -> None:
+        self.fd = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
+        self._states: dict[int, int] = {}
+        self._waiting: deque[int] = deque()
+        self._cppr = LEAST_FAVOURED
+        self._asserted = False
+
+    def add(self, source: int) -> None:
+        """A new source, idle."""
+        self._states[source] = _IDLE
+
+    def remove(self, source: int) -> None:
+        """The source's adapter is gone; a pulse that was not accepted yet is dropped."""
+        if self._states.pop(source, _IDLE) == _PENDING:
+            self._waiting.remove(source)
+
+    def pulse(self, source: int) -> bool:
+        """The source has something to tell; false if the pulse is lost because it has told so already."""
+        if self._states[source] != _IDLE:
+            return False
+        self._states[source] = _PENDING
+        self._waiting.append(source)
+        if not self._asserted and self._cppr > PRIORITY:
+            self._assert()
+        return True
+
+    def accept(self) -> int:
+        """H_XIRR: CPPR before in bits 24-31, below it the accepted source, or 0 for none. Oldest pulse first."""
+        before = self._cppr
+        self._asserted = False
+        if not self._waiting or before <= PRIORITY:
+            return before << 24
+        source = self._waiting.popleft()
+        self._states[source] = _ACCEPTED
+        self._cppr = PRIORITY
+        return before << 24 | source
+
+    def end(self, xirr: int) -> bool:
+        """H_EOI with the value of an earlier H_XIRR; false, and nothing happens, if it names no source."""
+        source = xirr & 0xFF_FFFF
+        state = self._states.get(source)
+        if state is None:
+            return False
+        if state == _ACCEPTED:
+            self._states[source] = _IDLE
+        self.set_priority(xirr >> 24 & 0xFF)
+        return True
+
+    def set_priority(self, priority: int) -> None:
+        """H_CPPR: what is less or equally favoured stays pending."""
+        self._cppr = priority
+        if priority <= PRIORITY:
+            self._asserted = False
+        elif self._waiting and not self._asserted:
+            self._assert()
+
+    def reset(self) -> None:
+        """The partition boots: nothing is pending and everything gets through."""
+        self._states = dict.fromkeys(self._states, _IDLE)
+        self._waiting.clear()
+        self._cppr = LEAST_FAVOURED
+        self._asserted = False
+        with contextlib.suppress(BlockingIOError):
+            os.eventfd_read(self.fd)
+
+    def close(self) -> None:
+        """Close the line; there are no more pulses."""
+        if self.fd >= 0:
+            os.close(self.fd)
+            self.fd = -1
+
+    def _assert(self) -> None:
+        self._asserted = True
+        # The owner may have filled the counter itself: then the line is readable, which is all that it has to be.
+        try:  # noqa: SIM105 - contextlib.suppress costs as much as the call
+            os.eventfd_write(self.fd, 1)
+        except BlockingIOError:
+            pass

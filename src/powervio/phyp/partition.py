@@ -1,0 +1,83 @@
+"""A partition: its memory, its virtual adapters, its interrupts, and the port that its software uses."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from powervio.errors import LocalError
+from powervio.memory.area import MappedArea
+from powervio.phyp.interrupts import InterruptPresentation
+from powervio.phyp.ledger import CostLedger
+from powervio.phyp.port import PartitionPort
+
+if TYPE_CHECKING:
+    from powervio.papr.nodes import VdeviceNode
+    from powervio.phyp.adapter import VirtualAdapter, WindowPane
+    from powervio.phyp.hypervisor import Hypervisor
+
+_FIRST_SOURCE = 0x1000
+_FIRST_SLOT = 2
+_LAST_SLOT = 0xFFFF
+
+
+class Partition:
+    """Made by `Hypervisor.create_partition`; `memory_size` is bytes, a multiple of 4096.
+
+    The dictionaries are read under the hypervisor's lock by every hcall and changed only by `add` and `remove`.
+    """
+
+    def __init__(self, hypervisor: Hypervisor, partition_id: int, name: str, memory_size: int) -> None:
+        self.hypervisor = hypervisor
+        self.partition_id = partition_id
+        self.name = name
+        self.area = MappedArea.create(f"powervio-{name}", memory_size)
+        self.memory = self.area.view
+        self.interrupts = InterruptPresentation()
+        self.ledger = CostLedger()
+        """hcalls that belong to no adapter: H_CPPR, an empty H_XIRR, unknown unit addresses and LIOBNs."""
+        self.slots: dict[int, VirtualAdapter] = {}
+        self.adapters: dict[int, VirtualAdapter] = {}
+        """By unit address."""
+        self.sources: dict[int, VirtualAdapter] = {}
+        """By interrupt source number."""
+        self.panes: dict[int, WindowPane] = {}
+        """By LIOBN: what the partition may name, which is all the authorisation there is."""
+        self.nodes: dict[int, VdeviceNode] = {}
+        self.alive = True
+        self._next_source = _FIRST_SOURCE
+        self.port = PartitionPort(self)
+
+    def new_source(self) -> int:
+        """An interrupt source number that this partition has not used."""
+        self._next_source += 1
+        return self._next_source - 1
+
+    def choose_slot(self, wanted: int | None) -> int:
+        """The slot asked for, or the lowest free one; 0 and 1 belong to virtual terminals."""
+        if wanted is None:
+            return next(slot for slot in range(_FIRST_SLOT, _LAST_SLOT) if slot not in self.slots)
+        if not 0 <= wanted <= _LAST_SLOT:
+            raise LocalError(f"slot {wanted} of partition {self.name} does not exist: slots are 0 to {_LAST_SLOT}")
+        if wanted in self.slots:
+            raise LocalError(f"slot {wanted} of partition {self.name} holds {self.slots[wanted].node.name} already")
+        return wanted
+
+    def add(self, adapter: VirtualAdapter) -> None:
+        """Plug an adapter into its slot. Under the hypervisor's lock."""
+        self.slots[adapter.slot] = adapter
+        self.adapters[adapter.unit_address] = adapter
+        self.sources[adapter.interrupt] = adapter
+        self.interrupts.add(adapter.interrupt)
+        for pane in adapter.panes:
+            self.panes[pane.liobn] = pane
+        self.nodes[adapter.unit_address] = adapter.node
+
+    def remove(self, adapter: VirtualAdapter) -> None:
+        """Unplug an adapter: its unit address and LIOBNs are unknown from here on. Under the hypervisor's lock."""
+        del self.nodes[adapter.unit_address]
+        for pane in adapter.panes:
+            del self.panes[pane.liobn]
+        self.interrupts.remove(adapter.interrupt)
+        del self.sources[adapter.interrupt]
+        del self.adapters[adapter.unit_address]
+        del self.slots[adapter.slot]

@@ -1,0 +1,183 @@
+# cython: language_level=3, boundscheck=False, wraparound=False, cdivision=True, initializedcheck=False, nonecheck=False
+"""The TCE table of one window pane: which pages of its owner's memory the hypervisor and the partner may touch.
+
+An entry holds a logical page and two access bits (papr-vio 2.1), in host byte order here: nobody but the hypervisor
+reads the table. The table is a private anonymous mapping, so a window of any size costs only the entries that were
+ever used. Every use of an entry checks the page against the owner's memory again; nothing is cached.
+
+The caller holds the hypervisor's lock; methods take any 64-bit values and answer with a return code.
+"""
+
+from __future__ import annotations
+
+import mmap
+import platform
+from typing import Any
+
+import cython
+from cython.cimports.powervio.memory.hw import be64, copy, ld64, pointer, st64
+
+H_PARAMETER = cython.declare(cython.int, -4)
+
+PAGE_SHIFT = cython.declare(cython.int, 12)
+PAGE_OFFSET = cython.declare(cython.ulonglong, 4095)
+ACCESS = cython.declare(cython.ulonglong, 3)
+
+# Python's mmap module has no name for it before 3.13; the value is the kernel's (POWER has its own).
+_MAP_NORESERVE = 0x40 if platform.machine().startswith(("ppc", "powerpc")) else 0x4000
+_HOST_PAGE = cython.declare(cython.ulonglong, mmap.PAGESIZE)
+
+
+@cython.final
+@cython.cclass
+class TceTable:
+    """Entries of one pane, and the memory that they map.
+
+    `size` is the pane in bytes, a multiple of 4096; `memory` is the owner's whole memory, a multiple of 4096 bytes.
+    Addresses are I/O bus addresses (offsets in the pane) and logical addresses (offsets in the memory), in bytes.
+    """
+
+    entries: cython.p_uchar
+    memory: cython.p_uchar
+    count: cython.ulonglong
+    memory_pages: cython.ulonglong
+    _map: Any
+    _view: Any
+    _owner: Any
+
+    def __init__(self, size: cython.ulonglong, memory: memoryview) -> None:
+        self.count = size >> PAGE_SHIFT
+        flags = mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS | _MAP_NORESERVE
+        self._map = mmap.mmap(-1, self.count * 8, flags=flags)
+        self._view = memoryview(self._map)
+        self.entries = pointer(self._map)
+        self._owner = memoryview(memory)
+        self.memory = pointer(memory)
+        self.memory_pages = len(self._owner) >> PAGE_SHIFT
+
+    def retire(self) -> None:
+        """Let go of the memory: the owner is gone, and no entry translates any more."""
+        self.clear()
+        self.memory_pages = 0
+        self._owner = bytearray(8)
+        self.memory = pointer(self._owner)
+
+    @cython.ccall
+    def get(self, ioba: cython.ulonglong) -> cython.ulonglong:
+        """The entry that maps `ioba`; 0 beyond the table, which callers check first."""
+        index: cython.ulonglong = ioba >> PAGE_SHIFT
+        if index >= self.count:
+            return 0
+        return ld64(self.entries, index * 8)
+
+    @cython.ccall
+    def put(self, ioba: cython.ulonglong, tce: cython.ulonglong) -> cython.int:
+        """Store one entry. Without access bits its page is neither checked nor dropped (papr-vio 1.4)."""
+        index: cython.ulonglong = ioba >> PAGE_SHIFT
+        if index >= self.count:
+            return H_PARAMETER
+        if (tce & ACCESS) != 0 and (tce >> PAGE_SHIFT) >= self.memory_pages:
+            return H_PARAMETER
+        st64(self.entries, index * 8, tce)
+        return 0
+
+    @cython.ccall
+    def stuff(self, ioba: cython.ulonglong, tce: cython.ulonglong, count: cython.ulonglong) -> cython.int:
+        """Store the same entry `count` times, or none."""
+        index: cython.ulonglong = ioba >> PAGE_SHIFT
+        if index >= self.count or count > self.count - index:
+            return H_PARAMETER
+        if (tce & ACCESS) != 0 and (tce >> PAGE_SHIFT) >= self.memory_pages:
+            return H_PARAMETER
+        if tce == 0:
+            self._wipe(index, count)
+            return 0
+        i: cython.ulonglong
+        for i in range(index, index + count):
+            st64(self.entries, i * 8, tce)
+        return 0
+
+    @cython.ccall
+    def put_list(self, ioba: cython.ulonglong, address: cython.ulonglong, count: cython.ulonglong) -> cython.int:
+        """Store `count` big-endian entries from the page at logical `address`: all of them, or none.
+
+        The list is copied before it is looked at, because its owner can write to it at any moment.
+        """
+        index: cython.ulonglong = ioba >> PAGE_SHIFT
+        if (address & PAGE_OFFSET) != 0 or (address >> PAGE_SHIFT) >= self.memory_pages:
+            return H_PARAMETER
+        if count > 512 or index >= self.count or count > self.count - index:
+            return H_PARAMETER
+        snapshot = bytearray(4096)
+        words: cython.p_uchar = pointer(snapshot)
+        copy(words, 0, self.memory, address, count * 8)
+        i: cython.ulonglong
+        tce: cython.ulonglong
+        for i in range(count):
+            tce = be64(ld64(words, i * 8))
+            if (tce & ACCESS) != 0 and (tce >> PAGE_SHIFT) >= self.memory_pages:
+                return H_PARAMETER
+        for i in range(count):
+            st64(self.entries, (index + i) * 8, be64(ld64(words, i * 8)))
+        return 0
+
+    def clear(self) -> None:
+        """Forget every entry."""
+        self._map.madvise(mmap.MADV_DONTNEED)
+
+    @cython.cfunc
+    def _wipe(self, index: cython.ulonglong, count: cython.ulonglong) -> cython.void:
+        """Zero entries without touching pages that were never used: a booting guest clears its whole window."""
+        start: cython.ulonglong = index * 8
+        end: cython.ulonglong = (index + count) * 8
+        first: cython.ulonglong = (start + _HOST_PAGE - 1) // _HOST_PAGE * _HOST_PAGE
+        last: cython.ulonglong = end // _HOST_PAGE * _HOST_PAGE
+        if first + _HOST_PAGE <= last:
+            self._map.madvise(mmap.MADV_DONTNEED, first, last - first)
+            self._zero(start, first)
+            self._zero(last, end)
+        else:
+            self._zero(start, end)
+
+    @cython.cfunc
+    @cython.nogil
+    @cython.exceptval(check=False)
+    def _zero(self, start: cython.ulonglong, end: cython.ulonglong) -> cython.void:
+        offset: cython.ulonglong = start
+        while offset < end:
+            if ld64(self.entries, offset) != 0:
+                st64(self.entries, offset, 0)
+            offset += 8
+
+    @cython.ccall
+    @cython.nogil
+    @cython.exceptval(check=False)
+    def translate(self, ioba: cython.ulonglong, need: cython.ulonglong) -> cython.longlong:
+        """The logical address behind `ioba` if its entry has all access bits of `need`, else -1."""
+        index: cython.ulonglong = ioba >> PAGE_SHIFT
+        if index >= self.count:
+            return -1
+        entry: cython.ulonglong = ld64(self.entries, index * 8)
+        if (entry & need) != need or (entry >> PAGE_SHIFT) >= self.memory_pages:
+            return -1
+        return cython.cast(cython.longlong, ((entry >> PAGE_SHIFT) << PAGE_SHIFT) + (ioba & PAGE_OFFSET))
+
+    @cython.ccall
+    @cython.nogil
+    @cython.exceptval(check=False)
+    def allows(self, ioba: cython.ulonglong, length: cython.ulonglong, need: cython.ulonglong) -> cython.bint:
+        """Whether every page of `length` bytes from `ioba` has all access bits of `need`; true for no bytes."""
+        if length == 0:
+            return True
+        size: cython.ulonglong = self.count << PAGE_SHIFT
+        if ioba >= size or length > size - ioba:
+            return False
+        index: cython.ulonglong = ioba >> PAGE_SHIFT
+        last: cython.ulonglong = (ioba + length - 1) >> PAGE_SHIFT
+        entry: cython.ulonglong
+        while index <= last:
+            entry = ld64(self.entries, index * 8)
+            if (entry & need) != need or (entry >> PAGE_SHIFT) >= self.memory_pages:
+                return False
+            index += 1
+        return True

@@ -1,0 +1,270 @@
+"""No byte outside a window is ever read or written: the hypervisor against a plain model, whole memories compared.
+
+Three partitions of 8 pages: A serves B and C, and is at the same time B's client. Each page carries its own pattern, so
+that a byte in the wrong place shows where it came from. After every call the return code and every byte of every
+partition must be what the model says; and, without the model's copy logic, no page may have changed that was not mapped
+for writing.
+"""
+
+from __future__ import annotations
+
+import pytest
+from hypothesis import settings
+from hypothesis import strategies as st
+from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
+
+from powervio.phyp.hypervisor import Hypervisor
+from powervio.phyp.partition import Partition
+
+from .model import ModelEnd, ModelPartition
+
+pytestmark = pytest.mark.dual
+
+PAGE = 4096
+PAGES = 8
+SERVER_WINDOW = 6 * PAGE
+CLIENT_WINDOW = 10 * PAGE
+PAIRS = ((0, 1), (0, 2), (1, 0))
+
+partitions = st.integers(0, 2)
+ends = st.integers(0, 2 * len(PAIRS) - 1)
+names = st.integers(0, 3 * len(PAIRS))
+"""Which LIOBN of all, the last one being nobody's."""
+addresses = st.builds(
+    lambda page, offset: page * PAGE + offset, st.integers(0, 10), st.sampled_from((0, 1, 8, 4088, 4095))
+)
+lengths = st.sampled_from((0, 1, 8, 16, 100, 4095, 4096, 4097, 2 * PAGE, 3 * PAGE + 5))
+entries = st.builds(
+    lambda page, access: page * PAGE | access, st.integers(0, PAGES), st.sampled_from((0, 1, 2, 3, 3, 3))
+)
+headers = st.sampled_from((0x00, 0x7F, 0x80, 0x80, 0x80, 0x81, 0xC0, 0xFE, 0xFF))
+
+
+def pattern(partition: int, page: int) -> bytes:
+    return bytes((partition << 6 | page << 2 | index & 3) & 0xFF for index in range(16)) * (PAGE // 16)
+
+
+class Isolation(RuleBasedStateMachine):
+    """The same calls on both."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.hypervisor = Hypervisor()
+        self.real: list[Partition] = []
+        self.model: list[ModelPartition] = []
+        for name in "abc":
+            self.real.append(self.hypervisor.create_partition(name, PAGES * PAGE))
+            self.model.append(ModelPartition(PAGES))
+        self.ends: list[ModelEnd] = []
+        self.liobns: list[int] = []
+        for server, client in PAIRS:
+            pair = self.hypervisor.create_pair(
+                self.real[server], self.real[client], server_window=SERVER_WINDOW, client_window=CLIENT_WINDOW
+            )
+            models = []
+            for owner, end in zip((server, client), pair, strict=True):
+                windows = end.node.windows
+                made = ModelEnd(self.model[owner], end.unit_address, windows[0].liobn, windows[0].size)
+                if len(windows) > 1:
+                    made.remote_liobn, made.remote_size = windows[1].liobn, windows[1].size
+                self.model[owner].ends.append(made)
+                self.liobns += [window.liobn for window in windows]
+                models.append(made)
+            models[0].partner, models[1].partner = models[1], models[0]
+            self.ends += models
+        self.liobns.append(0x666)
+        for index in range(3):
+            self.load(index)
+        self.before_call()
+
+    def teardown(self) -> None:
+        self.hypervisor.close()
+
+    def load(self, index: int) -> None:
+        """A partition fills its own memory with its pattern."""
+        image = b"".join(pattern(index, page) for page in range(PAGES))
+        self.real[index].memory[:] = image
+        self.model[index].memory[:] = image
+
+    def own_write(self, index: int, address: int, data: bytes) -> None:
+        """A partition writes to its own memory, as it may at any time."""
+        self.real[index].memory[address : address + len(data)] = data
+        self.model[index].memory[address : address + len(data)] = data
+
+    def before_call(self) -> None:
+        self.writable = [model.window_pages(write=True) for model in self.model]
+        self.contents = [bytes(real.memory) for real in self.real]
+
+    @invariant()
+    def nothing_else_changed(self) -> None:
+        for real, model in zip(self.real, self.model, strict=True):
+            assert real.memory == model.memory
+
+    def only_windows_changed(self) -> None:
+        for real, before, writable in zip(self.real, self.contents, self.writable, strict=True):
+            for page in range(PAGES):
+                place = slice(page * PAGE, (page + 1) * PAGE)
+                assert page in writable or bytes(real.memory[place]) == before[place]
+
+    # the windows
+
+    @rule(index=partitions, name=names, ioba=addresses, tce=entries)
+    def put_tce(self, index: int, name: int, ioba: int, tce: int) -> None:
+        self.before_call()
+        code = self.real[index].port.put_tce(self.liobns[name], ioba, tce)
+        assert code == self.model[index].stuff_tce(self.liobns[name], ioba, [tce])
+        self.only_windows_changed()
+
+    @rule(end=ends, page=st.integers(0, 9), entry=entries)
+    def map_own(self, end: int, page: int, entry: int) -> None:
+        """The good case on purpose, which blind choice finds too seldom."""
+        model = self.ends[end]
+        index = self.model.index(model.owner)
+        code = self.real[index].port.put_tce(model.liobn, page * PAGE, entry)
+        assert code == self.model[index].stuff_tce(model.liobn, page * PAGE, [entry])
+
+    @rule(index=partitions, name=names, ioba=addresses, tce=entries, count=st.integers(0, 11))
+    def stuff_tce(self, index: int, name: int, ioba: int, tce: int, count: int) -> None:
+        code = self.real[index].port.stuff_tce(self.liobns[name], ioba, tce, count)
+        assert code == self.model[index].stuff_tce(self.liobns[name], ioba, [tce] * count)
+
+    @rule(
+        index=partitions,
+        name=names,
+        ioba=addresses,
+        page=st.integers(0, PAGES - 1),
+        tces=st.lists(entries, max_size=10),
+    )
+    def put_tce_indirect(self, index: int, name: int, ioba: int, page: int, tces: list[int]) -> None:
+        self.own_write(index, page * PAGE, b"".join(tce.to_bytes(8, "big") for tce in tces))
+        self.before_call()
+        code = self.real[index].port.put_tce_indirect(self.liobns[name], ioba, page * PAGE, len(tces))
+        assert code == self.model[index].stuff_tce(self.liobns[name], ioba, tces)
+        self.only_windows_changed()
+
+    @rule(index=partitions, name=names, ioba=addresses)
+    def get_tce(self, index: int, name: int, ioba: int) -> None:
+        code = self.real[index].port.get_tce(self.liobns[name], ioba)
+        assert code == self.model[index].get_tce(self.liobns[name], ioba)
+
+    # the queues
+
+    @rule(
+        index=partitions,
+        end=ends,
+        page=st.integers(0, 9),
+        pages=st.integers(0, 2),
+        offset=st.sampled_from((0, 0, 0, 16)),
+    )
+    def reg_crq(self, index: int, end: int, page: int, pages: int, offset: int) -> None:
+        address, ioba, length = self.ends[end].unit_address, page * PAGE + offset, pages * PAGE
+        code = self.real[index].port.reg_crq(address, ioba, length)
+        assert code == self.model[index].reg_crq(address, ioba, length)
+
+    @rule(pair=st.integers(0, len(PAIRS) - 1), pages=st.lists(st.integers(0, PAGES - 1), min_size=10, max_size=10))
+    def connect(self, pair: int, pages: list[int]) -> None:
+        """Both ends map their windows somehow and register page 0, with its slots freed."""
+        for end in self.ends[2 * pair : 2 * pair + 2]:
+            index = self.model.index(end.owner)
+            for number, page in enumerate(pages[: end.size // PAGE]):
+                entry = page * PAGE | (3 if number < 3 else 1 + number % 3)
+                assert self.real[index].port.put_tce(end.liobn, number * PAGE, entry) == 0
+                assert self.model[index].stuff_tce(end.liobn, number * PAGE, [entry]) == 0
+            self.own_write(index, pages[0] * PAGE, bytes(PAGE))
+            code = self.real[index].port.reg_crq(end.unit_address, 0, PAGE)
+            assert code == self.model[index].reg_crq(end.unit_address, 0, PAGE)
+
+    @rule(index=partitions, end=ends)
+    def free_crq(self, index: int, end: int) -> None:
+        self.before_call()
+        address = self.ends[end].unit_address
+        assert self.real[index].port.free_crq(address) == self.model[index].free_crq(address)
+        self.only_windows_changed()
+
+    @rule(index=partitions, end=ends, header=headers, rest=st.integers(0, 2**56 - 1), low=st.integers(0, 2**64 - 1))
+    def send_crq(self, index: int, end: int, header: int, rest: int, low: int) -> None:
+        self.before_call()
+        address, high = self.ends[end].unit_address, header << 56 | rest
+        assert self.real[index].port.send_crq(address, high, low) == self.model[index].send_crq(address, high, low)
+        self.only_windows_changed()
+
+    @rule(end=ends, count=st.sampled_from((100, 255, 256, 257)))
+    def flood(self, end: int, count: int) -> None:
+        self.before_call()
+        index, address = self.model.index(self.ends[end].owner), self.ends[end].unit_address
+        for low in range(count):
+            code = self.real[index].port.send_crq(address, 0x80 << 56, low)
+            assert code == self.model[index].send_crq(address, 0x80 << 56, low)
+        self.only_windows_changed()
+
+    @rule(end=ends, count=st.sampled_from((1, 10, 256)))
+    def free_slots(self, end: int, count: int) -> None:
+        """The owner zeroes headers, in order or not: the slots are its memory."""
+        model = self.ends[end]
+        if model.queue is None:
+            return
+        for slot in range(count):
+            address = model.translate(model.queue[0] + (model.enqueue + 16 * slot) % model.queue[1], 0)
+            if address is not None and address < PAGES * PAGE:
+                self.own_write(self.model.index(model.owner), address, b"\0")
+
+    @rule(index=partitions, end=ends)
+    def enable_crq(self, index: int, end: int) -> None:
+        address = self.ends[end].unit_address
+        assert self.real[index].port.enable_crq(address) == self.model[index].enable_crq(address)
+
+    # remote DMA
+
+    @rule(index=partitions, length=lengths, source=names, s_ioba=addresses, destination=names, d_ioba=addresses)
+    def copy_rdma(self, index: int, length: int, source: int, s_ioba: int, destination: int, d_ioba: int) -> None:
+        self.before_call()
+        arguments = (length, self.liobns[source], s_ioba, self.liobns[destination], d_ioba)
+        assert self.real[index].port.copy_rdma(*arguments) == self.model[index].copy_rdma(*arguments)
+        self.only_windows_changed()
+
+    @rule(pair=st.integers(0, len(PAIRS) - 1), length=lengths, remote=addresses, local=addresses, inward=st.booleans())
+    def copy_own(self, pair: int, length: int, remote: int, local: int, inward: bool) -> None:
+        """A server copies between its two panes."""
+        self.before_call()
+        end = self.ends[2 * pair]
+        index = self.model.index(end.owner)
+        assert end.remote_liobn is not None
+        there, here = (end.remote_liobn, remote), (end.liobn, local)
+        arguments = (length, *there, *here) if inward else (length, *here, *there)
+        assert self.real[index].port.copy_rdma(*arguments) == self.model[index].copy_rdma(*arguments)
+        self.only_windows_changed()
+
+    @rule(index=partitions, name=names, ioba=addresses, length=st.sampled_from((0, 1, 8, 40, 72, 73)))
+    def read_rdma(self, index: int, name: int, ioba: int, length: int) -> None:
+        result = self.real[index].port.read_rdma(self.liobns[name], ioba, length)
+        assert result == self.model[index].read_rdma(self.liobns[name], ioba, length)
+
+    @rule(index=partitions, name=names, ioba=addresses, data=st.binary(max_size=49))
+    def write_rdma(self, index: int, name: int, ioba: int, data: bytes) -> None:
+        self.before_call()
+        code = self.real[index].port.write_rdma(self.liobns[name], ioba, data)
+        assert code == self.model[index].write_rdma(self.liobns[name], ioba, data)
+        self.only_windows_changed()
+
+    # the partitions themselves
+
+    @rule(index=partitions, page=st.integers(0, PAGES - 1), offset=st.integers(0, PAGE - 8), data=st.binary(max_size=8))
+    def work(self, index: int, page: int, offset: int, data: bytes) -> None:
+        self.own_write(index, page * PAGE + offset, data)
+
+    @rule(index=partitions)
+    def reboot(self, index: int) -> None:
+        self.hypervisor.reboot(self.real[index])
+        self.model[index].reboot()
+        self.load(index)
+
+    @rule(index=partitions)
+    def suspend(self, index: int) -> None:
+        self.before_call()
+        self.hypervisor.suspend(self.real[index])
+        self.model[index].suspend()
+        self.only_windows_changed()
+
+
+Isolation.TestCase.settings = settings(stateful_step_count=60)
+test_isolation = Isolation.TestCase
