@@ -6,7 +6,9 @@ the rules are:
 
 1. C001 is answered in every state, after everything of an older connection has ended here (`on_lost` returns only
    then). On an open connection it means that the partner started anew.
-2. C002 counts only while a C001 of ours is outstanding; otherwise it is ignored.
+2. C002 counts only while a C001 of ours is outstanding, and only if it returns the number that this C001 carried in
+   bytes 8-15; otherwise it is ignored. After several quick resets the answers to all of them arrive, and an early one
+   says nothing about what the partner still does for the connections that came after it.
 3. An end that has a C001 outstanding waits for its C002, also when the partner's C001 crosses it: only the C002 says
    that the partner has drained what belonged to the connection before.
 4. FF01, FF02, FF04 and FF06 end the connection. The end stays registered and waits for the partner's C001. Nobody
@@ -17,6 +19,7 @@ the rules are:
 from __future__ import annotations
 
 import logging
+import secrets
 from collections import deque
 from collections.abc import Callable
 from enum import Enum
@@ -141,6 +144,9 @@ class CrqEnd:
         self._retry: Timer | None = None
         self._retry_delay = _RETRY_FIRST
         self._offering: Timer | None = None
+        # so that an answer to an earlier life of this partition is not taken for one to this
+        self._number = secrets.randbits(62)
+        self._partner_number = 0
         self._draining = False
         self._drain_again = False
 
@@ -168,7 +174,8 @@ class CrqEnd:
         self._offering = None
         if self.state is not CrqState.WAITING:
             return
-        code = self._port.send_crq(self._unit_address, init_message(InitCode.INITIALIZE), 0)
+        self._number = (self._number + 1) & 0xFFFF_FFFF_FFFF_FFFF
+        code = self._port.send_crq(self._unit_address, init_message(InitCode.INITIALIZE), self._number)
         if code == ReturnCode.H_SUCCESS:
             self._step(Input.SENT)
         elif code == ReturnCode.H_DROPPED:
@@ -242,7 +249,7 @@ class CrqEnd:
                 else:
                     self.strays += 1
             elif header == VALID_INIT:
-                self._init(format_of(high))
+                self._init(format_of(high), low)
             elif header == VALID_EVENT and format_of(high) in _GONE:
                 self._step(Input.GONE)
             else:
@@ -254,10 +261,11 @@ class CrqEnd:
         if handed_up and self._on_drained is not None:
             self._on_drained()
 
-    def _init(self, code: int) -> None:
+    def _init(self, code: int, number: int) -> None:
         if code == InitCode.INITIALIZE:
+            self._partner_number = number
             self._step(Input.INITIALIZE)
-        elif code == InitCode.INITIALIZATION_COMPLETE:
+        elif code == InitCode.INITIALIZATION_COMPLETE and number == self._number:
             self._step(Input.COMPLETE)
         else:
             self.strays += 1
@@ -272,7 +280,7 @@ class CrqEnd:
                 self._forget_posts()
                 self._on_lost()
             elif action is Action.ANSWER:
-                self.post(init_message(InitCode.INITIALIZATION_COMPLETE), 0)
+                self.post(init_message(InitCode.INITIALIZATION_COMPLETE), self._partner_number)
             else:
                 self._on_open()
 
