@@ -35,7 +35,8 @@ COMPILED = (
     "powervio.phyp.crq",
     "powervio.phyp.ledger",
     "powervio.vio.slots",
-    "powervio.virtio.split",
+    "powervio.virtio.split_device",
+    "powervio.virtio.split_driver",
 )
 """The modules that are compiled; `ext-modules` in pyproject.toml is the same list."""
 

@@ -9,7 +9,7 @@ import pytest
 from tests.virtio.model import INDIRECT, NEXT, WRITE, MappedRing, RawRing, ShadowRing
 
 from powervio.errors import LocalError, RemoteError, Verdict
-from powervio.virtio.split import SplitDeviceRing
+from powervio.virtio.split_device import SplitDeviceRing
 
 pytestmark = pytest.mark.dual
 

@@ -9,7 +9,7 @@ import pytest
 from tests.virtio.model import RawRing, ShadowRing
 
 from powervio.errors import LocalError, RemoteError, Verdict
-from powervio.virtio.split import SplitDriverRing
+from powervio.virtio.split_driver import SplitDriverRing
 
 pytestmark = pytest.mark.dual
 

@@ -14,7 +14,8 @@ from hypothesis import strategies as st
 from tests.virtio.model import MappedRing
 
 from powervio.errors import RemoteError, Verdict
-from powervio.virtio.split import SplitDeviceRing, SplitDriverRing
+from powervio.virtio.split_device import SplitDeviceRing
+from powervio.virtio.split_driver import SplitDriverRing
 
 pytestmark = pytest.mark.dual
 

@@ -11,7 +11,8 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, pr
 from tests.virtio.model import Buffer, MappedRing, Model, Segments, ShadowRing, merged
 
 from powervio.memory.abstract import RingMemory
-from powervio.virtio.split import SplitDeviceRing, SplitDriverRing
+from powervio.virtio.split_device import SplitDeviceRing
+from powervio.virtio.split_driver import SplitDriverRing
 
 pytestmark = pytest.mark.dual
 

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from typing import Literal, TypeAlias
 
 from powervio.memory.abstract import Payload
-from powervio.virtio.split import Chain, SplitDeviceRing
+from powervio.virtio.split_device import Chain, SplitDeviceRing
 
 ByteOrder: TypeAlias = Literal["little", "big"]
 """Of rings, config fields and device structures: little in virtio 1, the guest's own in legacy devices."""

@@ -16,7 +16,7 @@ from powervio.transport.crq.protocol import Message, QueueAddresses, encode
 from powervio.vio.crq import CrqEnd
 from powervio.vio.dma import DmaMemory, DmaSpace
 from powervio.virtio.queue import BufferSlice, DriverQueue
-from powervio.virtio.split import SplitDriverRing
+from powervio.virtio.split_driver import SplitDriverRing
 
 IndirectPolicy: TypeAlias = Literal["auto", "always", "never"]
 """When a chain goes into an indirect table: `auto` only where it saves a shortage of descriptors, because fetching a
@@ -89,10 +89,9 @@ class CrqDriverQueue(DriverQueue):
         )
         self._dma = dma
         self._crq = crq
-        self._session = session
         self._indirect = indirect
         self._tables: list[DmaMemory] = []
-        self._table_count = 0
+        self._kick_high, self._kick_low = encode(Message.KICK, session, queue=index)
         self._build: Callable[[], tuple[int, int]] = self._kick_message
 
     def addresses(self) -> QueueAddresses:
@@ -137,7 +136,7 @@ class CrqDriverQueue(DriverQueue):
             self._crq.signal(self.index, self._build)
 
     def _kick_message(self) -> tuple[int, int]:
-        return encode(Message.KICK, self._session, queue=self.index, index=self.ring.available_index)
+        return self._kick_high | self.ring.available_index, self._kick_low  # bytes 6-7 are the index (P2.3)
 
     def reap(self) -> tuple[object, int] | None:
         """See `DriverQueue`. Raises `RemoteError` when the device broke the ring."""

@@ -201,22 +201,27 @@ class RdmaPayload(Payload):
     def __init__(self, window: RemoteWindow, segments: list[tuple[int, int]]) -> None:
         self._window = window
         self._segments = segments
-        self.length = segments[0][1] if len(segments) == 1 else sum(length for _, length in segments)
+        total = 0
+        for _, length in segments:
+            total += length
+        self.length = total
 
     def _pieces(self, offset: int, length: int) -> list[tuple[int, int]]:
         """The parts of segments that make up a range, as `(I/O address, bytes)`."""
         if offset < 0 or length < 0 or offset + length > self.length:
             raise ValueError(f"bytes {offset} to {offset + length} are outside a payload of {self.length} bytes")
-        pieces = []
+        pieces: list[tuple[int, int]] = []
         for address, size in self._segments:
             if offset >= size:
                 offset -= size
                 continue
-            if not length:
+            room = size - offset
+            if length <= room:  # nearly always at once: a header, the data, the status are one segment each
+                if length:
+                    pieces.append((address + offset, length))
                 break
-            part = min(size - offset, length)
-            pieces.append((address + offset, part))
-            length -= part
+            pieces.append((address + offset, room))
+            length -= room
             offset = 0
         return pieces
 

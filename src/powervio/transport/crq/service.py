@@ -17,7 +17,7 @@ from powervio.vio.kernel import PartitionKernel
 from powervio.virtio import features as feature
 from powervio.virtio.device import Device
 from powervio.virtio.queue import DeviceQueue
-from powervio.virtio.split import SplitDeviceRing
+from powervio.virtio.split_device import SplitDeviceRing
 
 _ROUNDS = 16
 """Passes over one queue before the adapter's other queues and the partition's other adapters get a turn."""
@@ -49,7 +49,7 @@ class QueueService:
         self._rings: dict[int, RemoteRing] = {}
         self._queues: dict[int, DeviceQueue] = {}
         self._kicked: dict[int, int | None] = {}
-        self._session = 0
+        self._builders: dict[int, Callable[[], tuple[int, int]]] = {}
 
     def __contains__(self, index: int) -> bool:
         return index in self._queues
@@ -63,7 +63,6 @@ class QueueService:
         self, entry: QueueAddresses, session: int, features: int, *, big_endian: bool, available: int = 0, used: int = 0
     ) -> None:
         """Set up a queue; `available` and `used` are the indices where a ring is taken over in the middle."""
-        self._session = session
         memory = RemoteRing(self._window, self._dma, entry.size, entry.descriptors, entry.available, entry.used)
         ring = SplitDeviceRing(
             entry.size,
@@ -76,6 +75,9 @@ class QueueService:
         )
         self._rings[entry.index] = memory
         self._queues[entry.index] = DeviceQueue(entry.index, ring, self._payload, self._notify)
+        high, low = encode(Message.USED, session, queue=entry.index)
+        # bytes 6-7 are the index (P2.3)
+        self._builders[entry.index] = lambda: (high | ring.used_index, low)
 
     def _payload(self, segments: list[tuple[int, int]]) -> RdmaPayload:
         return RdmaPayload(self._window, segments)
@@ -84,6 +86,7 @@ class QueueService:
         """Forget one queue; nothing of it is touched any more."""
         self._queues.pop(index).live = False
         self._rings.pop(index).release()
+        del self._builders[index]
         self._kicked.pop(index, None)
         self._crq.forget_signal(index)
 
@@ -151,9 +154,4 @@ class QueueService:
         self._kernel.call_soon(self.serve)
 
     def _notify(self, index: int) -> None:
-        session = self._session
-
-        def build() -> tuple[int, int]:
-            return encode(Message.USED, session, queue=index, index=self._queues[index].ring.used_index)
-
-        self._crq.signal(index, build)
+        self._crq.signal(index, self._builders[index])

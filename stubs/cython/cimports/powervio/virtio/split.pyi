@@ -1,1 +1,0 @@
-from powervio.virtio.split import *

@@ -1,0 +1,1 @@
+from powervio.virtio.split_device import *
