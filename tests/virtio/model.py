@@ -1,4 +1,4 @@
-"""What the tests of the split rings compare with: memories that behave well or badly, and a plain model of a split queue.
+"""What the tests of the split rings compare with: memories that behave well or badly, and a plain model of a queue.
 
 The model knows nothing of descriptors or indices: buffers go from the driver to the device in the order in which they
 were made available and come back in the order in which they were used.

@@ -20,14 +20,10 @@ from powervio.memory.abstract import Backing, Payload, RingMemory
 from powervio.memory.area import PAGE_SIZE, MappedArea
 from powervio.virtio.device import Device, DeviceSession
 from powervio.virtio.driver import Driver
-from powervio.virtio.queue import Buffer, BufferSlice, DeviceQueue, DriverQueue, DriverTransport, Segment
-from powervio.virtio.split import (
-    SplitDeviceRing,
-    SplitDriverRing,
-    available_bytes,
-    descriptors_bytes,
-    used_bytes,
-)
+from powervio.virtio.queue import Buffer, BufferSlice, ByteOrder, DeviceQueue, DriverQueue, DriverTransport, Segment
+from powervio.virtio.split_device import SplitDeviceRing
+from powervio.virtio.split_driver import SplitDriverRing
+from powervio.virtio.split_layout import available_bytes, descriptors_bytes, used_bytes
 
 VERSION_1 = 1 << 32
 BASE = 0x1000_0000
@@ -209,7 +205,7 @@ def whole(segment: Segment) -> list[Segment]:
 
 
 def bytewise(segment: Segment) -> list[Segment]:
-    """Short parts in descriptors of one byte, long ones with a byte split off at both ends (framing must not matter)."""
+    """Short parts in descriptors of one byte, long ones with a byte split off at both ends: framing must not matter."""
     address, length = segment
     if length <= 32:
         return [(address + at, 1) for at in range(length)]
@@ -222,7 +218,7 @@ class _DirectTransport(DriverTransport):
     def __init__(self, link: DirectLink, features: int, queues: Sequence[DriverQueue]) -> None:
         self._link = link
         self.features = features
-        self.byteorder = link.byteorder
+        self.byteorder: ByteOrder = link.byteorder
         self.queues = queues
 
     def config(self) -> bytes:
@@ -246,7 +242,7 @@ class DirectLink:
         device: Device,
         driver: Driver,
         *,
-        byteorder: str = "little",
+        byteorder: ByteOrder = "little",
         indirect: bool = False,
         event_idx: bool = False,
         queue_size: int = 128,

@@ -1,0 +1,353 @@
+"""The virtio block device (virtio 1.4, 5.2): serves a `Backing` to a driver.
+
+A request is a byte stream whose framing says nothing (2.7.4.1): 16 bytes of header, then data or segments; the last
+writable byte is the status, what stands before it is room for data. Everything that a driver can send is answered with
+a status if there is a byte for it; nothing leaves here as an exception.
+
+Each access to a payload may cost the transport a hypervisor call, so there are as few as the request has parts: a read
+of the header, one move of the data, one write of the status.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from powervio.errors import LocalError, RemoteError
+from powervio.memory.abstract import Backing, Payload
+from powervio.virtio import block as blk
+from powervio.virtio.device import Device, DeviceSession
+from powervio.virtio.queue import ByteOrder, Request
+
+_SECTOR = 512
+_ID_BYTES = 20
+_STATUS = tuple(bytes([status]) for status in range(256))
+
+
+@dataclass(frozen=True, slots=True)
+class BlockOptions:
+    """How a block device presents its backing; each field that is None follows the backing."""
+
+    serial: str = ""
+    """What GET_ID answers: up to 20 bytes of ASCII."""
+    read_only: bool = False
+    """Refuse writes though the backing would take them."""
+    queues: int = 1
+    """Request queues; more than one offers MQ."""
+    queue_size: int = 128
+    """Largest size of each queue, in descriptors."""
+    block_size: int | None = None
+    """Logical block in bytes, a power of two from 512: the unit that drivers should use (not more than that)."""
+    physical_block_size: int = 4096
+    """Bytes that the medium writes without reading first, told as TOPOLOGY; at least the logical block."""
+    optimal_io_size: int = 0
+    """Bytes of a request that suits best, a multiple of the logical block; 0 says nothing."""
+    writeback: bool = True
+    """Whether the device starts with a volatile write cache; without, each write is flushed before it completes."""
+    config_wce: bool = True
+    """Whether the driver may switch the cache (CONFIG_WCE)."""
+    size_max: int | None = None
+    """Largest data segment in bytes; None offers no limit."""
+    seg_max: int | None = None
+    """Most data segments of a request; None is what a queue holds beside header and status."""
+    discard: bool | None = None
+    """Whether to offer DISCARD."""
+    max_discard_sectors: int = 1 << 21
+    """Largest discard in sectors of 512 bytes."""
+    max_write_zeroes_sectors: int = 1 << 17
+    """Largest write of zeroes in sectors of 512 bytes; where the host has no fast way it takes as long as a write."""
+    max_segments: int = 16
+    """Most ranges in one discard or write of zeroes."""
+
+
+@dataclass(slots=True)
+class BlockCounters:
+    """What a block device has done since it was made."""
+
+    reads: int = 0
+    """Successful IN requests."""
+    writes: int = 0
+    """Successful OUT requests."""
+    flushes: int = 0
+    discards: int = 0
+    write_zeroes: int = 0
+    bytes_read: int = 0
+    bytes_written: int = 0
+    errors: dict[str, int] = field(default_factory=dict)
+    """Failed requests by kind: `malformed`, `range`, `read-only`, `unsupported`, `backing`, `memory`, `no status`."""
+
+
+class BlockDevice(Device):
+    """A disk. One request at a time, completed before the next is taken."""
+
+    device_id = blk.DEVICE_ID
+
+    def __init__(self, backing: Backing, options: BlockOptions | None = None) -> None:
+        """Raises `LocalError` for options that contradict each other or the backing."""
+        super().__init__()
+        options = BlockOptions() if options is None else options
+        self.backing = backing
+        self.options = options
+        self.counters = BlockCounters()
+        self.read_only = options.read_only or backing.read_only
+        self.block_size = options.block_size or backing.block_size
+        self.queue_count = options.queues
+        self.queue_size = options.queue_size
+        self._serial = _check_options(options, self.block_size)
+        self._discard = not self.read_only and (backing.can_discard if options.discard is None else options.discard)
+        self._capacity = backing.size // _SECTOR * _SECTOR
+        self._writeback = options.writeback
+        self._header = blk.REQUEST_HEADER["little"]
+        self._segment = blk.SEGMENT["little"]
+        self._negotiated = 0
+
+    # What the driver sees
+
+    @property
+    def features(self) -> int:
+        """Device-type bits (virtio 1.4, 5.2.3); nothing is offered that `handle` does not do."""
+        options = self.options
+        bits = blk.F_SEG_MAX | blk.F_BLK_SIZE | blk.F_FLUSH | blk.F_TOPOLOGY
+        if options.config_wce:
+            bits |= blk.F_CONFIG_WCE
+        if options.size_max is not None:
+            bits |= blk.F_SIZE_MAX
+        if options.queues > 1:
+            bits |= blk.F_MQ
+        if self.read_only:
+            return bits | blk.F_RO
+        if self._discard:
+            bits |= blk.F_DISCARD
+        return bits | blk.F_WRITE_ZEROES
+
+    def config(self, byteorder: ByteOrder) -> bytes:
+        """The config space (virtio 1.4, 5.2.4), all fields up to those of WRITE_ZEROES."""
+        options = self.options
+        physical = max(options.physical_block_size, self.block_size)
+        changes = not self.read_only
+        return blk.pack_config(
+            blk.BlockConfig(
+                capacity=self._capacity // _SECTOR,
+                size_max=options.size_max or 0,
+                seg_max=options.seg_max or options.queue_size - 2,
+                blk_size=self.block_size,
+                physical_block_exp=(physical // self.block_size).bit_length() - 1,
+                alignment_offset=0,
+                min_io_size=physical // self.block_size,
+                opt_io_size=options.optimal_io_size // self.block_size,
+                writeback=int(self._writeback),
+                num_queues=options.queues,
+                max_discard_sectors=options.max_discard_sectors if self._discard else 0,
+                max_discard_seg=options.max_segments if self._discard else 0,
+                discard_sector_alignment=physical // _SECTOR if self._discard else 0,
+                max_write_zeroes_sectors=options.max_write_zeroes_sectors if changes else 0,
+                max_write_zeroes_seg=options.max_segments if changes else 0,
+                write_zeroes_may_unmap=int(changes and self.backing.can_discard),
+            ),
+            byteorder,
+        )
+
+    def write_config(self, offset: int, data: bytes, byteorder: ByteOrder) -> None:
+        """`writeback` is the one writable field (virtio 1.4, 5.2.5.1); all else raises `RemoteError`."""
+        if offset != blk.WRITEBACK_OFFSET or len(data) != 1 or not self.options.config_wce:
+            raise RemoteError(f"config bytes {offset}..{offset + len(data) - 1} of a block device are not writable")
+        if data[0] > 1:
+            raise RemoteError(f"writeback is 0 or 1, not {data[0]} (virtio 1.4, 5.2.5.1)")
+        if self.session is not None and not self._negotiated & blk.F_CONFIG_WCE:
+            raise RemoteError("writeback written without CONFIG_WCE (virtio 1.4, 5.2.5.1)")
+        # No flush here when the cache is switched off: the next write is followed by one, and that covers all before.
+        self._writeback = bool(data[0])
+        if self.session is not None and not self._negotiated & blk.F_FLUSH:
+            self._writeback = False
+
+    def start(self, session: DeviceSession) -> None:
+        """Without FLUSH the driver cannot ask for stability, so every write is stable when it completes (5.2.6.2)."""
+        super().start(session)
+        self._negotiated = session.features
+        if not session.features & blk.F_FLUSH:
+            self._writeback = False
+        self._header = blk.REQUEST_HEADER[session.byteorder]
+        self._segment = blk.SEGMENT[session.byteorder]
+
+    def reset(self) -> None:
+        """Back to the cache mode that the device starts with."""
+        super().reset()
+        self._negotiated = 0
+        self._writeback = self.options.writeback
+
+    # What the operator does
+
+    @property
+    def capacity(self) -> int:
+        """Bytes that the driver sees."""
+        return self._capacity
+
+    @property
+    def writeback(self) -> bool:
+        """Whether a completed write may still be volatile."""
+        return self._writeback
+
+    def resize(self, size: int) -> None:
+        """Let the disk have `size` bytes and tell the driver; the backing has them already, or loses them after this.
+
+        Raises `LocalError` for a size that is no multiple of the logical block or more than the backing has.
+        """
+        if size < 0 or size % self.block_size or size > self.backing.size:
+            raise LocalError(
+                f"a disk of {size} bytes on a backing of {self.backing.size}: expected a multiple of {self.block_size}"
+            )
+        if size != self._capacity:
+            self._capacity = size
+            self.config_changed()
+
+    def state(self) -> dict[str, object]:
+        """The cache mode that the driver chose, and the size that it knows."""
+        return {"writeback": self._writeback, "capacity": self._capacity}
+
+    def restore(self, state: dict[str, object]) -> None:
+        """Take these over. Raises `LocalError` when they do not fit this disk."""
+        writeback, capacity = state.get("writeback"), state.get("capacity")
+        if not isinstance(writeback, bool) or not isinstance(capacity, int):
+            raise LocalError(f"not the state of a block device: {state}")
+        if not 0 <= capacity <= self.backing.size or capacity % self.block_size:
+            raise LocalError(f"the driver knows a disk of {capacity} bytes, the backing has {self.backing.size}")
+        self._writeback = writeback
+        self._capacity = capacity
+
+    # Requests
+
+    def handle(self, request: Request) -> None:
+        """Serve one request (virtio 1.4, 5.2.6)."""
+        readable, writable = request.readable, request.writable
+        self.requests += 1
+        room = writable.length - 1
+        if room < 0:
+            self._count("no status")
+            request.complete(0)
+            return
+        try:
+            filled = self._serve(readable, writable, room)
+        except OSError:
+            filled = self._failed("backing", blk.S_IOERR)
+        except RemoteError:
+            filled = self._failed("memory", blk.S_IOERR)
+        status = 0
+        if filled < 0:
+            status, filled = -filled, 0
+        try:
+            writable.write(room, _STATUS[status])
+        except RemoteError:
+            self._count("no status")
+            request.complete(0)
+            return
+        # The used length counts from the first writable byte on, so the status counts only if nothing before it is
+        # left out (2.7.8.2: a driver may rely on all of it).
+        request.complete(filled + 1 if filled == room else filled)
+
+    def _serve(self, readable: Payload, writable: Payload, room: int) -> int:
+        """Do it; returns the bytes of data written to the driver, or the status of a failure, negative."""
+        counters = self.counters
+        length = readable.length - 16
+        if length < 0:
+            return self._failed("malformed", blk.S_IOERR)
+        kind, _, sector = self._header.unpack(readable.read(0, 16))
+        position = sector * _SECTOR
+        if kind == blk.T_IN:
+            if room % _SECTOR or position + room > self._capacity:
+                return self._failed("range", blk.S_IOERR)
+            if room:
+                writable.fill_from(self.backing, position, 0, room)
+            counters.reads += 1
+            counters.bytes_read += room
+            return room
+        if kind == blk.T_OUT:
+            if self.read_only:
+                return self._failed("read-only", blk.S_IOERR)
+            if length % _SECTOR or position + length > self._capacity:
+                return self._failed("range", blk.S_IOERR)
+            if length:
+                readable.drain_to(self.backing, position, 16, length)
+            if not self._writeback:
+                self.backing.flush()
+            counters.writes += 1
+            counters.bytes_written += length
+            return 0
+        if kind in (blk.T_FLUSH, blk.T_FLUSH_OUT):
+            self.backing.flush()
+            counters.flushes += 1
+            return 0
+        if kind == blk.T_DISCARD and self._negotiated & blk.F_DISCARD:
+            return self._change_ranges(readable, length, zeroes=False)
+        if kind == blk.T_WRITE_ZEROES and self._negotiated & blk.F_WRITE_ZEROES:
+            return self._change_ranges(readable, length, zeroes=True)
+        if kind == blk.T_GET_ID:
+            answer = self._serial[:room]
+            writable.write(0, answer)
+            return len(answer)
+        return self._failed("unsupported", blk.S_UNSUPP)
+
+    def _change_ranges(self, readable: Payload, length: int, *, zeroes: bool) -> int:
+        """DISCARD and WRITE_ZEROES: all ranges are checked before the first is touched."""
+        options, size = self.options, self._segment.size
+        if self.read_only:
+            return self._failed("read-only", blk.S_IOERR)
+        if length == 0 or length % size or length > options.max_segments * size:
+            return self._failed("malformed", blk.S_IOERR)
+        allowed = blk.SEGMENT_UNMAP if zeroes else 0
+        limit = options.max_write_zeroes_sectors if zeroes else options.max_discard_sectors
+        ranges = list(self._segment.iter_unpack(readable.read(16, length)))
+        if any(flags & ~allowed for _, _, flags in ranges):
+            return self._failed("unsupported", blk.S_UNSUPP)
+        if any(count > limit or (sector + count) * _SECTOR > self._capacity for sector, count, _ in ranges):
+            return self._failed("range", blk.S_IOERR)
+        for sector, count, flags in ranges:
+            if zeroes:
+                self.backing.write_zeroes(sector * _SECTOR, count * _SECTOR, unmap=bool(flags & blk.SEGMENT_UNMAP))
+            else:
+                self.backing.discard(sector * _SECTOR, count * _SECTOR)
+        if not self._writeback:
+            self.backing.flush()
+        if zeroes:
+            self.counters.write_zeroes += 1
+        else:
+            self.counters.discards += 1
+        return 0
+
+    def _failed(self, kind: str, status: int) -> int:
+        self._count(kind)
+        return -status
+
+    def _count(self, kind: str) -> None:
+        errors = self.counters.errors
+        errors[kind] = errors.get(kind, 0) + 1
+
+
+def _check_options(options: BlockOptions, block_size: int) -> bytes:
+    """The serial as GET_ID answers it. Raises `LocalError` for options that make no device."""
+    for name, value in (("block_size", block_size), ("physical_block_size", options.physical_block_size)):
+        if value < _SECTOR or value & (value - 1) or value > 1 << 20:
+            raise LocalError(f"{name} {value}: expected a power of two from {_SECTOR} to {1 << 20}")
+    if options.optimal_io_size % block_size or options.optimal_io_size < 0:
+        raise LocalError(f"optimal_io_size {options.optimal_io_size} is no multiple of the block size {block_size}")
+    if not 1 <= options.queues <= 0xFFFF:
+        raise LocalError(f"{options.queues} queues: expected 1 to 65535")
+    # A request has three parts: header, data, status.
+    if not 4 <= options.queue_size <= 32768 or options.queue_size & (options.queue_size - 1):
+        raise LocalError(f"queue_size {options.queue_size}: expected a power of two from 4 to 32768")
+    if options.seg_max is not None and not 1 <= options.seg_max <= options.queue_size - 2:
+        raise LocalError(f"seg_max {options.seg_max}: expected 1 to {options.queue_size - 2}, the queue's size less 2")
+    if options.size_max is not None and not _SECTOR <= options.size_max <= 0xFFFF_FFFF:
+        raise LocalError(f"size_max {options.size_max}: expected {_SECTOR} to {0xFFFF_FFFF}")
+    for name, value in (
+        ("max_discard_sectors", options.max_discard_sectors),
+        ("max_write_zeroes_sectors", options.max_write_zeroes_sectors),
+        ("max_segments", options.max_segments),
+    ):
+        if not 1 <= value <= 0xFFFF_FFFF:
+            raise LocalError(f"{name} {value}: expected 1 to {0xFFFF_FFFF}")
+    try:
+        serial = options.serial.encode("ascii")
+    except UnicodeEncodeError:
+        raise LocalError(f"serial {options.serial!r} is not ASCII") from None
+    if len(serial) > _ID_BYTES:
+        raise LocalError(f"serial {options.serial!r} has {len(serial)} bytes; {_ID_BYTES} fit")
+    return serial.ljust(_ID_BYTES, b"\0")

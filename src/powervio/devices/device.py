@@ -1,0 +1,5 @@
+"""Moved to powervio.virtio.device."""
+
+from powervio.virtio.device import Device, DeviceSession
+
+__all__ = ["Device", "DeviceSession"]

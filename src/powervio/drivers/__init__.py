@@ -1,0 +1,1 @@
+"""Drivers, one module for each device type: they run in client partitions and know no transport."""

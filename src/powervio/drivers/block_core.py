@@ -1,0 +1,428 @@
+"""The virtio block driver without I/O: requests in, completions out (virtio 1.4, 5.2).
+
+`submit` puts a request into a ring or, when none has room, into the pending queue; `kick` tells the device; `completed`
+finishes what the device gave back and places what is pending. A request's life::
+
+    submit -> pending -> in a ring -> done          done: exactly once, by its callback
+                 ^___________|  session lost
+
+**Session loss.** When the server goes away (`stop`) what was in a ring goes back to the front of the pending queue, in
+the order in which it was submitted, and the next session (`start`) takes it from there. The device may have done some
+of it already; doing it again is harmless: a request that has not completed is not ordered against any other, and
+reading, writing the same bytes, flushing, discarding and zeroing have the same result the second time.
+
+A *completed* write that was not flushed is in the cache of the machine that serves the image, not in the server
+process, so it survives the process; a flush that goes to the server's successor covers it as well, for fdatasync is
+about the file. What is lost with the machine is what any disk's write cache loses at a power failure.
+
+**Memory.** Headers, status bytes and discard ranges live in slots of their own pages, which stay mapped; data are the
+caller's buffers. A slot is taken when a request enters a ring and is free again when it left it or the session ended,
+so the device never has a slot that somebody writes.
+"""
+
+from __future__ import annotations
+
+import errno
+from collections import deque
+from collections.abc import Callable, Iterable, Sequence
+from operator import attrgetter
+
+from powervio.drivers.block_request import (
+    ID_AT,
+    KINDS,
+    NOT_WRITTEN,
+    SEGMENT_AT,
+    SLOT_BYTES,
+    STATUS_AT,
+    BlockRequest,
+    Slot,
+    failure,
+    meaning,
+)
+from powervio.errors import LocalError, RemoteError
+from powervio.virtio import block as blk
+from powervio.virtio.driver import Driver
+from powervio.virtio.queue import Buffer, BufferSlice, ByteOrder, DriverQueue, DriverTransport
+
+SECTOR = 512
+"""Bytes of a sector, the unit of positions on the wire whatever the block size (virtio 1.4, 5.2.4)."""
+
+_CHANGES = frozenset({blk.T_OUT, blk.T_DISCARD, blk.T_WRITE_ZEROES})
+
+
+class BlockCore(Driver):
+    """A disk for callers that keep many requests going and are told by callback.
+
+    Everything is called in the partition's thread. Before the first session the limits below are not known yet, and
+    requests wait.
+    """
+
+    device_id = blk.DEVICE_ID
+
+    def __init__(self, *, max_queues: int = 16) -> None:
+        """Use up to `max_queues` of the queues that the device has."""
+        self.max_queues = max_queues
+        self.features = 0
+        """Negotiated in this session, or in the last one."""
+        self.started = False
+        """Whether there ever was a session; before, the limits are placeholders."""
+        self.capacity = 0
+        """Bytes."""
+        self.block_size = SECTOR
+        """The device's logical block in bytes; requests need whole sectors only."""
+        self.physical_block_size = SECTOR
+        self.size_max = (1 << 32) - 1
+        """Bytes of the largest slice."""
+        self.seg_max = 126
+        """Most slices in one request."""
+        self.max_discard = 0
+        """Bytes of the largest discard; 0 when there is none."""
+        self.discard_alignment = SECTOR
+        """Bytes that the edges of a discard should be multiples of."""
+        self.max_write_zeroes = 0
+        """Bytes of the largest write of zeroes; 0 when there is none."""
+        self.requests = 0
+        """Completed by the device."""
+        self.failed = 0
+        """Completed, by the device or here, with an error."""
+        self.resubmitted = 0
+        """Put back when a session was lost."""
+        self.on_resize: Callable[[], None] | None = None
+        """Called when `capacity` changed."""
+        self._transport: DriverTransport | None = None
+        self._queues: Sequence[DriverQueue] = ()
+        self._load: list[int] = []
+        self._unkicked: set[int] = set()
+        self._pending: deque[BlockRequest] = deque()
+        self._in_flight: dict[int, BlockRequest] = {}
+        self._order = 0
+        self._closed: str | None = None
+        self._slots: list[Slot] = []
+        self._free_slots: list[Slot] = []
+        self._slot_memory: list[Buffer] = []
+        self._header = blk.REQUEST_HEADER["little"]
+        self._segment = blk.SEGMENT["little"]
+
+    # What the disk is
+
+    @property
+    def connected(self) -> bool:
+        """Whether a session is on."""
+        return self._transport is not None
+
+    @property
+    def read_only(self) -> bool:
+        """Whether the device refuses writes."""
+        return bool(self.features & blk.F_RO)
+
+    @property
+    def can_discard(self) -> bool:
+        """Whether the device takes discards."""
+        return bool(self.features & blk.F_DISCARD) and not self.read_only
+
+    @property
+    def can_write_zeroes(self) -> bool:
+        """Whether the device writes zeroes by itself."""
+        return bool(self.features & blk.F_WRITE_ZEROES) and not self.read_only
+
+    @property
+    def needs_flush(self) -> bool:
+        """Whether a completed write may still be volatile; without FLUSH it is stable (virtio 1.4, 5.2.6.2)."""
+        return bool(self.features & blk.F_FLUSH)
+
+    @property
+    def in_flight(self) -> int:
+        """Requests that the device has."""
+        return len(self._in_flight)
+
+    @property
+    def pending(self) -> int:
+        """Requests that wait for room or for a session."""
+        return len(self._pending)
+
+    # Sessions
+
+    def select_features(self, offered: int) -> int:
+        """Every feature that this driver has a use for."""
+        wanted = (
+            blk.F_SIZE_MAX | blk.F_SEG_MAX | blk.F_RO | blk.F_BLK_SIZE | blk.F_FLUSH | blk.F_TOPOLOGY
+            | blk.F_CONFIG_WCE | blk.F_DISCARD | blk.F_WRITE_ZEROES
+        )  # fmt: skip
+        if self.max_queues > 1:
+            wanted |= blk.F_MQ
+        return offered & wanted
+
+    def queue_count(self, features: int, config: bytes, byteorder: ByteOrder) -> int:
+        """As many as the device has, up to `max_queues`."""
+        if not features & blk.F_MQ:
+            return 1
+        return max(1, min(self.max_queues, blk.unpack_config(config, byteorder).num_queues))
+
+    def start(self, transport: DriverTransport) -> None:
+        """Learn what the disk is and place what is pending. Raises `RemoteError` for a config that cannot be."""
+        self.features = transport.features
+        self._header = blk.REQUEST_HEADER[transport.byteorder]
+        self._segment = blk.SEGMENT[transport.byteorder]
+        self._queues = transport.queues
+        self._load = [0] * len(transport.queues)
+        self._make_slots(transport, sum(queue.size for queue in transport.queues))
+        self._read_config(transport)
+        self._transport = transport
+        self.started = True
+        self._place_pending()
+        self.kick()
+
+    def stop(self) -> None:
+        """The session is lost: what the device had is pending again, in front and in its old order."""
+        self._transport = None
+        self._queues = ()
+        self._load = []
+        self._unkicked.clear()
+        lost = sorted(self._in_flight.values(), key=attrgetter("order"))
+        self._in_flight.clear()
+        again: list[BlockRequest] = []
+        gone: list[BlockRequest] = []
+        for request in lost:
+            request.slot = None
+            (gone if request.withdrawn or self._closed is not None else again).append(request)
+        self.resubmitted += len(again)
+        self._pending.extendleft(reversed(again))
+        for request in gone:
+            if request.withdrawn:
+                self._fail(request, errno.ECANCELED, "withdrawn")
+            else:
+                self._fail(request, errno.ESHUTDOWN, self._closed or "")
+
+    def config_changed(self) -> None:
+        """Read the config again; tells `on_resize` if the capacity is another."""
+        if self._transport is not None:
+            self._read_config(self._transport)
+
+    def fail_all(self, reason: str) -> None:
+        """The disk goes away for good: fail what is pending now, what the device has at its end, what comes at once."""
+        self._closed = reason
+        while self._pending:
+            self._fail(self._pending.popleft(), errno.ESHUTDOWN, reason)
+
+    def _read_config(self, transport: DriverTransport) -> None:
+        config = blk.unpack_config(transport.config(), transport.byteorder)
+        has = self.features
+        block_size = config.blk_size if has & blk.F_BLK_SIZE else SECTOR
+        if block_size < SECTOR or block_size & (block_size - 1):
+            raise RemoteError(f"block size {block_size} is no power of two from {SECTOR} (virtio 1.4, 5.2.4)")
+        size_max = config.size_max if has & blk.F_SIZE_MAX else 0
+        if has & blk.F_SIZE_MAX and size_max < SECTOR:
+            raise RemoteError(f"segments of at most {size_max} bytes hold no sector (virtio 1.4, 5.2.4)")
+        self.block_size = block_size
+        # log2 of the physical block in logical ones; what gives no sensible size is as good as not told.
+        exponent = config.physical_block_exp if has & blk.F_TOPOLOGY else 0
+        self.physical_block_size = block_size << exponent if exponent < 16 else block_size
+        self.size_max = (size_max or (1 << 32) - SECTOR) // SECTOR * SECTOR
+        # A chain is no longer than the queue, also in an indirect table (2.7.5.3.1): header and status are in it.
+        room = min(queue.size for queue in self._queues) - 2
+        self.seg_max = max(1, min(room, config.seg_max or 1)) if has & blk.F_SEG_MAX else max(1, room)
+        self.max_discard = (config.max_discard_sectors or 0xFFFF_FFFF) * SECTOR if has & blk.F_DISCARD else 0
+        self.discard_alignment = max(1, config.discard_sector_alignment) * SECTOR if has & blk.F_DISCARD else SECTOR
+        self.max_write_zeroes = (
+            (config.max_write_zeroes_sectors or 0xFFFF_FFFF) * SECTOR if has & blk.F_WRITE_ZEROES else 0
+        )
+        capacity = config.capacity * SECTOR
+        if capacity != self.capacity:
+            self.capacity = capacity
+            if self.on_resize is not None:
+                self.on_resize()
+
+    def _make_slots(self, transport: DriverTransport, count: int) -> None:
+        """Have `count` slots, in pages that hold nothing else."""
+        missing = count - len(self._slots)
+        if missing > 0:
+            buffer = transport.allocate(missing * SLOT_BYTES, mapped=True)
+            self._slot_memory.append(buffer)
+            self._slots.extend(Slot(buffer, index * SLOT_BYTES) for index in range(missing))
+        self._free_slots = list(self._slots)
+
+    # Requests
+
+    def submit(self, request: BlockRequest) -> None:
+        """Take a request; the device has it after the next `kick`, or later when there is no room or no session now.
+
+        Its callback may be called before this returns, if nothing has to be done for it or nothing can be.
+        Raises `BlockError` for what this disk cannot do and `LocalError` for what no request can be; it is not
+        submitted then.
+        """
+        self._check(request)
+        request.order = self._order
+        self._order += 1
+        try:
+            if self._pending or not self._place(request):
+                self._pending.append(request)
+        except BaseException:
+            request.order = -1
+            raise
+
+    def submit_many(self, requests: Iterable[BlockRequest]) -> None:
+        """Take requests in their order; what raises leaves those before it submitted."""
+        for request in requests:
+            self.submit(request)
+
+    def kick(self) -> None:
+        """Tell the device of what was submitted since the last kick."""
+        while self._unkicked:
+            self._queues[self._unkicked.pop()].kick()
+
+    def withdraw(self, request: BlockRequest) -> None:
+        """Give a request up: it ends with ECANCELED if the device does not have it.
+
+        If the device has it, it ends as if it had not been withdrawn, unless the session is lost before.
+        """
+        if request.done:
+            return
+        request.withdrawn = True
+        if request.slot is None:
+            try:
+                self._pending.remove(request)
+            except ValueError:
+                return  # not submitted
+            self._fail(request, errno.ECANCELED, "withdrawn")
+
+    def completed(self, queue: DriverQueue) -> None:
+        """Finish what the device gave back, then use the room. Raises `RemoteError` when the ring is broken."""
+        index = queue.index
+        while (used := queue.reap()) is not None:
+            request = used[0]
+            assert isinstance(request, BlockRequest)
+            slot = request.slot
+            assert slot is not None
+            request.slot = None
+            status = slot.view[slot.base + STATUS_AT]
+            if request.kind == blk.T_GET_ID:
+                request.answer = bytes(slot.view[slot.base + ID_AT : slot.base + STATUS_AT])
+            self._free_slots.append(slot)
+            del self._in_flight[request.order]
+            self._load[index] -= 1
+            self.requests += 1
+            self._finish(request, status)
+        if self._pending:
+            self._place_pending()
+        if self._unkicked:
+            self.kick()
+
+    def _place_pending(self) -> None:
+        pending = self._pending
+        while pending and self._transport is not None:
+            request = pending.popleft()
+            placed = False
+            try:
+                placed = self._place(request)
+            finally:
+                if not placed:
+                    pending.appendleft(request)
+            if not placed:
+                break
+
+    def _place(self, request: BlockRequest) -> bool:
+        """Put a request into the least loaded ring that has room, or fail it; False when it has to wait."""
+        if self._transport is None or not self._free_slots:
+            return False
+        slot = self._free_slots[-1]
+        kind = request.kind
+        if kind == blk.T_FLUSH and not self.needs_flush:
+            self._finish(request, blk.S_OK)  # each write was stable when it completed
+            return True
+        self._header.pack_into(slot.view, slot.base, kind, 0, request.position // SECTOR)
+        slot.view[slot.base + STATUS_AT] = NOT_WRITTEN
+        readable: Sequence[BufferSlice] = slot.header
+        writable: Sequence[BufferSlice] = slot.status
+        if kind == blk.T_IN:
+            writable = (*request.slices, *writable)
+        elif kind == blk.T_OUT:
+            readable = (*readable, *request.slices)
+        elif kind == blk.T_GET_ID:
+            writable = slot.answer
+        elif kind != blk.T_FLUSH:
+            # The range says what is meant; the header's own sector is 0 (virtio 1.4, 5.2.6.1).
+            self._header.pack_into(slot.view, slot.base, kind, 0, 0)
+            self._segment.pack_into(
+                slot.view, slot.base + SEGMENT_AT, request.position // SECTOR, request.length // SECTOR, request.flags
+            )
+            readable = slot.ranges
+        code, reason = errno.E2BIG, "it does not fit into an empty queue"
+        for index in self._by_load():
+            try:
+                placed = self._queues[index].add(readable, writable, request)
+            except RemoteError:
+                return False  # the ring is broken: the session is about to end, and the request is for the next one
+            except LocalError as error:
+                # No room in the window, perhaps: then it comes back with the requests that have it now.
+                code, reason = errno.EINVAL, str(error)
+                break
+            if placed:
+                self._free_slots.pop()
+                request.slot = slot
+                self._in_flight[request.order] = request
+                self._load[index] += 1
+                self._unkicked.add(index)
+                return True
+        if self._in_flight:
+            return False
+        self._fail(request, code, reason)  # nothing will make more room than there is now
+        return True
+
+    def _by_load(self) -> Sequence[int]:
+        if len(self._queues) == 1:
+            return (0,)
+        return sorted(range(len(self._queues)), key=self._load.__getitem__)
+
+    def _check(self, request: BlockRequest) -> None:
+        if self._closed is not None:
+            raise failure(request, errno.ESHUTDOWN, self._closed)
+        if request.order >= 0:
+            raise LocalError(f"{request} was submitted before")
+        kind, length = request.kind, request.length
+        if kind not in KINDS:
+            raise LocalError(f"{request}: unknown kind of request")
+        if (request.position | length) % SECTOR or request.position < 0 or length < 0:
+            raise failure(request, errno.EINVAL, f"not in whole sectors of {SECTOR} bytes")
+        slices = request.slices
+        if kind in (blk.T_IN, blk.T_OUT):
+            if sum(part[2] for part in slices) != length:
+                raise LocalError(f"{request}: its slices have {sum(part[2] for part in slices)} bytes")
+            if not length:
+                raise LocalError(f"{request}: no data")
+        elif slices:
+            raise LocalError(f"{request} takes no data")
+        if not self.started:
+            return
+        if len(slices) > self.seg_max or any(part[2] > self.size_max for part in slices):
+            raise LocalError(f"{request}: {len(slices)} slices; at most {self.seg_max} of {self.size_max} bytes each")
+        if request.position + length > self.capacity:
+            raise failure(request, errno.EINVAL, f"the disk has {self.capacity} bytes")
+        if kind in _CHANGES:
+            self._check_change(request)
+
+    def _check_change(self, request: BlockRequest) -> None:
+        if self.read_only:
+            raise failure(request, errno.EROFS, "the disk is read-only")
+        if request.kind == blk.T_OUT:
+            return
+        limit = self.max_discard if request.kind == blk.T_DISCARD else self.max_write_zeroes
+        if not limit:
+            raise failure(request, errno.ENOTSUP, "the device does not offer it")
+        if request.length > limit:
+            raise LocalError(f"{request}: at most {limit} bytes in one request")
+
+    def _finish(self, request: BlockRequest, status: int) -> None:
+        request.status = status
+        if status != blk.S_OK:
+            self._fail(request, *meaning(status))
+            return
+        request.done = True
+        if request.callback is not None:
+            request.callback(request)
+
+    def _fail(self, request: BlockRequest, code: int, reason: str) -> None:
+        self.failed += 1
+        request.error = failure(request, code, reason)
+        request.done = True
+        if request.callback is not None:
+            request.callback(request)

@@ -1,0 +1,5 @@
+"""Moved to powervio.virtio.driver."""
+
+from powervio.virtio.driver import Driver
+
+__all__ = ["Driver"]

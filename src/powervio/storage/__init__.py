@@ -1,0 +1,1 @@
+"""What storage devices stand on: images, block devices, and the NBD protocol."""
