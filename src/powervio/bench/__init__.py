@@ -1,0 +1,1 @@
+"""Measuring powervio: rates, and what a request costs in hypervisor calls."""

@@ -1,0 +1,96 @@
+"""`powervio bench`: measurements that anybody can repeat."""
+
+from __future__ import annotations
+
+import json
+import re
+import sys
+
+import click
+
+from powervio.bench.cost import DEPTHS
+from powervio.bench.crq import SCHEDULES, STYLES, Result, measure
+
+_UNITS = {"": 1, "k": 1 << 10, "m": 1 << 20, "g": 1 << 30}
+
+
+def _size(context: click.Context, parameter: click.Parameter, value: str) -> int:
+    """Bytes, with K, M or G for the binary multiples; whole blocks of 4 KiB."""
+    match = re.fullmatch(r"(\d+)([kmg]?)(?:i?b)?", value.strip().lower())
+    if match is None:
+        raise click.BadParameter(f"{value!r} is no size; expected bytes, or a number with K, M or G such as 64M")
+    size = int(match[1]) * _UNITS[match[2]]
+    if size < 1 << 20 or size % 4096:
+        raise click.BadParameter(f"{value!r}: expected 1M or more, in whole blocks of 4096 bytes")
+    return size
+
+
+@click.group()
+def bench() -> None:
+    """Measure."""
+
+
+@bench.command()
+@click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
+@click.option(
+    "--seconds", type=click.FloatRange(0.05, 600), default=1.0, show_default=True, help="Time for each of the 8 rows."
+)
+@click.option(
+    "--size", callback=_size, default="64M", metavar="BYTES", show_default=True, help="Of the image that is read."
+)
+@click.option("--revision", type=click.IntRange(0, 1), default=1, show_default=True, help="Of the protocol.")
+def crq(as_json: bool, seconds: float, size: int, revision: int) -> None:
+    """Random reads of 4 KiB through virtio over CRQ, by the Python block driver.
+
+    Rates at depth 1 and 32, by the batch interface and by await of each read, with both partitions in one thread and
+    in two; hypervisor calls and remote copies per request. The image is in the page cache and every block is verified.
+    """
+    from rich.console import Console
+    from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
+
+    with Progress(
+        TextColumn("{task.description}"),
+        BarColumn(bar_width=24),
+        TimeRemainingColumn(),
+        console=Console(stderr=True),
+        transient=True,
+        disable=not sys.stderr.isatty(),
+    ) as progress:
+        task = progress.add_task("starting", total=1.0)
+        result = measure(
+            size, seconds, revision, lambda what, part: progress.update(task, description=what, completed=part)
+        )
+    if as_json:
+        click.echo(json.dumps(result.as_json(), indent=2))
+    else:
+        _show(result)
+
+
+def _show(result: Result) -> None:
+    from rich import box
+    from rich.console import Console
+    from rich.table import Table
+
+    from powervio.cli.costs import cost_table
+
+    console = Console(highlight=False)
+    hot_path = "compiled" if result.compiled else "interpreted"
+    console.print(
+        f"Random reads of 4 KiB, revision {result.revision}, hot path {hot_path}; image of"
+        f" {result.image_bytes >> 20} MiB in {result.image_folder}, page-cached, every block verified."
+    )
+    table = Table("requests per second", box=box.SIMPLE_HEAD, pad_edge=False)
+    columns = [(schedule, style) for schedule in SCHEDULES for style in STYLES]
+    for schedule, style in columns:
+        table.add_column(f"{schedule.replace('_', ' ')}\n{style}", justify="right")
+    for depth in DEPTHS:
+        table.add_row(f"depth {depth}", *(f"{result.row(*column, depth).rate:,.0f}" for column in columns))
+    console.print(table)
+    console.print(
+        f"Medians of {result.slices} slices of {result.slice_seconds:.2g} s, all rows in turn."
+        f" One thread: client and VIO server take turns (`powervio up` does so). Two: the VIO server has its own."
+    )
+    console.print("\n[bold]Counted with the partitions polled in turn, a buffer mapped for each request[/bold]")
+    console.print(cost_table(result.costs))
+    kept = ", ".join(f"{cost.hcalls['total']:.2f} at depth {depth}" for depth, cost in result.kept_mapped.items())
+    console.print(f"With buffers that stay mapped, hypervisor calls: {kept}.")

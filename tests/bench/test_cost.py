@@ -1,0 +1,62 @@
+"""What a random read of 4 KiB costs, exactly. Whoever changes a number here says in the commit why it changed."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from powervio.bench.cost import Cost, PerRequest, count_costs
+from powervio.bench.reads import write_numbered
+from powervio.storage.image import open_image
+
+# Alone: kick and used notification are a message and an interrupt each; the server copies in descriptors with the
+# available ring, the data, the used element, the used index, reads the header and writes the status.
+DEPTH_1 = {
+    "H_COPY_RDMA": 4.0,
+    "H_EOI": 2.0,
+    "H_PUT_TCE": 2.0,
+    "H_READ_RDMA": 1.0,
+    "H_SEND_CRQ": 2.0,
+    "H_WRITE_RDMA": 1.0,
+    "H_XIRR": 2.0,
+    "total": 14.0,
+}
+# 32 together share the messages, the interrupts and all copies of the ring (3 of them).
+DEPTH_32 = {
+    "H_COPY_RDMA": 1.0938,
+    "H_EOI": 0.0625,
+    "H_PUT_TCE": 2.0,
+    "H_READ_RDMA": 1.0,
+    "H_SEND_CRQ": 0.0625,
+    "H_WRITE_RDMA": 1.0,
+    "H_XIRR": 0.0625,
+    "total": 5.2812,
+}
+COPIES_1 = {"H_COPY_RDMA": 4.0, "H_READ_RDMA": 1.0, "H_WRITE_RDMA": 1.0, "total": 6.0}
+COPIES_32 = {"H_COPY_RDMA": 1.0938, "H_READ_RDMA": 1.0, "H_WRITE_RDMA": 1.0, "total": 3.0938}
+
+
+def costs(folder: Path, revision: int, *, keep_mapped: bool = False) -> dict[int, Cost]:
+    path = folder / "numbered.img"
+    write_numbered(path, 1 << 20)
+    with open_image(path, read_only=True) as image:
+        return count_costs(image, revision, keep_mapped=keep_mapped)
+
+
+def without_mapping(calls: PerRequest) -> PerRequest:
+    rest = {name: count for name, count in calls.items() if name != "H_PUT_TCE"}
+    return {**rest, "total": round(calls["total"] - calls["H_PUT_TCE"], 4)}
+
+
+@pytest.mark.dual
+@pytest.mark.parametrize("revision", [0, 1])
+def test_cost_of_a_read_at_depth_1_and_32(tmp_path: Path, revision: int) -> None:
+    assert costs(tmp_path, revision) == {1: Cost(DEPTH_1, COPIES_1), 32: Cost(DEPTH_32, COPIES_32)}
+
+
+@pytest.mark.parametrize("revision", [0, 1])
+def test_buffers_that_stay_mapped_save_two_calls_a_request(tmp_path: Path, revision: int) -> None:
+    found = costs(tmp_path, revision, keep_mapped=True)
+    assert found[1] == Cost(without_mapping(DEPTH_1), COPIES_1)
+    assert found[32] == Cost(without_mapping(DEPTH_32), COPIES_32)
