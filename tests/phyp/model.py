@@ -133,8 +133,15 @@ class ModelPartition:
         assert pane.end is not None
         return SUCCESS, pane.end.tces.get(ioba // PAGE, 0)
 
-    def stuff_tce(self, liobn: int, ioba: int, tces: list[int]) -> int:
-        """Also H_PUT_TCE and H_PUT_TCE_INDIRECT: these entries in a row, or none of them."""
+    def stuff_tce(self, liobn: int, ioba: int, tce: int, count: int) -> int:
+        """The page is checked once, also when no entry is to be stored (papr-vio 1.4)."""
+        code = self.put_tces(liobn, ioba, [])
+        if code or not self._entry_good(tce):
+            return code or PARAMETER
+        return self.put_tces(liobn, ioba, [tce] * count)
+
+    def put_tces(self, liobn: int, ioba: int, tces: list[int]) -> int:
+        """H_PUT_TCE and H_PUT_TCE_INDIRECT: these entries in a row, or none of them."""
         pane = self.pane(liobn)
         if pane is None or pane.remote or ioba >= pane.size or ioba // PAGE + len(tces) > pane.size // PAGE:
             return PARAMETER

@@ -333,6 +333,14 @@ def test_event_two_in_a_row_on_full_queue_newest_wins(linked: Rig) -> None:
     assert drain(server_slots(linked))[-1][0] == FAILED[0] | OVERLAID
 
 
+def test_event_on_full_queue_with_the_newest_freed_out_of_order_is_lost(linked: Rig) -> None:
+    fill(linked)
+    linked.server.memory[PAGE - 16] = 0
+    assert linked.c.free_crq(linked.c_ua) == ReturnCode.H_SUCCESS
+    assert linked.server.memory[PAGE - 16] == 0
+    assert linked.server_end.lost_events == 1
+
+
 def test_event_on_unmapped_queue_is_counted_as_lost(linked: Rig) -> None:
     assert linked.s.put_tce(linked.local, 0, 0) == ReturnCode.H_SUCCESS
     assert linked.c.free_crq(linked.c_ua) == ReturnCode.H_SUCCESS

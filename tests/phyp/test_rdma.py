@@ -49,15 +49,19 @@ def test_copy_rdma_between_two_clients_moves_the_bytes(linked: Rig) -> None:
     assert bytes(other.memory[2 * PAGE + 16 : 2 * PAGE + 20]) == b"data"
 
 
-def test_copy_rdma_scattered_pages_unaligned_moves_the_bytes(linked: Rig) -> None:
-    # client pages 1..4 in reverse order, server pages every second one
+@pytest.mark.parametrize(("s_offset", "d_offset"), [(77, 1001), (1001, 77), (0, 1), (4095, 0), (5, 5)])
+def test_copy_rdma_scattered_pages_unaligned_moves_the_bytes(linked: Rig, s_offset: int, d_offset: int) -> None:
+    # both sides' pages in another order than their addresses
+    images = [DATA[:PAGE].replace(b"\x01", bytes([page + 2])) for page in range(5)]
     for page in range(5):
         assert linked.c.put_tce(linked.window, (16 + page) * PAGE, (14 - page) * PAGE | 1) == ReturnCode.H_SUCCESS
-    for page in range(5):
-        linked.client.memory[(14 - page) * PAGE : (15 - page) * PAGE] = DATA[:PAGE].replace(b"\x01", bytes([page]))
-    expected = b"".join(DATA[:PAGE].replace(b"\x01", bytes([page])) for page in range(5))[77 : 77 + 4 * PAGE]
-    assert linked.s.copy_rdma(4 * PAGE, linked.remote, 16 * PAGE + 77, linked.local, PAGE + 1001) == 0
-    assert bytes(linked.server.memory[PAGE + 1001 : 5 * PAGE + 1001]) == expected
+        assert linked.s.put_tce(linked.local, (8 + page) * PAGE, (7 - page) * PAGE | 2) == ReturnCode.H_SUCCESS
+        linked.client.memory[(14 - page) * PAGE : (15 - page) * PAGE] = images[page]
+    code = linked.s.copy_rdma(4 * PAGE, linked.remote, 16 * PAGE + s_offset, linked.local, 8 * PAGE + d_offset)
+    assert code == ReturnCode.H_SUCCESS
+    got = b"".join(bytes(linked.server.memory[(7 - page) * PAGE : (8 - page) * PAGE]) for page in range(5))
+    expected = b"".join(images)[s_offset : s_offset + 4 * PAGE]
+    assert got == bytes(d_offset) + expected + bytes(PAGE - d_offset)
 
 
 def test_copy_rdma_large_without_interpreter_lock_moves_the_bytes(rig: Rig) -> None:

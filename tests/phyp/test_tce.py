@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 from powervio.papr.codes import ReturnCode
+from powervio.phyp.tce import TceTable
 
 if TYPE_CHECKING:
     from tests.phyp.conftest import Rig
@@ -139,6 +140,10 @@ def test_stuff_tce_page_beyond_memory_is_parameter(rig: Rig) -> None:
     assert entries(rig) == [0] * ENTRIES
 
 
+def test_stuff_tce_no_entries_of_a_page_beyond_memory_is_parameter(rig: Rig) -> None:
+    assert rig.c.stuff_tce(rig.window, 0, 16 * PAGE | 1, 0) == ReturnCode.H_PARAMETER
+
+
 def test_stuff_tce_513_entries_by_default_succeeds(rig: Rig) -> None:
     _, client_end = rig.hypervisor.create_pair(rig.server, rig.client, client_window=1024 * PAGE)
     assert rig.c.stuff_tce(client_end.window.liobn, 0, PAGE | 3, 513) == ReturnCode.H_SUCCESS
@@ -159,11 +164,11 @@ def test_stuff_tce_whole_large_window_is_cleared(rig: Rig) -> None:
     # what Linux does at boot, on a table of many host pages, with entries at the edges of the pages of the table
     _, client_end = rig.hypervisor.create_pair(rig.server, rig.client, client_window=256 << 20)
     liobn = client_end.window.liobn
-    used = [0, 511, 512, 513, 1024, 32767, 32768, 65535]
+    used = [0, 511, 512, 513, 1024, 32767, 32768, 65534, 65535]
     for index in used:
         assert rig.c.put_tce(liobn, index * PAGE, PAGE | 3) == ReturnCode.H_SUCCESS
     assert rig.c.stuff_tce(liobn, 511 * PAGE, 0, 65536 - 511 - 1) == ReturnCode.H_SUCCESS
-    assert [rig.c.get_tce(liobn, index * PAGE)[1] for index in used] == [PAGE | 3] + [0] * 6 + [PAGE | 3]
+    assert [rig.c.get_tce(liobn, index * PAGE)[1] for index in used] == [PAGE | 3] + [0] * 7 + [PAGE | 3]
 
 
 def test_put_tce_indirect_list_is_stored_big_endian(rig: Rig) -> None:
@@ -225,3 +230,25 @@ def test_put_tce_indirect_list_inside_its_own_mapping_is_snapshot(rig: Rig) -> N
     put_list(rig, 2 * PAGE, 2 * PAGE | 3)
     assert rig.c.put_tce_indirect(rig.window, 2 * PAGE, 2 * PAGE, 1) == ReturnCode.H_SUCCESS
     assert entries(rig)[2] == 2 * PAGE | 3
+
+
+# the table itself
+
+
+def test_translate_checks_the_page_against_the_memory_again() -> None:
+    table = TceTable(4 * PAGE, memoryview(bytearray(2 * PAGE)))
+    assert table.put(0, 2 * PAGE) == ReturnCode.H_SUCCESS
+    assert table.put(PAGE, PAGE) == ReturnCode.H_SUCCESS
+    assert table.translate(5, 0) == -1
+    assert table.translate(PAGE + 5, 0) == PAGE + 5
+    assert not table.allows(0, 1, 0)
+
+
+def test_retire_lets_go_of_the_memory() -> None:
+    memory = bytearray(2 * PAGE)
+    table = TceTable(4 * PAGE, memoryview(memory))
+    assert table.put(0, 3) == ReturnCode.H_SUCCESS
+    table.retire()
+    memory.clear()  # raises BufferError while somebody holds a view
+    assert table.translate(0, 3) == -1
+    assert table.put(0, 3) == ReturnCode.H_PARAMETER

@@ -24,7 +24,8 @@ _NO_REGISTERS = (0,) * 9
 
 
 class PartitionPort(HcallPort):
-    """The port of one partition, usable from any thread."""
+    """The port of one partition, usable from any thread; not from a signal handler or a finalizer, which may find the
+    lock held by the very thread that they interrupt."""
 
     def __init__(self, partition: Partition) -> None:
         self.partition_id = partition.partition_id
@@ -41,7 +42,9 @@ class PartitionPort(HcallPort):
         entry = TABLE.get(token)
         if entry is None:
             return _FUNCTION
-        values = [value & _MASK for value in (registers + _NO_REGISTERS)[: entry.registers]]
+        if len(registers) != entry.registers:
+            registers = (registers + _NO_REGISTERS)[: entry.registers]
+        values = [value & _MASK for value in registers]
         with self._lock:
             result = entry.function(self._partition, *values)
         return result if isinstance(result, tuple) else (result,)

@@ -53,6 +53,9 @@ class PartitionKernel:
         self._order = count()
         self._soon: deque[Callable[[], None]] = deque()
         self._wake_fd = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
+        self._poller = select.poll()
+        self._poller.register(port.interrupt_fd, select.POLLIN)
+        self._poller.register(self._wake_fd, select.POLLIN)
         self._thread: threading.Thread | None = None
         self._stopping = False
         self._loop: asyncio.AbstractEventLoop | None = None
@@ -142,16 +145,10 @@ class PartitionKernel:
 
     def wait(self, timeout: float | None = None) -> None:
         """Sleep until an interrupt, a wake-up, the next timer or `timeout` seconds."""
-        poller = select.poll()
-        poller.register(self.port.interrupt_fd, select.POLLIN)
-        poller.register(self._wake_fd, select.POLLIN)
-        self._wait(poller, timeout)
-
-    def _wait(self, poller: select.poll, timeout: float | None) -> None:
         own = self._timeout()
         if own is not None:
             timeout = own if timeout is None else min(own, timeout)
-        for fd, _ in poller.poll(None if timeout is None else timeout * 1000 + 0.5):
+        for fd, _ in self._poller.poll(None if timeout is None else timeout * 1000 + 0.5):
             if fd == self._wake_fd:
                 self._unwake()
 
@@ -171,12 +168,9 @@ class PartitionKernel:
         self._thread.start()
 
     def _run(self) -> None:
-        poller = select.poll()
-        poller.register(self.port.interrupt_fd, select.POLLIN)
-        poller.register(self._wake_fd, select.POLLIN)
         while not self._stopping:
             if not self.poll():
-                self._wait(poller, None)
+                self.wait()
 
     def stop(self, timeout: float = 10.0) -> bool:
         """End the partition's thread; False if it did not end in `timeout` seconds."""
