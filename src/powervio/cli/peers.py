@@ -46,6 +46,7 @@ PEERS = (
     Peer("e2fsck", "e2fsprogs", "proof that a served file system is sound", tests=True),
     Peer("nbdcopy", "libnbd-bin", "copying to and from an attached disk", tests=True),
     Peer("nbdinfo", "libnbd-bin", "looking at an attached disk", tests=True),
+    Peer("nbdkit", "nbdkit", "another NBD program in front of or behind an attached disk", tests=True),
     Peer("fio", "fio", "data verification and throughput on attached disks", tests=True),
     Peer("qemu-img", "qemu-utils", "making and comparing images", tests=True),
     Peer("qemu-io", "qemu-utils", "single reads, writes and discards over NBD and vhost-user", tests=True),

@@ -1,0 +1,1 @@
+"""Ways to make a client partition usable on the host."""
