@@ -1,0 +1,103 @@
+"""The command `powervio`. A subcommand's module is imported only when it is used or asked for help."""
+
+from __future__ import annotations
+
+import importlib
+import os
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import click
+
+from powervio import __version__
+from powervio.errors import PowervioError
+
+
+@dataclass(frozen=True, slots=True)
+class Entry:
+    """One row of the table of commands."""
+
+    name: str
+    place: str
+    """`module:attribute` of the click command, below `powervio.`."""
+    summary: str
+    """For `powervio --help`, which imports no command."""
+
+
+COMMANDS = (
+    Entry("demo", "cli.demo:demo", "Show the whole of it in a few seconds, on a disk made for the purpose."),
+    Entry("up", "cli.up:up", "Start a system that is declared in a file."),
+    Entry("ps", "cli.ps:ps", "List the adapters of a running system, and what they have done."),
+    Entry("down", "cli.down:down", "Stop a running system."),
+    Entry("bench", "cli.bench:bench", "Measure."),
+    Entry("doctor", "cli.doctor:doctor", "Say what is here, and what each missing program would enable."),
+)
+"""To add a command, add a row."""
+
+
+class LazyGroup(click.Group):
+    """A group whose commands come from a table."""
+
+    def __init__(self, *args: object, entries: Sequence[Entry] = COMMANDS, **options: object) -> None:
+        super().__init__(*args, **options)  # type: ignore[arg-type]
+        self._entries = {entry.name: entry for entry in entries}
+
+    def list_commands(self, context: click.Context) -> list[str]:
+        """The names, in the table's order."""
+        return list(self._entries)
+
+    def get_command(self, context: click.Context, name: str) -> click.Command | None:
+        """Import the command's module."""
+        entry = self._entries.get(name)
+        if entry is None:
+            return None
+        module, _, attribute = entry.place.partition(":")
+        command = getattr(importlib.import_module(f"powervio.{module}"), attribute)
+        assert isinstance(command, click.Command)
+        return command
+
+    def format_commands(self, context: click.Context, formatter: click.HelpFormatter) -> None:
+        """From the table, importing nothing."""
+        with formatter.section("Commands"):
+            formatter.write_dl([(entry.name, entry.summary) for entry in self._entries.values()])
+
+
+@dataclass(slots=True)
+class Options:
+    """What holds for every command; a command finds it as its context's object."""
+
+    debug: bool = False
+
+
+@click.command(cls=LazyGroup, context_settings={"help_option_names": ["-h", "--help"]})
+@click.option("--debug", is_flag=True, help="Show where an error comes from, and log more.")
+@click.version_option(__version__, prog_name="powervio")
+@click.pass_obj
+def cli(options: Options, debug: bool) -> None:
+    """Virtio for PowerVM's virtual I/O: hypervisor, VIO server and client side on any Linux machine."""
+    options.debug = debug
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Run the command; ends the process. Exit status: 0 done, 1 failed, 2 wrong usage, 130 interrupted."""
+    options = Options()
+    try:
+        status = cli.main(arguments, prog_name="powervio", standalone_mode=False, obj=options)
+        sys.exit(status if isinstance(status, int) else 0)
+    except click.ClickException as error:
+        error.show()
+        sys.exit(error.exit_code)
+    except (click.Abort, KeyboardInterrupt):
+        click.echo("powervio: interrupted", err=True)
+        sys.exit(130)
+    except BrokenPipeError:
+        # whoever read our output has what it wanted; Python would complain again when it flushes at exit
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(1)
+    except PowervioError as error:
+        if options.debug:
+            raise
+        for line in str(error).splitlines():
+            click.echo(f"powervio: {line}", err=True)
+        sys.exit(1)

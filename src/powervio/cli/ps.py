@@ -1,0 +1,88 @@
+"""`powervio ps`: the adapters of a running system."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import click
+
+from powervio.system import control
+
+
+@click.command()
+@click.argument("name", required=False)
+@click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
+def ps(name: str | None, as_json: bool) -> None:
+    """List the adapters of a running system, NAME or the only one, and what they have done."""
+    report = control.ask(control.choose(name), "ps")
+    if as_json:
+        click.echo(json.dumps(report, indent=2))
+    else:
+        show(report)
+
+
+def show(report: dict[str, Any]) -> None:
+    """Print `ps` for people: the clients' ends, which are the ones that users look at; each line names both."""
+    from rich import box
+    from rich.console import Console
+    from rich.markup import escape
+    from rich.table import Table
+
+    console = Console(highlight=False)
+    system = report["system"]
+    console.print(f"{escape(system['name'])}, process {system['pid']}, up for {_duration(system['seconds'])}")
+    table = Table("client", "slot", "type", "state", "served by", "requests", "hcalls", "copied", box=box.SIMPLE_HEAD)
+    for number in (5, 6, 7):
+        table.columns[number].justify = "right"
+    clients = [adapter for adapter in report["adapters"] if adapter["role"] == "client"]
+    servers = {(entry["partition"], entry["slot"]): entry for entry in report["adapters"] if entry["role"] == "server"}
+    for adapter in clients:
+        partner = adapter["partner"]
+        server = servers.get((partner["partition"], partner["slot"])) if partner else None
+        calls = sum(sum(end["hcalls"].values()) for end in (adapter, server) if end)
+        table.add_row(
+            escape(adapter["partition"]),
+            str(adapter["slot"]),
+            adapter["type"],
+            adapter["state"],
+            escape(f"{partner['partition']}/{partner['slot']}") if partner else "-",
+            _count(adapter["requests"]),
+            _count(calls),
+            _bytes(adapter["rdma_bytes"]),
+        )
+    console.print(table)
+    for adapter in clients:
+        what = f"{adapter['partition']}/{adapter['slot']}: {adapter['image']}"
+        if adapter["readonly"]:
+            what += " (readonly)"
+        console.print(what, markup=False, soft_wrap=True)
+        if adapter["nbd"]:
+            console.print(f"    nbd+unix:///?socket={adapter['nbd']}", markup=False, soft_wrap=True)
+        if adapter["failure"] and adapter["state"] != "running":
+            console.print(f"    {adapter['failure']}", markup=False, soft_wrap=True)
+
+
+def _duration(seconds: float) -> str:
+    whole = int(seconds)
+    if whole < 60:
+        return f"{whole} s"
+    if whole < 3600:
+        return f"{whole // 60} min {whole % 60} s"
+    return f"{whole // 3600} h {whole % 3600 // 60} min"
+
+
+def _count(number: int) -> str:
+    for unit, size in (("G", 10**9), ("M", 10**6), ("k", 10**3)):
+        if number >= max(size, 10**5):
+            return f"{number / size:.1f}{unit}"
+    return str(number)
+
+
+def _bytes(number: int) -> str:
+    size = float(number)
+    for unit in ("B", "KiB", "MiB", "GiB"):
+        if size < 1024:
+            return f"{size:.0f} {unit}" if unit == "B" else f"{size:.1f} {unit}"
+        size /= 1024
+    return f"{size:.1f} TiB"

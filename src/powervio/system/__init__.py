@@ -1,0 +1,1 @@
+"""A managed system: declared in a file, built, started, looked at and stopped."""

@@ -1,0 +1,438 @@
+"""The system file: which partitions there are, and which VIO server serves which disk to which client.
+
+It is TOML, read into the Structs below; each field says what it means, which defaults it has and what is allowed.
+Every mistake is told with its path in the file and what was expected, as many of them at once as can be found.
+To add an option, add a field here and use it in `system.system`; names, types and ranges are checked from the field.
+"""
+
+from __future__ import annotations
+
+import difflib
+import os
+import re
+import stat
+import tomllib
+import types
+import typing
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import msgspec
+from msgspec import Meta, Struct
+from msgspec.structs import replace
+
+from powervio.errors import LocalError
+from powervio.system import sizing
+from powervio.system.sizing import PAGE
+
+MIN_CLIENT_MEMORY = 8 << 20
+MIN_VIOS_MEMORY = 4 << 20
+"""Bytes; what the disks need comes on top (`sizing`)."""
+MAX_MEMORY = 1 << 44
+"""Bytes; it is only reserved, not used, so this bounds nothing but typing errors."""
+MAX_SOCKET_PATH = 107
+"""Bytes of a Unix socket's path (unix(7))."""
+
+_NAME = "^[A-Za-z0-9][A-Za-z0-9_.-]{0,62}$"
+_NAME_WORDS = "a name of letters, digits, '_', '.' and '-', up to 63"
+_SIZE = re.compile(r"(\d{1,20}) ?([KMGT]?)(?:iB)?", re.IGNORECASE)
+_UNITS = {"": 0, "K": 10, "M": 20, "G": 30, "T": 40}
+
+Name = Annotated[str, Meta(pattern=_NAME)]
+
+
+class ConfigError(LocalError):
+    """Mistakes in a system file; the message has one line for each."""
+
+    def __init__(self, file: str, problems: list[str]) -> None:
+        super().__init__("\n".join(f"{file}: {problem}" for problem in problems))
+        self.problems = problems
+
+
+class Size(int):
+    """A number of bytes; in the file an integer, or a string such as "256M" with the binary units K, M, G and T."""
+
+    @classmethod
+    def parse(cls, value: object) -> Size:
+        """Raises `ValueError` with what was expected."""
+        found = None
+        if isinstance(value, int) and not isinstance(value, bool):
+            found = value
+        elif isinstance(value, str) and (match := _SIZE.fullmatch(value.strip())):
+            found = int(match[1]) << _UNITS[match[2].upper()]
+        if found is None or found <= 0:
+            raise ValueError('expected a size such as "256M", "1G" or a positive number of bytes')
+        return cls(found)
+
+
+class _Section(Struct, forbid_unknown_fields=True, kw_only=True):
+    """Unknown fields are mistakes: a misspelt option must not be ignored."""
+
+
+class SystemSection(_Section):
+    """`[system]`: the managed system as a whole."""
+
+    name: Name | None = None
+    """What `powervio ps` and `down` call it; the file's name without ".toml" if it is not given."""
+
+
+class Vios(_Section):
+    """`[[vios]]`: a VIO server partition."""
+
+    name: Name
+    memory: Size = Size(64 << 20)
+    thread: bool = True
+    """Whether the partition has a thread of its own. Without, it shares the clients' one: a single small request takes
+    about a fifth less time, and everything waits while one of its images does."""
+
+
+class Disk(_Section):
+    """`[[lpar.disk]]`: a virtio block device of one VIO server, at one client."""
+
+    vios: str
+    """Name of the VIO server."""
+    image: str
+    """A raw image or a block device; relative to the system file."""
+    size: Size | None = None
+    """Make the image, sparse and this long, if it does not exist."""
+    nbd: str | None = None
+    """Path of the Unix socket at which programs of the host find the client's disk; relative to the system file."""
+    slot: Annotated[int, Meta(ge=2, le=0xFFFF)] | None = None
+    """The client adapter's virtual slot; the lowest free one if it is not given."""
+    readonly: bool = False
+    discard: bool | None = None
+    """Whether to offer DISCARD; if not given, as the image can."""
+    direct: bool = False
+    """O_DIRECT: go around the page cache of the host."""
+    write_cache: bool = True
+    """Whether the disk says that it has a volatile write cache; without, each write is made stable at once."""
+    serial: Annotated[str, Meta(max_length=20, pattern="^[ -~]*$")] = ""
+    block_size: Annotated[int, Meta(ge=512, le=65536)] | None = None
+    """Logical block in bytes, a power of two; if not given, the image's."""
+    queues: Annotated[int, Meta(ge=1, le=64)] = 1
+    queue_size: Annotated[int, Meta(ge=4, le=1024)] = 128
+    """Descriptors in each queue, a power of two; revision 0 uses at most 128."""
+    revision: Literal[0, 1] = 1
+    """Highest revision of virtio over CRQ that the client proposes; 0 is the slides' protocol."""
+    byteorder: Literal["little", "big"] = "little"
+    """Of rings, config and requests in revision 0; revision 1 is always little-endian."""
+    indirect: Literal["auto", "always", "never"] = "auto"
+    """When the client uses indirect descriptors."""
+    event_idx: bool = False
+    """Whether the client uses EVENT_IDX."""
+
+
+class Lpar(_Section):
+    """`[[lpar]]`: a client partition."""
+
+    name: Name
+    memory: Size = Size(256 << 20)
+    disk: list[Disk] = []
+
+
+class SystemFile(_Section):
+    """A system file as it is written."""
+
+    vios: list[Vios]
+    lpar: list[Lpar] = []
+    system: SystemSection = msgspec.field(default_factory=SystemSection)
+
+
+@dataclass(frozen=True, slots=True)
+class Config:
+    """A managed system as declared, checked; the paths in it are absolute."""
+
+    name: str
+    vios: list[Vios]
+    lpar: list[Lpar]
+    file: str = "(declared in Python)"
+    """Where it was read from, for messages."""
+
+    def disks(self) -> Iterator[tuple[str, Lpar, Disk]]:
+        """Every disk with its path in the file and its client."""
+        for at, lpar in enumerate(self.lpar):
+            for number, disk in enumerate(lpar.disk):
+                yield f"lpar[{at}].disk[{number}]", lpar, disk
+
+
+def default_name(file: str | os.PathLike[str]) -> str:
+    """What a system is called if its file does not say: the file's stem, made fit for a name."""
+    return re.sub(r"[^A-Za-z0-9_.-]", "-", Path(file).stem).lstrip("_.-")[:63] or "system"
+
+
+def load(file: str | os.PathLike[str]) -> Config:
+    """Read and check a system file. Raises `ConfigError`."""
+    shown = os.fspath(file)
+    try:
+        data = Path(file).read_bytes()
+    except OSError as error:
+        raise ConfigError(shown, [f"cannot be read ({error.strerror})"]) from error
+    try:
+        text = data.decode()
+    except UnicodeDecodeError as error:
+        line = data.count(b"\n", 0, error.start) + 1
+        raise ConfigError(shown, [f"line {line}: not UTF-8, which TOML has to be"]) from error
+    return parse(text, shown, Path(file).absolute().parent)
+
+
+def parse(text: str, file: str, folder: Path) -> Config:
+    """A system file's text as a checked configuration; `file` is for messages, paths are relative to `folder`.
+
+    Raises `ConfigError`.
+    """
+    try:
+        raw = tomllib.loads(text)
+    except (tomllib.TOMLDecodeError, RecursionError) as error:
+        reason = str(error) or "nested too deeply"
+        place = re.fullmatch(r"(.*) \(at (line \d+, column \d+|end of document)\)", reason, re.DOTALL)
+        told = f"{place[2]}: {_lower(place[1])}" if place else _lower(reason)
+        raise ConfigError(file, [f"{told}; not TOML"]) from None
+    try:
+        declared = msgspec.convert(raw, SystemFile, dec_hook=_decode)
+    except msgspec.ValidationError as error:
+        raise ConfigError(file, [_explain(str(error), raw)]) from None
+    lpars = [_with_absolute_paths(lpar, folder) for lpar in declared.lpar]
+    config = Config(declared.system.name or default_name(file), declared.vios, lpars, file)
+    problems = list(_check(config))
+    if problems:
+        raise ConfigError(file, problems)
+    return config
+
+
+def _decode(kind: type, value: object) -> object:
+    if kind is Size:
+        return Size.parse(value)
+    raise NotImplementedError(kind)
+
+
+def _with_absolute_paths(lpar: Lpar, folder: Path) -> Lpar:
+    def absolute(path: str) -> str:
+        return os.path.normpath(folder / path) if path else path
+
+    disks = [
+        replace(disk, image=absolute(disk.image), nbd=None if disk.nbd is None else absolute(disk.nbd))
+        for disk in lpar.disk
+    ]
+    return replace(lpar, disk=disks)
+
+
+# -- what a type cannot say
+
+
+def _check(config: Config) -> Iterator[str]:
+    yield from _check_partitions(config)
+    servers = {vios.name for vios in config.vios}
+    images: dict[tuple[int, int] | str, tuple[str, Disk]] = {}
+    sockets: dict[str, str] = {}
+    slots: dict[tuple[str, int], str] = {}
+    for where, lpar, disk in config.disks():
+        if servers and disk.vios not in servers:
+            yield f'{where}.vios: "{disk.vios}" is not one of the VIO servers ({", ".join(sorted(servers))})'
+        yield from _check_options(where, disk)
+        yield from _check_image(where, disk, images)
+        if disk.nbd is not None:
+            yield from _check_socket(f"{where}.nbd", disk.nbd, sockets)
+        if disk.slot is not None:
+            other = slots.setdefault((lpar.name, disk.slot), where)
+            if other != where:
+                yield f"{where}.slot: slot {disk.slot} of {lpar.name} is taken by {other}"
+    for where, disk in images.values():
+        if disk.nbd in {other.image for _, other in images.values()}:
+            yield f"{where}.nbd: {disk.nbd} is an image of this file; expected the path of a socket"
+
+
+def _check_partitions(config: Config) -> Iterator[str]:
+    if not config.vios:
+        yield "vios: there is none; expected at least one [[vios]]"
+    names: dict[str, str] = {}
+    groups: tuple[tuple[str, Sequence[Vios | Lpar], int], ...] = (
+        ("vios", config.vios, MIN_VIOS_MEMORY),
+        ("lpar", config.lpar, MIN_CLIENT_MEMORY),
+    )
+    for kind, partitions, least in groups:
+        for at, partition in enumerate(partitions):
+            where = f"{kind}[{at}]"
+            other = names.setdefault(partition.name, where)
+            if other != where:
+                yield f'{where}.name: "{partition.name}" is the name of {other} already'
+            if not least <= partition.memory <= MAX_MEMORY:
+                limits = f"{show_size(least)} to {show_size(MAX_MEMORY)}"
+                yield f"{where}.memory: {show_size(partition.memory)}; expected {limits}"
+            elif partition.memory % PAGE:
+                yield f"{where}.memory: {partition.memory} bytes; expected a multiple of {PAGE}"
+            elif partition.memory < (need := _memory_need(config, partition)):
+                yield f"{where}.memory: {show_size(partition.memory)}; its disks need at least {-(-need >> 20)}M"
+
+
+def _memory_need(config: Config, partition: Vios | Lpar) -> int:
+    if isinstance(partition, Lpar):
+        return sizing.client_need(partition.disk)
+    return sizing.server_need([disk for _, _, disk in config.disks() if disk.vios == partition.name])
+
+
+def _check_options(where: str, disk: Disk) -> Iterator[str]:
+    for option in ("block_size", "queue_size"):
+        value = getattr(disk, option)
+        if value is not None and value & (value - 1):
+            yield f"{where}.{option}: {value}; expected a power of two"
+    if disk.byteorder == "big" and disk.revision != 0:
+        yield f'{where}.byteorder: "big" needs revision = 0; revision 1 is little-endian as virtio 1 is'
+    if disk.readonly and disk.discard:
+        yield f"{where}.discard: a disk that is readonly cannot discard"
+    if disk.readonly and disk.size is not None:
+        yield f"{where}.size: a disk that is readonly cannot be made"
+    if disk.size is not None and disk.size % 512:
+        yield f"{where}.size: {disk.size} bytes; expected a multiple of 512"
+
+
+def _check_image(where: str, disk: Disk, images: dict[tuple[int, int] | str, tuple[str, Disk]]) -> Iterator[str]:
+    at = f"{where}.image"
+    key: tuple[int, int] | str = disk.image
+    try:
+        found = os.stat(disk.image)
+    except FileNotFoundError:
+        if not disk.image:
+            yield f"{at}: it is empty; expected the path of a raw image"
+            return
+        if disk.size is None:
+            yield f'{at}: {disk.image} does not exist (size = "1G" would make it)'
+        elif not os.path.isdir(os.path.dirname(disk.image)):
+            yield f"{at}: the folder of {disk.image} does not exist"
+    except (OSError, ValueError) as error:
+        yield f"{at}: {disk.image}: {_reason(error)}"
+    else:
+        if stat.S_ISDIR(found.st_mode):
+            yield f"{at}: {disk.image} is a directory; expected a file or a block device"
+        elif not (stat.S_ISREG(found.st_mode) or stat.S_ISBLK(found.st_mode)):
+            yield f"{at}: {disk.image} is neither a file nor a block device"
+        elif stat.S_ISREG(found.st_mode) and not found.st_size:
+            yield f"{at}: {disk.image} is empty (0 bytes); expected at least one sector"
+        key = (0, found.st_rdev) if stat.S_ISBLK(found.st_mode) else (found.st_dev, found.st_ino)
+    other_where, other = images.setdefault(key, (where, disk))
+    if other_where != where and not (disk.readonly and other.readonly):
+        yield f"{at}: {disk.image} is served by {other_where} already; an image has one disk unless all are readonly"
+
+
+def _check_socket(at: str, path: str, sockets: dict[str, str]) -> Iterator[str]:
+    length = len(os.fsencode(path))
+    folder = os.path.dirname(path)
+    if not path:
+        yield f"{at}: it is empty; expected the path of a socket"
+    elif "\0" in path:
+        yield f"{at}: a path cannot have a zero byte"
+    elif length > MAX_SOCKET_PATH:
+        yield f"{at}: {path} has {length} bytes; the path of a Unix socket has at most {MAX_SOCKET_PATH}"
+    elif not os.path.isdir(folder):
+        yield f"{at}: the folder {folder} does not exist"
+    elif os.path.lexists(path) and not stat.S_ISSOCK(os.lstat(path).st_mode):
+        yield f"{at}: {path} exists and is not a socket"
+    else:
+        other = sockets.setdefault(os.path.join(os.path.realpath(folder), os.path.basename(path)), at)
+        if other != at:
+            yield f"{at}: {path} is the socket of {other} already"
+
+
+def show_size(size: int) -> str:
+    """A size as people write it: "256M"; bytes if it is no whole number of units."""
+    for unit, shift in reversed(_UNITS.items()):
+        if unit and size and not size % (1 << shift):
+            return f"{size >> shift}{unit}"
+    return f"{size} bytes"
+
+
+def _reason(error: OSError | ValueError) -> str:
+    return (error.strerror if isinstance(error, OSError) else None) or str(error)
+
+
+# -- msgspec's messages in the words of a TOML file
+
+_WORDS = {
+    "int": "an integer",
+    "str": "a string",
+    "bool": "true or false",
+    "array": "an array",
+    "object": "a table",
+    "float": "a number",
+}
+
+
+def _explain(message: str, raw: dict[str, Any]) -> str:
+    what, _, path = message.partition(" - at `$")
+    path = path.rstrip("`").lstrip(".")
+    kind, value = _follow(path, raw)
+    if match := re.fullmatch(r"Object missing required field `(\w+)`", what):
+        section = f"{path}.{match[1]}" if path else match[1]
+        return f"{section}: it is missing; expected {_expected(*_field(kind, match[1]))}"
+    if match := re.fullmatch(r"Object contains unknown field `(.*)`", what, re.DOTALL):
+        return _unknown_field(kind, path, match[1])
+    if what.startswith("expected"):  # our own `Size.parse`
+        return f"{path}: {what}, found {_show(value)}"
+    return f"{path}: expected {_expected(kind, path.rpartition('.')[2])}, found {_show(value)}"
+
+
+def _unknown_field(kind: Any, path: str, name: str) -> str:
+    known = [field.name for field in msgspec.structs.fields(kind)]
+    close = difflib.get_close_matches(name, known, n=1)
+    hint = f'did you mean "{close[0]}"?' if close else f"expected one of {', '.join(known)}"
+    return f"{f'{path}.' if path else ''}{name}: there is no such option; {hint}"
+
+
+def _follow(path: str, raw: dict[str, Any]) -> tuple[Any, Any]:
+    """The declared type and the value found at a path such as `lpar[0].disk[1].queues`."""
+    kind: Any = SystemFile
+    value: Any = raw
+    for name, index in re.findall(r"([^.\[\]]+)|\[(\d+)\]", path):
+        if index:
+            kind = typing.get_args(kind)[0]
+            value = value[int(index)]
+        else:
+            kind = _field(kind, name)[0]
+            value = value[name]
+    return kind, value
+
+
+def _field(kind: Any, name: str) -> tuple[Any, str]:
+    """The type of a field, without an `| None`: TOML has no null."""
+    declared = typing.get_type_hints(kind, include_extras=True)[name]
+    if isinstance(declared, types.UnionType) or typing.get_origin(declared) is typing.Union:
+        (declared,) = (option for option in typing.get_args(declared) if option is not types.NoneType)
+    return declared, name
+
+
+def _expected(kind: Any, name: str) -> str:
+    """What a field takes, in words."""
+    if typing.get_origin(kind) is Annotated:
+        base, meta = typing.get_args(kind)
+        if meta.pattern == _NAME:
+            return _NAME_WORDS
+        if meta.max_length is not None:
+            return f"a string of at most {meta.max_length} characters of ASCII"
+        return f"{_WORDS[base.__name__]} from {meta.ge} to {meta.le}"
+    if typing.get_origin(kind) is Literal:
+        return " or ".join(_show(value) for value in typing.get_args(kind))
+    if kind is Size:
+        return 'a size such as "256M" or a number of bytes'
+    if typing.get_origin(kind) is list:
+        return f"an array of tables, [[{name}]]"
+    if isinstance(kind, type) and issubclass(kind, Struct):
+        return "a table"
+    return _WORDS[kind.__name__]
+
+
+def _show(value: object) -> str:
+    if isinstance(value, bool):
+        return "true" if value else "false"
+    if isinstance(value, str):
+        return f'"{value}"' if len(value) < 60 else f'"{value[:57]}..."'
+    if isinstance(value, Mapping):
+        return "a table"
+    if isinstance(value, list):
+        return "an array"
+    text = str(value)
+    return text if len(text) < 60 else f"{text[:57]}..."
+
+
+def _lower(sentence: str) -> str:
+    return sentence[:1].lower() + sentence[1:]

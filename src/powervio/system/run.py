@@ -1,0 +1,89 @@
+"""One system's life in one process: start it, answer the control socket, stop it on a signal or on request."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import signal
+from collections.abc import Callable
+from contextlib import suppress
+from typing import Any
+
+from powervio.errors import LocalError
+from powervio.system.config import Config
+from powervio.system.control import ControlServer
+from powervio.system.rundir import RunName
+from powervio.system.system import System
+
+SIGNALS = (signal.SIGINT, signal.SIGTERM)
+
+
+async def run(
+    config: Config,
+    run_name: RunName,
+    *,
+    on_ready: Callable[[System], None] = lambda system: None,
+    on_stopping: Callable[[], None] = lambda: None,
+) -> None:
+    """Run a system until SIGINT, SIGTERM or the request `down`; a second signal ends the process at once.
+
+    Returns when it ended well, also while it was starting. Raises `LocalError` when it could not be started, or when
+    something was wrong at its end; nothing of it is left then either.
+    """
+    loop = asyncio.get_running_loop()
+    system = System(config)
+    stop = asyncio.Event()
+    finished: asyncio.Future[None] = loop.create_future()
+
+    def signalled() -> None:
+        if stop.is_set():
+            os._exit(130)
+        stop.set()
+
+    async def ps(arguments: dict[str, Any]) -> dict[str, Any]:
+        return system.report()
+
+    async def down(arguments: dict[str, Any]) -> dict[str, Any]:
+        stop.set()
+        await asyncio.shield(finished)
+        return {}
+
+    for number in SIGNALS:
+        loop.add_signal_handler(number, signalled)
+    control = ControlServer(run_name.socket, {"ps": ps, "down": down})
+    try:
+        await control.start()
+        try:
+            if await _started(system, stop):
+                on_ready(system)
+                await stop.wait()
+            on_stopping()
+        finally:
+            await system.stop()
+    except BaseException as error:
+        finished.set_exception(error if isinstance(error, LocalError) else LocalError(repr(error)))
+        finished.exception()  # if nobody asked for `down`, nobody looks
+        raise
+    else:
+        finished.set_result(None)
+    finally:
+        await control.close()
+        for number in SIGNALS:
+            loop.remove_signal_handler(number)
+
+
+async def _started(system: System, stop: asyncio.Event) -> bool:
+    """Start the system; False if it was to stop before it had started."""
+    start = asyncio.ensure_future(system.start())
+    stopped = asyncio.ensure_future(stop.wait())
+    try:
+        await asyncio.wait((start, stopped), return_when=asyncio.FIRST_COMPLETED)
+        if start.done():
+            start.result()
+            return True
+        return False
+    finally:
+        for task in (start, stopped):
+            task.cancel()
+            with suppress(asyncio.CancelledError, LocalError):
+                await task

@@ -1,0 +1,175 @@
+"""Whole systems under `powervio up`, as a user runs them, and the programs that use their disks."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import signal
+import socket
+import struct
+import subprocess
+import sys
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+SOURCES = str(Path(__file__).parents[2] / "src")
+START = 30.0
+"""Seconds."""
+
+
+class House:
+    """A folder with images and system files, and a run folder of its own."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.run_folder = folder / "powervio"
+        self.environment = {**os.environ, "PYTHONPATH": SOURCES, "XDG_RUNTIME_DIR": str(folder)}
+        self._started: list[subprocess.Popen[str]] = []
+
+    def image(self, name: str, size: int, *, random: bool = False) -> Path:
+        path = self.folder / name
+        if random:
+            path.write_bytes(os.urandom(size))
+        else:
+            with path.open("wb") as file:
+                file.truncate(size)
+        return path
+
+    def declare(self, name: str = "one", image: str = "disk.img", more: str = "", vios: str = "") -> str:
+        """A system file with one disk at the socket NAME.sock; the file's name."""
+        file = f"{name}.toml"
+        (self.folder / file).write_text(
+            f'[[vios]]\nname = "vios1"\n{vios}\n[[lpar]]\nname = "client1"\nmemory = "64M"\n'
+            f'[[lpar.disk]]\nvios = "vios1"\nimage = "{image}"\nnbd = "{name}.sock"\n{more}\n'
+        )
+        return file
+
+    def uri(self, name: str = "one") -> str:
+        return f"nbd+unix:///?socket={self.folder / f'{name}.sock'}"
+
+    def run(self, *words: str, timeout: float = 60, **environment: str) -> subprocess.CompletedProcess[str]:
+        """Run `powervio` to its end."""
+        return subprocess.run(
+            [sys.executable, "-m", "powervio", *words],
+            cwd=self.folder,
+            env={**self.environment, **environment},
+            capture_output=True,
+            text=True,
+            timeout=timeout,
+            check=False,
+        )
+
+    def ok(self, *words: str) -> str:
+        result = self.run(*words)
+        assert result.returncode == 0, result.stderr
+        return result.stdout
+
+    def refused(self, *words: str) -> str:
+        """Run `powervio`, which must refuse with one line for people; what it says."""
+        result = self.run(*words)
+        assert result.returncode == 1, result
+        assert not result.stdout
+        (line,) = result.stderr.splitlines()
+        assert line.startswith("powervio: ")
+        return line.removeprefix("powervio: ")
+
+    def up(self, file: str) -> subprocess.Popen[str]:
+        """`powervio up FILE` in the foreground; returns when it says that it is up."""
+        process = subprocess.Popen(
+            [sys.executable, "-m", "powervio", "up", file],
+            cwd=self.folder,
+            env=self.environment,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        self._started.append(process)
+        assert process.stdout is not None
+        for line in process.stdout:
+            if " is up" in line:
+                return process
+        assert process.stderr is not None
+        raise AssertionError(f"up ended with {process.wait(START)}: {process.stderr.read()}")
+
+    def end(self, process: subprocess.Popen[str], how: signal.Signals = signal.SIGTERM) -> str:
+        """End a foreground system; it must end well. What it wrote to stderr."""
+        process.send_signal(how)
+        _, errors = process.communicate(timeout=30)
+        assert process.returncode == 0, errors
+        return errors
+
+    def ps(self, *words: str) -> dict[str, Any]:
+        report: dict[str, Any] = json.loads(self.ok("ps", "--json", *words))
+        return report
+
+    def client(self, *words: str) -> dict[str, Any]:
+        """The client's end of the first disk in `ps`."""
+        return next(adapter for adapter in self.ps(*words)["adapters"] if adapter["role"] == "client")
+
+    def leftovers(self) -> list[str]:
+        """Sockets and locks that are still there."""
+        return sorted(
+            str(path.relative_to(self.folder)) for path in self.folder.rglob("*") if path.suffix in (".sock", ".lock")
+        )
+
+    def close(self) -> None:
+        """End whatever still runs."""
+        for process in self._started:
+            if process.poll() is None:
+                process.kill()
+            process.communicate()
+        for lock in self.run_folder.glob("*.lock"):
+            self.run("down", lock.stem)
+
+
+def program(*words: str, timeout: float = 90, env: Mapping[str, str] | None = None) -> str:
+    """Run a program that must succeed; its output."""
+    result = subprocess.run(words, capture_output=True, text=True, timeout=timeout, check=False, env=env)
+    assert result.returncode == 0, f"{' '.join(words)}: {result.returncode}\n{result.stdout}\n{result.stderr}"
+    return result.stdout
+
+
+def digest(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def wait_for(condition: Any, timeout: float = 20) -> None:
+    deadline = time.monotonic() + timeout
+    while not condition():
+        assert time.monotonic() < deadline, "it did not happen in time"
+        time.sleep(0.02)
+
+
+class PlainNbd:
+    """A minimal NBD client of our own: when a write was acknowledged is known here to the byte."""
+
+    def __init__(self, path: Path) -> None:
+        self.socket = socket.socket(socket.AF_UNIX)
+        self.socket.settimeout(20)
+        self.socket.connect(str(path))
+        self.file = self.socket.makefile("rb")
+        assert self.file.read(18)[:8] == b"NBDMAGIC"
+        # flags 3: fixed newstyle, no zeroes; then NBD_OPT_EXPORT_NAME with an empty name
+        self.socket.sendall(struct.pack(">IQII", 3, 0x49484156454F5054, 1, 0))
+        self.size, self.flags = struct.unpack(">QH", self.file.read(10))
+
+    def write(self, position: int, data: bytes) -> bool:
+        """Whether the write was acknowledged."""
+        try:
+            self.socket.sendall(struct.pack(">IHHQQI", 0x25609513, 0, 1, position, position, len(data)) + data)
+            reply = self.file.read(16)
+        except OSError:
+            return False
+        if len(reply) < 16:
+            return False
+        magic, error, cookie = struct.unpack(">IIQ", reply)
+        assert (magic, cookie) == (0x67446698, position)
+        return bool(error == 0)
+
+    def close(self) -> None:
+        self.file.close()
+        self.socket.close()
