@@ -1,4 +1,4 @@
-"""Both ends in threads of their own, with resets at any moment: no lost wake-up, every message answered exactly once."""
+"""Both ends in threads of their own, resets at any moment: no lost wake-up, every message answered exactly once."""
 
 from __future__ import annotations
 
@@ -10,7 +10,6 @@ import pytest
 from powervio.testing.echo import EchoDevice, EchoDriver
 from powervio.testing.pair import PartitionPair
 from powervio.transport.crq.driver_queue import IndirectPolicy
-
 
 
 def run_client_until(pair: PartitionPair, done: int, driver: EchoDriver, limit: float = 20.0) -> None:
@@ -53,7 +52,8 @@ def test_ping_pong_between_threads_loses_no_wake_up(batch: int, event_idx: bool)
 
 
 @pytest.mark.parametrize(
-    ("seed", "rounds"), [(1, 300), (2, 300), pytest.param(3, 20_000, marks=[pytest.mark.slow, pytest.mark.timeout(900)])]
+    ("seed", "rounds"),
+    [(1, 300), (2, 300), pytest.param(3, 20_000, marks=[pytest.mark.slow, pytest.mark.timeout(900)])],
 )
 @pytest.mark.parametrize(("revision", "indirect"), [(0, "never"), (1, "always")])
 def test_resets_at_any_moment_lose_and_double_nothing(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import fcntl
 import mmap
 import os
@@ -35,8 +36,7 @@ class MappedArea:
     def close(self) -> None:
         """Unmap and close. Views handed out by others keep the mapping alive until they are dropped."""
         self.view.release()
-        try:
+        # if somebody still holds a view, the mapping goes with the last of them
+        with contextlib.suppress(BufferError):
             self._map.close()
-        except BufferError:
-            pass  # somebody still holds a view: the mapping goes with the last of them
         os.close(self.fd)

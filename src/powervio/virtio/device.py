@@ -83,5 +83,5 @@ class Device(ABC):
         """What has to survive a move to another server, as one serialisable value (virtio 1.4, device parts)."""
         return {}
 
-    def restore(self, state: dict[str, object]) -> None:  # noqa: B027 - a hook for those that have state
+    def restore(self, state: dict[str, object]) -> None:
         """Take over what `state` of another instance gave, before `start`. Raises `LocalError` when it does not fit."""

@@ -38,5 +38,5 @@ class Driver(ABC):
     def completed(self, queue: DriverQueue) -> None:
         """The device has used buffers of this queue."""
 
-    def config_changed(self) -> None:  # noqa: B027 - a hook for those that have changing config
+    def config_changed(self) -> None:
         """The device's config space changed; read it again."""
