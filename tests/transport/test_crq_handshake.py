@@ -182,3 +182,13 @@ def test_server_that_never_answers_is_given_up_with_the_name_of_the_step() -> No
     pair.advance(10.1)
     assert "did not answer PROBE within 10 s" in pair.client.failure
     pair.close()
+
+
+def test_partition_without_memory_for_the_rings_gives_up_and_says_why() -> None:
+    pair = PartitionPair(EchoDevice(), EchoDriver())
+    taken = pair.client_kernel.pages
+    taken.allocate(taken.free_bytes - 2 * 4096)
+    pair.start()
+    assert pair.client.state is ClientState.FAILED
+    assert "after FEATURES_OK: partition memory: no run of 1 free pages" in pair.client.failure
+    pair.close()

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from enum import IntEnum
 
+from powervio.errors import LocalError
+
 
 class Hcall(IntEnum):
     """Tokens of the hypervisor calls (register r3)."""
@@ -63,7 +65,7 @@ class ReturnCode(IntEnum):
     H_IN_USE = -77
 
 
-class HcallError(Exception):
+class HcallError(LocalError):
     """An hcall failed where the caller had no use for anything but success."""
 
     def __init__(self, call: Hcall, code: int) -> None:

@@ -463,7 +463,11 @@ class VirtioVio:
             self._watchdog = None
         code = reply["status"]
         if code == Status.OK:
-            _NEXT[kind](self, reply)
+            try:
+                _NEXT[kind](self, reply)
+            except LocalError as error:
+                # ours: no memory or window for what the device asks for, or a driver that cannot go on
+                self._fail(f"after {Message(kind).name}: {error}", final=True)
         elif kind == Message.CONFIG_WRITE:
             _log.warning("adapter %s: the device refused a config write", self.node.location_code)
         else:
