@@ -296,7 +296,7 @@ def test_queue_reset_forgets_the_queue_and_find_vqs_brings_it_back() -> None:
     assert prober.status(Message.QUEUE_RESET, queue=0) is Status.OK
     assert prober.status(Message.QUEUE_RESET, queue=0) is Status.BAD_QUEUE
     assert prober.find_vqs(QueueAddresses(0, 8, 0x20000, 0x20080, 0x20100)) is Status.OK
-    assert [queue.ring.size for queue in prober.pair.server._service.queues] == [8]
+    assert [queue.ring.size for queue in prober.pair.server._service.queues.values()] == [8]
 
 
 def test_suspend_stops_service_and_resume_looks_at_every_queue() -> None:
@@ -316,15 +316,92 @@ def test_suspend_stops_service_and_resume_looks_at_every_queue() -> None:
     assert pair.server.state == "running"
 
 
-def _accept_replies(pair: PartitionPair) -> None:
-    """The client end sends SUSPEND for nobody yet; its replies have no step that follows."""
+def test_suspend_waits_for_what_the_device_has_in_hand() -> None:
+    """P5.12: at the reply everything in flight is finished and told."""
+    device, driver = EchoDevice(), EchoDriver()
+    pair = PartitionPair(device, driver).start()
+    replies = _accept_replies(pair)
+    device.hold = True
+    driver.send(b"one", b"two")
+    pair.settle()
+    pair.client._request(Message.SUSPEND)
+    pair.settle()
+    assert (replies, pair.server.state) == ([], "running")
+    pair.server_kernel.call(device.release)
+    pair.settle()
+    assert replies == [(Message.SUSPEND, Status.OK)]
+    assert len(driver.answers) == 2
+    assert pair.server.session is not None
+    assert pair.server.session.status.status == 1 | 2 | 8 | 16
+
+
+def test_suspend_that_waits_is_given_up_when_another_message_comes() -> None:
+    """P2.4: replies are in the order of the messages."""
+    device, driver = EchoDevice(), EchoDriver()
+    pair = PartitionPair(device, driver).start()
+    replies = _accept_replies(pair)
+    device.hold = True
+    driver.send(b"one")
+    pair.settle()
+    pair.client._request(Message.SUSPEND)
+    pair.client._request(Message.CONFIG_READ)
+    pair.settle()
+    assert replies == [(Message.SUSPEND, Status.BAD_STATE)]
+    device.hold = False
+    device.release()
+    driver.send(b"two")
+    pair.settle()
+    assert driver.answers == [(b"one", b"one"), (b"two", b"two")]
+
+
+def test_driver_ok_of_a_suspended_device_is_refused() -> None:
+    prober = Prober()
+    prober.until_features()
+    prober.find_vqs(GOOD)
+    prober.status(Message.DRIVER_OK)
+    assert prober.status(Message.SUSPEND) is Status.OK
+    assert prober.status(Message.DRIVER_OK) is Status.BAD_STATE
+
+
+def test_find_vqs_that_names_a_queue_twice_is_refused() -> None:
+    prober = Prober()
+    prober.until_features()
+    assert prober.find_vqs(GOOD, GOOD) is Status.BAD_QUEUE
+
+
+@pytest.mark.parametrize("kind", [Message.USED, Message.CONFIG_CHANGED, Message.PROBE | REPLY])
+def test_message_that_only_a_server_sends_is_refused(kind: int) -> None:
+    prober = Prober()
+    prober.probe()
+    prober.client.crq.post(*encode(kind, 5))
+    prober.pair.settle()
+    assert prober.pair.server.rejected == 1
+    assert prober.status(Message.RESET) is Status.OK
+
+
+def test_device_with_more_queues_than_revision_0_can_say_shows_255() -> None:
+    """P3.1: num_vqs is one byte."""
+    driver = EchoDriver(queue_count=2)
+    pair = PartitionPair(EchoDevice(queue_count=300, queue_size=8), driver, revision=0).start()
+    assert pair.client._header.queue_count == 255
+    driver.send(b"x", queue=1)
+    pair.settle()
+    assert driver.answers == [(b"x", b"x")]
+
+
+def _accept_replies(pair: PartitionPair) -> list[tuple[int, int]]:
+    """The client end sends SUSPEND for nobody yet: its replies have no step that follows. They are collected."""
     original = pair.client._answered
+    replies: list[tuple[int, int]] = []
 
     def answered(kind: int, reply: dict[str, int]) -> None:
-        if kind not in (Message.SUSPEND, Message.RESUME):
+        if kind in (Message.SUSPEND, Message.RESUME):
+            replies.append((kind, reply["status"]))
+        else:
             original(kind, reply)
 
     pair.client._answered = answered  # type: ignore[method-assign]
+    return replies
 
 
 @given(st.lists(st.tuples(st.integers(0, 2**48 - 1), st.integers(0, 2**64 - 1)), max_size=40))

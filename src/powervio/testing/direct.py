@@ -292,7 +292,7 @@ class DirectLink:
             self._rings.append(ring)
             self.driver_queues.append(DirectDriverQueue(self, index, driver_ring, self.indirect))
             self.device_queues.append(DeviceQueue(index, device_ring, self._payload, self.notified))
-        self.device.start(DeviceSession(self.features, self.byteorder, self.device_queues))
+        self.device.start(DeviceSession(self.features, self.byteorder, dict(enumerate(self.device_queues))))
         self.driver.start(_DirectTransport(self, self.features, self.driver_queues))
 
     def disconnect(self) -> None:

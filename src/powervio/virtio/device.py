@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -19,7 +19,8 @@ class DeviceSession:
     """Negotiated feature bits."""
     byteorder: ByteOrder
     """"little" or "big": of the device's structures in requests (legacy devices follow the guest)."""
-    queues: Sequence[DeviceQueue]
+    queues: Mapping[int, DeviceQueue]
+    """By number; a queue that the driver resets and sets up again is another object from then on."""
 
 
 class Device(ABC):

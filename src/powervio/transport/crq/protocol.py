@@ -23,6 +23,7 @@ FLAG_BIG_ENDIAN: Final = 0x01
 """PROBE flag of revision 0: rings, config space and device structures are big-endian."""
 PROBE_FLAGS: Final = FLAG_BIG_ENDIAN
 MAX_QUEUE_SIZE_R0: Final = 128
+MAX_QUEUES_R0: Final = 255
 MAX_CONFIG_R0: Final = 255
 
 

@@ -24,6 +24,7 @@ from powervio.transport.crq.protocol import (
     HIGHEST_REVISION,
     MAX_CONFIG_R0,
     MAX_QUEUE_SIZE_R0,
+    MAX_QUEUES_R0,
     PROBE_FLAGS,
     REPLY,
     REVISION_1_ONLY,
@@ -51,6 +52,10 @@ _TRANSPORT_BITS = (
     feature.VERSION_1 | feature.ACCESS_PLATFORM | feature.NOTIFICATION_DATA | feature.RING_RESET | feature.SUSPEND
 )
 """What revision 1 can carry beside the ring's own features (P4.3)."""
+
+
+class _Later(Exception):
+    """The reply to a message comes when something else has ended."""
 
 
 class _Refused(Exception):
@@ -250,8 +255,10 @@ class VirtioCrq:
             return
         handler = _HANDLERS.get(kind)
         if handler is None:
-            self._refuse(kind, number, Status.UNSUPPORTED, f"{Message(kind & 0x7F).name} is not a client's message")
+            self._refuse(kind, number, Status.UNSUPPORTED, f"type {kind:#04x} is not a client's message (P2.3)")
             return
+        if self._service.on_idle is not None:
+            self._give_up_suspend()
         if kind != Message.PROBE:
             if session is None or number != session.number:
                 # late messages of an older session have nobody who waits for a reply (P1.4)
@@ -262,6 +269,8 @@ class VirtioCrq:
                 return
         try:
             value, data = handler(self, message)
+        except _Later:
+            pass
         except _Refused as refused:
             self._refuse(kind, number, refused.status, str(refused))
         except RemoteError as error:
@@ -330,7 +339,7 @@ class VirtioCrq:
         config = self.device.config(session.byteorder)
         header = DeviceHeader(
             device_type=self.device.device_id,
-            queue_count=self.device.queue_count,
+            queue_count=self._queue_count(revision),
             queue_size=self._queue_size(revision),
             device_features=offered,
             config_length=len(config) if revision else min(len(config), MAX_CONFIG_R0),
@@ -341,6 +350,9 @@ class VirtioCrq:
         self._session = session
         self._trace("RDMA_HEADER")
         return revision, 0
+
+    def _queue_count(self, revision: int) -> int:
+        return self.device.queue_count if revision else min(self.device.queue_count, MAX_QUEUES_R0)
 
     def _queue_size(self, revision: int) -> int:
         return self.device.queue_size if revision else min(self.device.queue_size, MAX_QUEUE_SIZE_R0)
@@ -432,16 +444,18 @@ class VirtioCrq:
         ready = device_status.FEATURES_OK if session.revision else device_status.DRIVER
         if not session.status.status & (ready | device_status.DRIVER_OK):
             raise _Refused(Status.BAD_STATE, "FIND_VQS before features are settled")
-        if not 1 <= count <= self.device.queue_count or length != count * QueueAddresses.SIZE:
+        if not 1 <= count <= self._queue_count(session.revision) or length != count * QueueAddresses.SIZE:
             raise _Refused(
                 Status.BAD_LENGTH,
-                f"a block of {length} bytes for {count} queues; expected 1 to {self.device.queue_count} entries"
+                f"a block of {length} bytes for {count} queues; expected 1 to {self._queue_count(session.revision)} entries"
                 f" of {QueueAddresses.SIZE} bytes",
             )
         block = self._window.read(message["address"], length)
         entries = [
             QueueAddresses.unpack(block[at : at + QueueAddresses.SIZE]) for at in range(0, length, QueueAddresses.SIZE)
         ]
+        if len({entry.index for entry in entries}) != count:
+            raise _Refused(Status.BAD_QUEUE, "a queue is named twice in one FIND_VQS")
         live = bool(session.status.status & device_status.DRIVER_OK)
         for entry in entries:
             self._check_queue(session, entry, live)
@@ -454,8 +468,8 @@ class VirtioCrq:
     def _check_queue(self, session: ServerSession, entry: QueueAddresses, live: bool) -> None:
         where = f"queue {entry.index}"
         largest = self._queue_size(session.revision)
-        if entry.index >= self.device.queue_count:
-            raise _Refused(Status.BAD_QUEUE, f"{where}: the device has {self.device.queue_count}")
+        if entry.index >= self._queue_count(session.revision):
+            raise _Refused(Status.BAD_QUEUE, f"{where}: the device has {self._queue_count(session.revision)}")
         if live and entry.index in self._service:
             raise _Refused(Status.BAD_QUEUE, f"{where} is in use; it has to be reset before it gets new addresses")
         if not 0 < entry.size <= largest or entry.size & (entry.size - 1):
@@ -470,6 +484,8 @@ class VirtioCrq:
     def _driver_ok(self, message: dict[str, int]) -> tuple[int, int]:
         """DRIVER_OK: the device lives (P5.6). In revision 0 the driver's features are copied in now."""
         session = self._current()
+        if session.status.status & device_status.SUSPEND:
+            raise _Refused(Status.BAD_STATE, "DRIVER_OK of a suspended device; RESUME wakes it")
         if session.revision == 0 and session.status.status == device_status.ACKNOWLEDGE | device_status.DRIVER:
             self._fetch_features()
         self._step_status(device_status.DRIVER_OK)
@@ -529,9 +545,24 @@ class VirtioCrq:
         self._service.serve()
         if not session.status.running:
             raise _Refused(Status.BAD_STATE, "a ring broke while the device was being suspended")
-        self._step_status(device_status.SUSPEND)
         self._service.paused = True
+        if self._service.in_hand:
+            self._service.on_idle = self._suspended
+            raise _Later
+        self._step_status(device_status.SUSPEND)
         return 0, 0
+
+    def _suspended(self) -> None:
+        """The device has finished what it had in hand: now the SUSPEND that waited for it takes effect."""
+        self._step_status(device_status.SUSPEND)
+        self._reply(Message.SUSPEND, self._current().number, Status.OK)
+
+    def _give_up_suspend(self) -> None:
+        """Another message came first; replies are in the order of messages (P2.4), so SUSPEND is answered now."""
+        self._service.on_idle = None
+        self._service.paused = False
+        self._service.kick_all()
+        self._refuse(Message.SUSPEND, self._current().number, Status.BAD_STATE, "interrupted by another message")
 
     def _resume(self, message: dict[str, int]) -> tuple[int, int]:
         """RESUME: serve again, starting with what was made available meanwhile (P5.12)."""

@@ -6,7 +6,8 @@ queue is served: ring copied in, requests handed to the device, completions copi
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from types import MappingProxyType
 
 from powervio.errors import LocalError, RemoteError, Verdict
 from powervio.transport.crq.protocol import Message, QueueAddresses, encode
@@ -38,6 +39,8 @@ class QueueService:
         """`on_broken` is called, with the reason, when the client broke a ring and only a reset can help."""
         self.paused = False
         """Set while the device is suspended: kicks are dropped (P5.12)."""
+        self.on_idle: Callable[[], None] | None = None
+        """Called once when the device has nothing in hand any more."""
         self.rejected = 0
         """Kicks without a queue, and requests that failed alone."""
         self._kernel = kernel
@@ -55,9 +58,14 @@ class QueueService:
         return index in self._queues
 
     @property
-    def queues(self) -> list[DeviceQueue]:
-        """In the order of their numbers."""
-        return [self._queues[index] for index in sorted(self._queues)]
+    def queues(self) -> Mapping[int, DeviceQueue]:
+        """By number; a view that follows resets of single queues."""
+        return MappingProxyType(self._queues)
+
+    @property
+    def in_hand(self) -> int:
+        """Requests that the device has popped and not completed."""
+        return sum((queue.ring.last_available - queue.ring.used_index) & 0xFFFF for queue in self._queues.values())
 
     def add(
         self, entry: QueueAddresses, session: int, features: int, *, big_endian: bool, available: int = 0, used: int = 0
@@ -100,6 +108,7 @@ class QueueService:
             self.remove(index)
         self._kicked.clear()
         self.paused = False
+        self.on_idle = None
 
     def indices(self) -> dict[int, tuple[int, int]]:
         """For each queue how far it is: `(last_available, used_index)`.
@@ -155,3 +164,6 @@ class QueueService:
 
     def _notify(self, index: int) -> None:
         self._crq.signal(index, self._builders[index])
+        if self.on_idle is not None and not self.in_hand:
+            call, self.on_idle = self.on_idle, None
+            call()
