@@ -444,11 +444,12 @@ class VirtioCrq:
         ready = device_status.FEATURES_OK if session.revision else device_status.DRIVER
         if not session.status.status & (ready | device_status.DRIVER_OK):
             raise _Refused(Status.BAD_STATE, "FIND_VQS before features are settled")
-        if not 1 <= count <= self._queue_count(session.revision) or length != count * QueueAddresses.SIZE:
+        largest = self._queue_count(session.revision)
+        if not 1 <= count <= largest or length != count * QueueAddresses.SIZE:
             raise _Refused(
                 Status.BAD_LENGTH,
-                f"a block of {length} bytes for {count} queues; expected 1 to {self._queue_count(session.revision)} entries"
-                f" of {QueueAddresses.SIZE} bytes",
+                f"a block of {length} bytes for {count} queues; expected 1 to {largest} entries of"
+                f" {QueueAddresses.SIZE} bytes",
             )
         block = self._window.read(message["address"], length)
         entries = [
