@@ -562,7 +562,8 @@ def test_refresh_remote_kick_ahead_of_the_ring_is_only_a_hint() -> None:
 
 
 def test_refresh_remote_descriptor_written_after_its_copy_is_not_used() -> None:
-    # The driver makes buffer 0 available while the copy runs: the index is seen, the old descriptor was copied.
+    # docs/protocol.md, P6.2: the driver makes buffer 0 available while the copy runs; the index is seen, the old
+    # descriptor was copied.
     memory = RawRing(SIZE)
     memory.describe(1, 0x1000, 4)
     late: list[bool] = []
