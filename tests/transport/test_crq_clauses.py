@@ -12,6 +12,7 @@ from powervio.testing.pair import PartitionPair
 from powervio.transport.crq.protocol import LAYOUT, REPLY, HeaderR1, Message, Status, decode
 from powervio.virtio import features as feature
 from powervio.virtio.device import DeviceSession
+from powervio.virtio.queue import Request
 
 
 @dataclass
@@ -232,3 +233,31 @@ def test_failed_ends_work_and_only_reset_or_probe_lead_on() -> None:
     pair.settle()
     assert answers[-1] == (Message.RESET, Status.OK)
     assert wire.messages("server")[-1]["device_status"] == 0
+
+
+def test_kick_that_is_kept_back_stays_behind_the_config_write_before_it() -> None:
+    """P2.6, P5.8: the server's queue is full, and then has room for one element only."""
+    seen: list[int] = []
+
+    class Noting(EchoDevice):
+        def handle(self, request: Request) -> None:
+            seen.append(self.written)
+            super().handle(request)
+
+    driver = EchoDriver()
+    pair = PartitionPair(Noting(), driver).start()
+    port, unit = pair.client_partition.port, pair.client.node.unit_address
+    foreign = 0x80 << 56 | Message.KICK << 48 | 0xFFFF << 32
+    slots = 0
+    while port.send_crq(unit, foreign, 0) == 0:
+        slots += 1
+    pair.client.write_config(4, (1234).to_bytes(4, "little"))
+    driver.send(b"hello")
+    while pair.server_kernel.poll():
+        pass
+    for _ in range(slots - 1):
+        port.send_crq(unit, foreign, 0)
+    pair.clock.now += 0.2
+    pair.client_kernel.poll()
+    pair.advance(1)
+    assert seen == [1234]

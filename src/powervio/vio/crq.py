@@ -20,7 +20,6 @@ from __future__ import annotations
 
 import logging
 import secrets
-from collections import deque
 from collections.abc import Callable
 from enum import Enum
 
@@ -143,8 +142,12 @@ class CrqEnd:
         self._on_drained = on_drained
         self._memory = dma.allocate(length)
         self._slots = CrqSlots(self._memory.view)
-        self._backlog: deque[tuple[int, int]] = deque()
-        self._signals: dict[int, Callable[[], tuple[int, int]]] = {}
+        # What waits for room in the partner's queue, oldest first: notifications under their keys, messages under
+        # negative ones. One order for both, because a request may rely on a message before it (P5.8) and a reply may
+        # say that everything was told (P5.12).
+        self._kept: dict[int, Callable[[], tuple[int, int]]] = {}
+        self._kept_messages = 0
+        self._posts = 0
         self._retry: Timer | None = None
         self._retry_delay = _RETRY_FIRST
         self._offering: Timer | None = None
@@ -314,10 +317,12 @@ class CrqEnd:
         When the connection is gone the message is forgotten: an event tells of it. A partner that lets more than
         256 messages pile up is cut off (the connection is reset).
         """
-        if not self._backlog and not self._signals and self._sent(high, low):
+        if not self._kept and self._sent(high, low):
             return
-        self._backlog.append((high, low))
-        if len(self._backlog) > _BACKLOG_LIMIT:
+        self._posts += 1
+        self._kept[-self._posts] = lambda: (high, low)
+        self._kept_messages += 1
+        if self._kept_messages > _BACKLOG_LIMIT:
             _log.warning("CRQ %#x: the partner does not empty its queue; connection reset", self._unit_address)
             self._forget_posts()
             self._kernel.call_soon(self._cut_off)
@@ -340,22 +345,24 @@ class CrqEnd:
             self.reset()
 
     def signal(self, key: int, build: Callable[[], tuple[int, int]]) -> None:
-        """Send a notification for `key`; while the partner's queue is full only one for each key is kept.
+        """Send a notification for `key`, 0 or more; while the partner's queue is full only one for each key is kept.
 
-        `build` makes the message when it is sent, so a delayed one tells the newest state.
+        `build` makes the message when it is sent, so a delayed one tells the newest state; it is sent after everything
+        that was posted before the newest call.
         """
-        if not self._backlog and not self._signals and self._sent(*build()):
+        if not self._kept and self._sent(*build()):
             return
-        self._signals[key] = build
+        self._kept.pop(key, None)
+        self._kept[key] = build
         self._retry_later()
 
     def forget_signals(self) -> None:
         """Drop notifications that wait for room: what they tell of is over."""
-        self._signals.clear()
+        self._kept = {key: build for key, build in self._kept.items() if key < 0}
 
     def forget_signal(self, key: int) -> None:
         """Drop the notification for `key` that waits for room."""
-        self._signals.pop(key, None)
+        self._kept.pop(key, None)
 
     def _retry_later(self) -> None:
         if self._retry is None:
@@ -363,26 +370,19 @@ class CrqEnd:
 
     def _send_kept(self) -> None:
         self._retry = None
-        send = self._port.send_crq
-        # notifications first: a reply may say that everything was told (P5.12)
-        for key in list(self._signals):
-            if send(self._unit_address, *self._signals[key]()) == ReturnCode.H_DROPPED:
-                break
-            del self._signals[key]
-        else:
-            while self._backlog:
-                if send(self._unit_address, *self._backlog[0]) == ReturnCode.H_DROPPED:
-                    break
-                self._backlog.popleft()
-            else:
-                self._retry_delay = _RETRY_FIRST
+        while self._kept:
+            key = next(iter(self._kept))
+            if not self._sent(*self._kept[key]()):
+                self._retry_delay = min(self._retry_delay * 2, _RETRY_LAST)
+                self._retry_later()
                 return
-        self._retry_delay = min(self._retry_delay * 2, _RETRY_LAST)
-        self._retry_later()
+            del self._kept[key]
+            self._kept_messages -= key < 0
+        self._retry_delay = _RETRY_FIRST
 
     def _forget_posts(self) -> None:
-        self._backlog.clear()
-        self._signals.clear()
+        self._kept.clear()
+        self._kept_messages = 0
         if self._retry is not None:
             self._retry.cancel()
             self._retry = None
