@@ -20,6 +20,8 @@ from powervio.virtio.queue import ByteOrder, Request
 
 _SECTOR = 512
 _ID_BYTES = 20
+_FLUSH_COST = 1 << 20
+"""What a flush takes of a pass, in bytes that could be moved meanwhile."""
 _STATUS = tuple(bytes([status]) for status in range(256))
 
 
@@ -226,7 +228,7 @@ class BlockDevice(Device):
             request.complete(0)
             return
         try:
-            filled = self._serve(readable, writable, room)
+            filled = self._serve(request, readable, writable, room)
         except OSError:
             filled = self._failed("backing", blk.S_IOERR)
         except RemoteError:
@@ -244,7 +246,7 @@ class BlockDevice(Device):
         # left out (2.7.8.2: a driver may rely on all of it).
         request.complete(filled + 1 if filled == room else filled)
 
-    def _serve(self, readable: Payload, writable: Payload, room: int) -> int:
+    def _serve(self, request: Request, readable: Payload, writable: Payload, room: int) -> int:
         """Do it; returns the bytes of data written to the driver, or the status of a failure, negative."""
         counters = self.counters
         length = readable.length - 16
@@ -270,25 +272,27 @@ class BlockDevice(Device):
             if length:
                 readable.drain_to(self.backing, position, 16, length)
             if not self._writeback:
+                request.charge(_FLUSH_COST)
                 self.backing.flush()
             counters.writes += 1
             counters.bytes_written += length
             return 0
         if kind in (blk.T_FLUSH, blk.T_FLUSH_OUT):
+            request.charge(_FLUSH_COST)
             self.backing.flush()
             counters.flushes += 1
             return 0
         if kind == blk.T_DISCARD and self._negotiated & blk.F_DISCARD:
-            return self._change_ranges(readable, length, zeroes=False)
+            return self._change_ranges(request, readable, length, zeroes=False)
         if kind == blk.T_WRITE_ZEROES and self._negotiated & blk.F_WRITE_ZEROES:
-            return self._change_ranges(readable, length, zeroes=True)
+            return self._change_ranges(request, readable, length, zeroes=True)
         if kind == blk.T_GET_ID:
             answer = self._serial[:room]
             writable.write(0, answer)
             return len(answer)
         return self._failed("unsupported", blk.S_UNSUPP)
 
-    def _change_ranges(self, readable: Payload, length: int, *, zeroes: bool) -> int:
+    def _change_ranges(self, request: Request, readable: Payload, length: int, *, zeroes: bool) -> int:
         """DISCARD and WRITE_ZEROES: all ranges are checked before the first is touched."""
         options, size = self.options, self._segment.size
         if self.read_only:
@@ -302,6 +306,7 @@ class BlockDevice(Device):
             return self._failed("unsupported", blk.S_UNSUPP)
         if any(count > limit or (sector + count) * _SECTOR > self._capacity for sector, count, _ in ranges):
             return self._failed("range", blk.S_IOERR)
+        request.charge(sum(count for _, count, _ in ranges) * _SECTOR if zeroes else _FLUSH_COST)
         for sector, count, flags in ranges:
             if zeroes:
                 self.backing.write_zeroes(sector * _SECTOR, count * _SECTOR, unmap=bool(flags & blk.SEGMENT_UNMAP))
