@@ -45,13 +45,39 @@ class DeviceQueue:
         ring: SplitDeviceRing,
         payload: Callable[[list[Segment]], Payload],
         notify: Callable[[int], None],
+        wake: Callable[[DeviceQueue], None] | None = None,
     ) -> None:
-        """`payload` makes the transport's `Payload` of descriptor segments; `notify` sends a used notification."""
+        """`payload` makes the transport's `Payload` of descriptor segments; `notify` sends a used notification.
+
+        `wake`, called from any thread, gives the device a turn with this queue in the partition's thread.
+        """
         self.index = index
         self.ring = ring
         self.live = True
         self._payload = payload
         self._notify = notify
+        self._wake = wake
+        self._wake_is_due = False
+
+    @property
+    def available(self) -> int:
+        """Buffers that `pop` can give now. What a device leaves there stays the driver's until it is popped."""
+        return self.ring.pending
+
+    def wake(self) -> None:
+        """Let the device's `process` be called for this queue soon; from any thread, for a device that has data.
+
+        While the device is suspended and after the end of the session nothing comes of it; RESUME gives every queue
+        a turn.
+        """
+        if self.live and not self._wake_is_due and self._wake is not None:
+            self._wake_is_due = True
+            self._wake(self)
+
+    def woken(self) -> bool:
+        """For the transport: the turn that `wake` asked for begins. False when the session is over."""
+        self._wake_is_due = False
+        return self.live
 
     def pop(self) -> Request | None:
         """The next available buffer, or None. Raises `RemoteError` when the driver broke the ring."""

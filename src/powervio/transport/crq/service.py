@@ -7,6 +7,7 @@ queue is served: ring copied in, requests handed to the device, completions copi
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from functools import partial
 from types import MappingProxyType
 
 from powervio.errors import LocalError, RemoteError, Verdict
@@ -82,7 +83,7 @@ class QueueService:
             used_index=used,
         )
         self._rings[entry.index] = memory
-        self._queues[entry.index] = DeviceQueue(entry.index, ring, self._payload, self._notify)
+        self._queues[entry.index] = DeviceQueue(entry.index, ring, self._payload, self._notify, self._wake)
         high, low = encode(Message.USED, session, queue=entry.index)
         # bytes 6-7 are the index (P2.3)
         self._builders[entry.index] = lambda: (high | ring.used_index, low)
@@ -141,21 +142,37 @@ class QueueService:
             queue = self._queues.get(index)
             if queue is None:
                 self.rejected += 1
-                continue
-            try:
-                self._serve(queue, known)
-            except RemoteError as error:
-                self.rejected += 1
-                if error.verdict is not Verdict.REJECT:
-                    self._on_broken(f"queue {index}: {error}")
-                    return
+            elif not self._guarded(queue, partial(self._serve, queue, known)):
+                return
+
+    def _guarded(self, queue: DeviceQueue, turn: Callable[[], None]) -> bool:
+        """Give the device a turn; false when the client broke the ring, and with it the session."""
+        try:
+            turn()
+        except RemoteError as error:
+            self.rejected += 1
+            if error.verdict is not Verdict.REJECT:
+                self._on_broken(f"queue {queue.index}: {error}")
+                return False
+        return True
+
+    def _wake(self, queue: DeviceQueue) -> None:
+        self._kernel.call_soon_threadsafe(partial(self._woken, queue))
+
+    def _woken(self, queue: DeviceQueue) -> None:
+        """The device asked for a turn. What is known of the ring is enough: the client kicks when there is more."""
+        if queue.woken() and not self.paused:
+            self._guarded(queue, partial(self._turn, queue))
+
+    def _turn(self, queue: DeviceQueue) -> None:
+        self._device.process(queue)
+        queue.flush()
 
     def _serve(self, queue: DeviceQueue, known: int | None) -> None:
         ring = queue.ring
         for _ in range(_ROUNDS):
             ring.refresh(known)
-            self._device.process(queue)
-            queue.flush()
+            self._turn(queue)
             if not queue.live or not ring.enable_notifications():
                 return
             known = None
