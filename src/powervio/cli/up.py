@@ -84,6 +84,10 @@ def show_served(config: Config) -> None:
         click.echo(f"{lpar.name}: {disk.image}{how}, served by {disk.vios}")
         if disk.nbd is not None:
             click.echo(f"    nbd+unix:///?socket={disk.nbd}")
+    for _, lpar, row, device in config.devices():
+        click.echo(f"{lpar.name}: {row.name}, served by {device.vios}")
+        if device.socket is not None:
+            click.echo(f"    {device.socket}")
 
 
 # -- in the background

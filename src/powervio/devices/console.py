@@ -32,6 +32,9 @@ _TURN = 32
 class Port:
     """One stream. `to_driver` and `from_driver` may be used from any thread; so may the methods."""
 
+    can_close = True
+    """The driver can close it; a virtual terminal's cannot."""
+
     def __init__(self, device: ConsoleDevice, number: int, name: str, *, console: bool, limit: int) -> None:
         self.number = number
         self.name = name

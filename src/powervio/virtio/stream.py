@@ -19,6 +19,8 @@ class ByteQueue:
         """Called after bytes were put."""
         self.on_room: Callable[[], None] | None = None
         """Called after bytes were taken from a queue that was full."""
+        self.on_consumed: Callable[[], None] | None = None
+        """Called after any bytes were taken."""
         self._data = bytearray()
         self._lock = threading.Lock()
 
@@ -62,8 +64,7 @@ class ByteQueue:
         with self._lock:
             was_full = len(self._data) >= self.limit
             del self._data[:length]
-        if was_full and length:
-            self._tell(self.on_room)
+        self._taken(length, was_full)
 
     def take(self, length: int) -> bytes:
         """Up to `length` bytes from the front."""
@@ -71,8 +72,7 @@ class ByteQueue:
             was_full = len(self._data) >= self.limit
             data = bytes(self._data[:length])
             del self._data[: len(data)]
-        if was_full and data:
-            self._tell(self.on_room)
+        self._taken(len(data), was_full)
         return data
 
     def trim(self) -> int:
@@ -82,6 +82,12 @@ class ByteQueue:
             if over > 0:
                 del self._data[:over]
         return max(0, over)
+
+    def _taken(self, length: int, was_full: bool) -> None:
+        if length:
+            self._tell(self.on_consumed)
+            if was_full:
+                self._tell(self.on_room)
 
     def _tell(self, call: Callable[[], None] | None) -> None:
         if call is not None:
