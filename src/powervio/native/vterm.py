@@ -30,7 +30,7 @@ class Bytes(Protocol):
     """What is needed of a queue of bytes (`virtio/stream.py: ByteQueue`)."""
 
     on_data: Callable[[], None] | None
-    on_room: Callable[[], None] | None
+    on_consumed: Callable[[], None] | None
 
     @property
     def room(self) -> int:
@@ -80,7 +80,7 @@ class VtermEnd:
         self.state = VtermState.RUNNING
         self._kernel.request_interrupt(self.node.interrupt, self.receive)
         self._kernel.port.vio_signal(self.node.unit_address, 1)
-        self._incoming.on_room = self._soon(self.receive)
+        self._incoming.on_consumed = self._soon(self.receive)
         self._outgoing.on_data = self._soon(self.send)
         self._kernel.call_soon(self.receive)
         self._kernel.call_soon(self.send)
@@ -88,7 +88,7 @@ class VtermEnd:
     def stop(self) -> None:
         """Move nothing any more."""
         self.state = VtermState.CLOSED
-        self._incoming.on_room = self._outgoing.on_data = None
+        self._incoming.on_consumed = self._outgoing.on_data = None
         self._kernel.port.vio_signal(self.node.unit_address, 0)
         self._kernel.free_interrupt(self.node.interrupt)
         if self._retry is not None:

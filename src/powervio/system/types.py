@@ -10,8 +10,11 @@ To add a type: one file in `devices/`, one in `drivers/`, and `register(DeviceTy
 
 from __future__ import annotations
 
+import importlib.util
+import sys
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Annotated, Any, Literal, Protocol
 
 import msgspec
@@ -86,6 +89,23 @@ def register(row: DeviceType) -> None:
     if row.section in TYPES or row.section in ("name", "memory", "disk"):
         raise LocalError(f"[[lpar.{row.section}]] is taken already")
     TYPES[row.section] = row
+
+
+def load_types(path: str) -> None:
+    """Run a Python file that registers rows. Raises `LocalError` for what it raises, and when it cannot be read."""
+    spec = importlib.util.spec_from_file_location(f"powervio_types_{Path(path).stem}", path)
+    try:
+        if spec is None or spec.loader is None:
+            raise LocalError(f"{path} is no Python file; expected one that ends in .py")
+        module = importlib.util.module_from_spec(spec)
+        sys.modules[module.__name__] = module
+        spec.loader.exec_module(module)
+    except OSError as error:
+        raise LocalError(f"{path} cannot be read ({error.strerror})") from error
+    except LocalError:
+        raise
+    except Exception as error:
+        raise LocalError(f"{path}: {type(error).__name__}: {error}") from error
 
 
 # -- console
