@@ -66,7 +66,7 @@ class EntropyDevice(Device):
                 return
             allowed = self._allowed()
             if allowed < 1:
-                self._wait(queue)
+                self._wait()
                 return
             request = queue.pop()
             if request is None:
@@ -98,13 +98,14 @@ class EntropyDevice(Device):
         self._since = now
         return int(self._tokens)
 
-    def _wait(self, queue: DeviceQueue) -> None:
+    def _wait(self) -> None:
         if self._pause is not None or self.scheduler is None:
             return
 
         def go_on() -> None:
             self._pause = None
-            queue.wake()
+            if self.session is not None and 0 in self.session.queues:  # not the queue of before: it may be another now
+                self.session.queues[0].wake()
 
         # Until a quarter of the burst is there: many small turns would cost more than they give.
         self._pause = self.scheduler.call_later(max(0.001, self._burst / 4 / self.rate), go_on)
