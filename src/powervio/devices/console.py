@@ -281,7 +281,8 @@ class ConsoleDevice(Device):
             request.complete(len(data))
             sent += len(data)
             self.requests += 1
-        queue.flush()
+        if not queue.flush():
+            return
         port.to_driver.consume(sent)
         self.bytes_out += sent
         if port.open and port.to_driver and queue.available:
@@ -310,7 +311,8 @@ class ConsoleDevice(Device):
             self.requests += 1
             taken.append(data)
             room -= len(data)
-        queue.flush()
+        if not queue.flush():
+            return
         if port is None:
             if taken:
                 self._count("no port")
@@ -363,7 +365,8 @@ class ConsoleDevice(Device):
                 continue
             request.complete(len(data))
             sent += 1
-        queue.flush()
+        if not queue.flush():
+            return
         for _ in range(sent):
             self._control.popleft()
 

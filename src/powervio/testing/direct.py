@@ -295,7 +295,7 @@ class DirectLink:
             device_ring = SplitDeviceRing(size, ring, big_endian=big, event_idx=self.event_idx, indirect=self.indirect)
             self._rings.append(ring)
             self.driver_queues.append(DirectDriverQueue(self, index, driver_ring, self.indirect))
-            self.device_queues.append(DeviceQueue(index, device_ring, self._payload, self.notified, self.woken))
+            self.device_queues.append(DeviceQueue(index, device_ring, self._payload, self.notified, wake=self.woken))
         self.device.start(DeviceSession(self.features, self.byteorder, dict(enumerate(self.device_queues))))
         self.driver.start(_DirectTransport(self, self.features, self.driver_queues))
 
@@ -320,7 +320,7 @@ class DirectLink:
             self.disconnect()
         self.memory.close()
 
-    def _payload(self, segments: list[Segment]) -> Payload:
+    def _payload(self, queue: DeviceQueue, segments: list[Segment]) -> Payload:
         return MappedPayload(self.memory, segments)
 
     def kicked(self, index: int) -> None:
