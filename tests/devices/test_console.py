@@ -509,8 +509,8 @@ def test_over_crq_with_resets_in_the_middle_of_streams(revision: int, big: bool)
     pair.close()
 
 
-def test_idle_console_costs_nothing_and_suspends_at_once() -> None:
-    """Receive buffers stay in the ring: the device has nothing in hand while nothing happens."""
+def test_idle_console_costs_nothing_and_has_nothing_in_hand() -> None:
+    """Receive buffers stay in the ring, so it can be suspended and handed over at any time."""
     device, driver = ConsoleDevice(), ConsoleCore()
     pair = PartitionPair(device, driver).start()
     before = pair.server_adapter.ledger.snapshot()
@@ -518,6 +518,20 @@ def test_idle_console_costs_nothing_and_suspends_at_once() -> None:
     assert not (pair.server_adapter.ledger.snapshot() - before)["hcalls"]
     assert pair.server._service.in_hand == 0
     pair.server.parts()
+    pair.close()
+
+
+def test_suspended_device_says_nothing_until_resume() -> None:
+    device, driver = ConsoleDevice(), ConsoleCore()
+    pair = PartitionPair(device, driver).start()
+    pair.server._suspend({})
+    device.ports[0].to_driver.put(b"typed meanwhile")
+    pair.settle()
+    assert driver.ports[0].read(99) == b""
+    pair.server._resume({})
+    pair.server._serve()
+    pair.settle()
+    assert driver.ports[0].read(99) == b"typed meanwhile"
     pair.close()
 
 
