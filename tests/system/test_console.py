@@ -6,6 +6,7 @@ import os
 import pty
 import re
 import select
+import shutil
 import signal
 import socket
 import struct
@@ -15,6 +16,7 @@ import termios
 import time
 from concurrent.futures import ThreadPoolExecutor
 from fcntl import ioctl
+from pathlib import Path
 
 import pytest
 
@@ -22,6 +24,7 @@ from powervio.cli.console import Keys
 
 from .harness import House, program, wait_for
 
+EXAMPLE = Path(__file__).parents[2] / "examples" / "console.toml"
 VIOS = '[[vios]]\nname = "vios1"\n[[lpar]]\nname = "client1"\nmemory = "32M"\n'
 
 
@@ -263,6 +266,16 @@ def test_ps_shows_consoles(house: House) -> None:
 )
 def test_mistakes_are_told(text: str, told: str, house: House) -> None:
     assert told in house.refused("up", declare(house, text))
+
+
+def test_example_starts_and_its_shells_answer(house: House) -> None:
+    shutil.copy(EXAMPLE, house.folder)
+    house.ok("up", "-d", "console.toml")
+    for client in ("client1", "client2"):
+        result = run(house, client, data=b"echo $((6*7))\nexit\n")
+        assert result.returncode == 0, result.stderr
+        assert b"42" in result.stdout
+    house.ok("down")
 
 
 def typed(*pieces: bytes) -> tuple[bytes, bool]:
