@@ -30,6 +30,7 @@ COMMANDS = (
     Entry("demo", "cli.demo:demo", "Show the whole of it in a few seconds, on a disk made for the purpose."),
     Entry("up", "cli.up:up", "Start a system that is declared in a file."),
     Entry("ps", "cli.ps:ps", "List the adapters of a running system, and what they have done."),
+    Entry("console", "cli.console:console", "Attach the terminal to a client partition's console."),
     Entry("down", "cli.down:down", "Stop a running system."),
     Entry("bench", "cli.bench:bench", "Measure."),
     Entry("doctor", "cli.doctor:doctor", "Say what is here, and what each missing program would enable."),

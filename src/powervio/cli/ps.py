@@ -53,11 +53,11 @@ def show(report: dict[str, Any]) -> None:
         )
     console.print(table)
     for adapter in clients:
-        what = f"{adapter['partition']}/{adapter['slot']}: {adapter['image']}"
-        if adapter["readonly"]:
-            what += " (readonly)"
-        console.print(what, markup=False, soft_wrap=True)
-        if adapter["nbd"]:
+        served = adapter.get("image") or adapter.get("socket")
+        if served:
+            what = f"{adapter['partition']}/{adapter['slot']}: {served}"
+            console.print(f"{what} (readonly)" if adapter.get("readonly") else what, markup=False, soft_wrap=True)
+        if adapter.get("nbd"):
             console.print(f"    nbd+unix:///?socket={adapter['nbd']}", markup=False, soft_wrap=True)
         if adapter["failure"] and adapter["state"] != "running":
             console.print(f"    {adapter['failure']}", markup=False, soft_wrap=True)

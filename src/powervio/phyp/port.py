@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 from powervio.papr.codes import ReturnCode
 from powervio.papr.port import HcallPort
 from powervio.phyp import hcall_crq, hcall_interrupt, hcall_rdma, hcall_tce, hcall_vio
+from powervio.phyp import hcall_term as _hcall_term  # noqa: F401  the table alone leads there
 from powervio.phyp.registry import TABLE
 
 if TYPE_CHECKING:

@@ -14,7 +14,7 @@ import stat
 import tomllib
 import types
 import typing
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -25,7 +25,9 @@ from msgspec.structs import replace
 
 from powervio.errors import LocalError
 from powervio.system import sizing
+from powervio.system import types as device_types
 from powervio.system.sizing import PAGE
+from powervio.system.types import AdapterSection, DeviceType
 
 MIN_CLIENT_MEMORY = 8 << 20
 MIN_VIOS_MEMORY = 4 << 20
@@ -150,6 +152,13 @@ class Config:
     file: str = "(declared in Python)"
     """Where it was read from, for messages."""
 
+    def devices(self) -> Iterator[tuple[str, Lpar, DeviceType, AdapterSection]]:
+        """Every device of the table of types, with its path in the file, its client and its row."""
+        for at, lpar in enumerate(self.lpar):
+            for row in device_types.TYPES.values():
+                for number, declared in enumerate(getattr(lpar, row.section, ())):
+                    yield f"lpar[{at}].{row.section}[{number}]", lpar, row, declared
+
     def disks(self) -> Iterator[tuple[str, Lpar, Disk]]:
         """Every disk with its path in the file and its client."""
         for at, lpar in enumerate(self.lpar):
@@ -190,7 +199,7 @@ def parse(text: str, file: str, folder: Path) -> Config:
         told = f"{place[2]}: {_lower(place[1])}" if place else _lower(reason)
         raise ConfigError(file, [f"{told}; not TOML"]) from None
     try:
-        declared = msgspec.convert(raw, SystemFile, dec_hook=_decode)
+        declared = msgspec.convert(raw, _file_struct(), dec_hook=_decode)
     except msgspec.ValidationError as error:
         raise ConfigError(file, [_explain(str(error), raw)]) from None
     lpars = [_with_absolute_paths(lpar, folder) for lpar in declared.lpar]
@@ -199,6 +208,15 @@ def parse(text: str, file: str, folder: Path) -> Config:
     if problems:
         raise ConfigError(file, problems)
     return config
+
+
+def _file_struct() -> type[SystemFile]:
+    """`SystemFile` with the sections of every row of the table of device types."""
+    lpar = device_types.with_sections(Lpar)
+    fields: list[Any] = [("lpar", list[lpar], msgspec.field(default_factory=list))]  # type: ignore[valid-type]
+    made = msgspec.defstruct("SystemFile", fields, bases=(SystemFile,), forbid_unknown_fields=True, kw_only=True)
+    assert issubclass(made, SystemFile)
+    return made
 
 
 def _decode(kind: type, value: object) -> object:
@@ -215,7 +233,24 @@ def _with_absolute_paths(lpar: Lpar, folder: Path) -> Lpar:
         replace(disk, image=absolute(disk.image), nbd=None if disk.nbd is None else absolute(disk.nbd))
         for disk in lpar.disk
     ]
-    return replace(lpar, disk=disks)
+    others = {
+        row.section: [_absolute_sockets(declared, absolute) for declared in getattr(lpar, row.section, ())]
+        for row in device_types.TYPES.values()
+        if hasattr(lpar, row.section)
+    }
+    return replace(lpar, disk=disks, **others)
+
+
+def _absolute_sockets(declared: Struct, absolute: Callable[[str], str]) -> Struct:
+    """A section with every `socket` in it, or in tables below it, absolute."""
+    changes: dict[str, Any] = {}
+    for name in declared.__struct_fields__:
+        value = getattr(declared, name)
+        if name == "socket" and value is not None:
+            changes[name] = absolute(value)
+        elif isinstance(value, list) and value and isinstance(value[0], Struct):
+            changes[name] = [_absolute_sockets(part, absolute) for part in value]
+    return replace(declared, **changes)
 
 
 # -- what a type cannot say
@@ -238,9 +273,33 @@ def _check(config: Config) -> Iterator[str]:
             other = slots.setdefault((lpar.name, disk.slot), where)
             if other != where:
                 yield f"{where}.slot: slot {disk.slot} of {lpar.name} is taken by {other}"
+    for where, lpar, row, declared in config.devices():
+        if servers and declared.vios not in servers:
+            yield f'{where}.vios: "{declared.vios}" is not one of the VIO servers ({", ".join(sorted(servers))})'
+        if declared.byteorder == "big" and declared.revision != 0:
+            yield f'{where}.byteorder: "big" needs revision = 0; revision 1 is little-endian as virtio 1 is'
+        for problem in row.check(declared):
+            yield f"{where}.{problem}"
+        for at, path in _sockets(where, declared):
+            yield from _check_socket(at, path, sockets)
+        if declared.slot is not None:
+            other = slots.setdefault((lpar.name, declared.slot), where)
+            if other != where:
+                yield f"{where}.slot: slot {declared.slot} of {lpar.name} is taken by {other}"
     for where, disk in images.values():
         if disk.nbd in {other.image for _, other in images.values()}:
             yield f"{where}.nbd: {disk.nbd} is an image of this file; expected the path of a socket"
+
+
+def _sockets(where: str, declared: Struct) -> Iterator[tuple[str, str]]:
+    for name in declared.__struct_fields__:
+        value = getattr(declared, name)
+        if name == "socket" and value is not None:
+            yield f"{where}.{name}", value
+        elif isinstance(value, list):
+            for number, part in enumerate(value):
+                if isinstance(part, Struct):
+                    yield from _sockets(f"{where}.{name}[{number}]", part)
 
 
 def _check_partitions(config: Config) -> Iterator[str]:
@@ -263,13 +322,16 @@ def _check_partitions(config: Config) -> Iterator[str]:
             elif partition.memory % PAGE:
                 yield f"{where}.memory: {partition.memory} bytes; expected a multiple of {PAGE}"
             elif partition.memory < (need := _memory_need(config, partition)):
-                yield f"{where}.memory: {show_size(partition.memory)}; its disks need at least {-(-need >> 20)}M"
+                yield f"{where}.memory: {show_size(partition.memory)}; its devices need at least {-(-need >> 20)}M"
 
 
 def _memory_need(config: Config, partition: Vios | Lpar) -> int:
     if isinstance(partition, Lpar):
-        return sizing.client_need(partition.disk)
-    return sizing.server_need([disk for _, _, disk in config.disks() if disk.vios == partition.name])
+        others = sum(lpar is partition for _, lpar, _, _ in config.devices())
+        return sizing.client_need(partition.disk) + others * sizing.CLIENT_DEVICE
+    others = sum(declared.vios == partition.name for _, _, _, declared in config.devices())
+    disks = [disk for _, _, disk in config.disks() if disk.vios == partition.name]
+    return sizing.server_need(disks) + others * sizing.SERVER_DEVICE
 
 
 def _check_options(where: str, disk: Disk) -> Iterator[str]:
@@ -381,7 +443,7 @@ def _unknown_field(kind: Any, path: str, name: str) -> str:
 
 def _follow(path: str, raw: dict[str, Any]) -> tuple[Any, Any]:
     """The declared type and the value found at a path such as `lpar[0].disk[1].queues`."""
-    kind: Any = SystemFile
+    kind: Any = _file_struct()
     value: Any = raw
     for name, index in re.findall(r"([^.\[\]]+)|\[(\d+)\]", path):
         if index:
@@ -408,7 +470,7 @@ def _expected(kind: Any, name: str) -> str:
         if meta.pattern == _NAME:
             return _NAME_WORDS
         if meta.max_length is not None:
-            return f"a string of at most {meta.max_length} characters of ASCII"
+            return f"a string of{' 1 to' if meta.min_length else ' at most'} {meta.max_length} characters of ASCII"
         return f"{_WORDS[base.__name__]} from {meta.ge} to {meta.le}"
     if typing.get_origin(kind) is Literal:
         return " or ".join(_show(value) for value in typing.get_args(kind))

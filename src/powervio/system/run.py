@@ -7,11 +7,13 @@ import os
 import signal
 from collections.abc import Callable
 from contextlib import suppress
+from functools import partial
 from typing import Any
 
 from powervio.errors import LocalError
 from powervio.system.config import Config
-from powervio.system.control import ControlServer
+from powervio.system.control import ControlServer, TakeOver
+from powervio.system.operator import operate
 from powervio.system.rundir import RunName
 from powervio.system.system import System
 
@@ -50,7 +52,14 @@ async def run(
 
     for number in SIGNALS:
         loop.add_signal_handler(number, signalled)
-    control = ControlServer(run_name.socket, {"ps": ps, "down": down})
+
+    async def console(arguments: dict[str, Any]) -> tuple[dict[str, Any], TakeOver]:
+        """`client`, and `port` by name or number: the connection becomes the operator's terminal (`operator`)."""
+        port = system.console(str(arguments.get("client")), str(arguments.get("port", "0")))
+        port.attach()
+        return {}, partial(operate, port)
+
+    control = ControlServer(run_name.socket, {"ps": ps, "down": down}, streams={"console": console})
     try:
         await control.start()
         try:

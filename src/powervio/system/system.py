@@ -27,9 +27,14 @@ from powervio.errors import LocalError
 from powervio.phyp.adapter import VioAdapter
 from powervio.phyp.hypervisor import Hypervisor
 from powervio.phyp.partition import Partition
+from powervio.phyp.vterm import create_vterm
 from powervio.storage.image import Image, open_image
 from powervio.system.config import Config, Disk, Lpar
-from powervio.system.sizing import BUFFER_SIZE, buffers_of_each
+from powervio.system.operator import OperatorPort
+from powervio.system.served import ServedDevice, adapter_entry
+from powervio.system.sizing import BUFFER_SIZE, CLIENT_DEVICE, buffers_of_each
+from powervio.system.types import AdapterSection, DeviceType
+from powervio.system.vterm import ServedVterm
 from powervio.transport.crq.client import ClientState, VirtioVio
 from powervio.transport.crq.server import VirtioCrq
 from powervio.vio.kernel import PartitionKernel
@@ -40,6 +45,8 @@ CONNECT_LIMIT = 15.0
 """Seconds for a client to reach its VIO server and settle with it."""
 FLUSH_LIMIT = 30.0
 """Seconds for a disk's last flush."""
+DEVICE_WINDOW = 16 << 20
+"""Bytes that a device of the table of types can have mapped at a time, and its server likewise."""
 STOP_LIMIT = 15.0
 """Seconds for a VIO server to end what it is doing with an image."""
 
@@ -68,6 +75,8 @@ class System:
         self.config = config
         self.hypervisor = Hypervisor()
         self.disks: list[ServedDisk] = []
+        self.devices: list[ServedDevice | ServedVterm] = []
+        """What the table of device types declares."""
         self._kernels: dict[str, PartitionKernel] = {}
         self._partitions: dict[str, Partition] = {}
         self._undo = AsyncExitStack()
@@ -103,6 +112,11 @@ class System:
                 self.disks.append(self._make_disk(where, lpar, declared))
             except LocalError as error:
                 raise self._at(where, error) from error
+        for where, lpar, row, section in self.config.devices():
+            try:
+                self.devices.append(self._make_device(where, lpar, row, section))
+            except LocalError as error:
+                raise self._at(where, error) from error
         for vios in self.config.vios:
             self._run_server(vios.name, thread=vios.thread)
         for lpar in self.config.lpar:
@@ -113,6 +127,14 @@ class System:
         for disk in self.disks:
             if disk.declared.nbd is not None:
                 await self._export(disk, disk.declared.nbd)
+        for device in self.devices:
+            await self._connected(device)
+            for attachment in device.attachments:
+                try:
+                    await attachment.start()
+                except LocalError as error:
+                    raise self._at(device.where, error) from error
+                self._later(f"what uses {device.where}", attachment.close)
 
     def _make_partition(self, name: str, memory: int) -> None:
         try:
@@ -145,7 +167,8 @@ class System:
             discard=declared.discard,
         )
         device = BlockDevice(image, options)
-        buffers = buffers_of_each(lpar.memory, lpar.disk)
+        others = sum(other is lpar for _, other, _, _ in self.config.devices())
+        buffers = buffers_of_each(lpar.memory - others * CLIENT_DEVICE, lpar.disk)
         driver = BlockDriver(max_queues=declared.queues, buffers=buffers, buffer_size=BUFFER_SIZE)
         return ServedDisk(
             where=where,
@@ -167,11 +190,28 @@ class System:
             ),
         )
 
+    def _make_device(
+        self, where: str, lpar: Lpar, row: DeviceType, declared: AdapterSection
+    ) -> ServedDevice | ServedVterm:
+        vios, client = self._partitions[declared.vios], self._partitions[lpar.name]
+        kernels = self._kernels[declared.vios], self._kernels[lpar.name]
+        if getattr(declared, "type", "virtio") == "vterm":
+            vty_server, vty = create_vterm(self.hypervisor, vios, client, client_slot=declared.slot)
+            return ServedVterm(row, where, declared, vty_server, vty, *kernels)
+        server_adapter, client_adapter = self.hypervisor.create_pair(
+            vios,
+            client,
+            client_slot=declared.slot,
+            client_window=DEVICE_WINDOW,
+            server_window=DEVICE_WINDOW,
+        )
+        return ServedDevice(row, where, declared, server_adapter, client_adapter, *kernels)
+
     def _run_server(self, name: str, *, thread: bool) -> None:
         kernel = self._kernels[name]
-        disks = [disk for disk in self.disks if disk.declared.vios == name]
-        for disk in disks:
-            disk.server.start()
+        ends = [end for end in self._served() if end.declared.vios == name]
+        for end in ends:
+            end.server.start()
         if thread:
             kernel.start()
         else:
@@ -179,8 +219,8 @@ class System:
 
         async def stop() -> None:
             def stop_all() -> None:
-                for disk in disks:
-                    disk.server.stop()
+                for end in ends:
+                    end.server.stop()
 
             # Elsewhere than in the loop, for a thread that waits for a slow disk must not keep everything else waiting.
             await (asyncio.to_thread(kernel.call, stop_all, STOP_LIMIT) if thread else _now(stop_all))
@@ -192,18 +232,26 @@ class System:
     def _run_client(self, name: str) -> None:
         kernel = self._kernels[name]
         disks = [disk for disk in self.disks if disk.client_adapter.partition.name == name]
+        devices = [device for device in self.devices if device.client_adapter.partition.name == name]
         kernel.attach(asyncio.get_running_loop())
 
         def stop() -> None:
             for disk in disks:
                 disk.driver.fail_all("the system stops")
                 disk.client.stop()
+            for device in devices:
+                device.stop_client()
 
         self._later(f"client {name}", stop)
         for disk in disks:
             disk.client.start()
+        for device in devices:
+            device.client.start()
 
-    async def _connected(self, disk: ServedDisk) -> None:
+    def _served(self) -> list[ServedDisk | ServedDevice | ServedVterm]:
+        return [*self.disks, *self.devices]
+
+    async def _connected(self, disk: ServedDisk | ServedDevice | ServedVterm) -> None:
         """Wait until the client's driver runs."""
         client = disk.client
         changed = asyncio.Event()
@@ -275,11 +323,24 @@ class System:
 
     # -- looking
 
+    def console(self, client: str, port: str) -> OperatorPort:
+        """The operator's side of a port of a client partition's console. Raises `LocalError`."""
+        if not any(lpar.name == client for lpar in self.config.lpar):
+            names = ", ".join(lpar.name for lpar in self.config.lpar) or "none"
+            raise LocalError(f'there is no client partition "{client}"; there are: {names}')
+        for device in self.devices:
+            if device.row.section == "console" and device.client_adapter.partition.name == client:
+                found: OperatorPort = device.find_port(port)
+                return found
+        raise LocalError(f"{client} has no console; [[lpar.console]] declares one")
+
     def report(self) -> dict[str, Any]:
         """What `powervio ps --json` prints: plain values. Each end of each adapter pair has an entry."""
         adapters: list[dict[str, Any]] = []
         for disk in self.disks:
             adapters += (_client_entry(disk), _server_entry(disk))
+        for device in self.devices:
+            adapters += device.entries()
         return {
             "system": {
                 "name": self.config.name,
@@ -294,21 +355,11 @@ class System:
 
 
 def _adapter_entry(disk: ServedDisk, adapter: VioAdapter) -> dict[str, Any]:
-    partner = adapter.partner
-    costs = adapter.ledger.snapshot()
     return {
-        "partition": adapter.partition.name,
-        "type": "block",
-        "role": "server" if adapter.node.is_server else "client",
-        "slot": adapter.slot,
-        "unit_address": adapter.unit_address,
-        "location_code": adapter.node.location_code,
-        "partner": None if partner is None else {"partition": partner.partition.name, "slot": partner.slot},
+        **adapter_entry("block", adapter),
         "image": disk.declared.image,
         "nbd": disk.declared.nbd,
         "readonly": disk.declared.readonly,
-        **costs,
-        "hcalls": {"H_SEND_CRQ": 0, **costs["hcalls"]},
     }
 
 

@@ -115,6 +115,7 @@ class VirtioCrq:
         self._window = RemoteWindow(kernel.port, node, self._dma)
         self._session: ServerSession | None = None
         device.on_config_change = self._config_changed
+        device.scheduler = kernel
         self.crq = CrqEnd(
             kernel,
             node,
@@ -405,7 +406,8 @@ class VirtioCrq:
         """CONFIG_WRITE: up to 4 bytes at an offset, left-aligned in the last doubleword (P5.8)."""
         session = self._current()
         offset, length = message["offset"], message["length"]
-        if not session.status.status & (device_status.FEATURES_OK | device_status.DRIVER_OK):
+        settled = session.status.status & (device_status.FEATURES_OK | device_status.DRIVER_OK)
+        if not settled and not self.device.early_config(offset, length):
             raise _Refused(Status.BAD_STATE, "config must not be written before features are settled")
         if length not in (1, 2, 4) or offset + length > session.config_length:
             raise _Refused(
