@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import base64
 import os
 import signal
 from collections.abc import Callable
@@ -50,7 +51,10 @@ async def run(
 
     for number in SIGNALS:
         loop.add_signal_handler(number, signalled)
-    control = ControlServer(run_name.socket, {"ps": ps, "down": down})
+    async def dtb(arguments: dict[str, Any]) -> dict[str, Any]:
+        return {"dtb": base64.b64encode(system.device_tree(str(arguments.get("partition")))).decode()}
+
+    control = ControlServer(run_name.socket, {"ps": ps, "down": down, "dtb": dtb, **system.plug.handlers()})
     try:
         await control.start()
         try:

@@ -130,6 +130,7 @@ class CrqEnd:
         """Elements dropped: messages outside an open connection, unknown headers and events."""
         self._kernel = kernel
         self._port = kernel.port
+        self._node = node
         self._unit_address = node.unit_address
         self._interrupt = node.interrupt
         self._dma = dma
@@ -153,7 +154,10 @@ class CrqEnd:
     # -- registration
 
     def register(self) -> None:
-        """Register the queue and offer a connection. Raises `HcallError` when the platform refuses."""
+        """Register the queue and offer a connection. Raises `HcallError` when the platform refuses.
+
+        Nothing happens when the adapter was unplugged.
+        """
         self._memory.view[:] = bytes(len(self._memory.view))
         self._slots = CrqSlots(self._memory.view)
         self._kernel.request_interrupt(self._interrupt, self.drain)
@@ -163,6 +167,9 @@ class CrqEnd:
             self._free_crq()
             code = self._reg_crq()
         if code not in (ReturnCode.H_SUCCESS, ReturnCode.H_CLOSED):
+            self._kernel.free_interrupt(self._interrupt)
+            if self.gone:
+                return  # the owner learns of it by the device tree
             raise HcallError(Hcall.H_REG_CRQ, code)
         self.state = CrqState.WAITING
         self._port.vio_signal(self._unit_address, 1)
@@ -180,6 +187,21 @@ class CrqEnd:
             self._step(Input.SENT)
         elif code == ReturnCode.H_DROPPED:
             self._offering = self._kernel.call_later(_RETRY_LAST, self._offer)
+
+    @property
+    def gone(self) -> bool:
+        """Whether the adapter was unplugged: its node is not in the device tree any more. It never comes back; another
+        one in the same slot has other LIOBNs, so another node."""
+        found = self._port.nodes.get(self._unit_address)
+        return found is not self._node and found != self._node
+
+    def abandon(self) -> None:
+        """The adapter was unplugged: everything of the connection is over, without a call that would name it."""
+        self._forget_posts()
+        if self._offering is not None:
+            self._offering.cancel()
+        self.state = CrqState.CLOSED
+        self._kernel.free_interrupt(self._interrupt)
 
     def close(self) -> None:
         """Free the queue; the partner learns of it by an event. Everything of the connection has ended on return."""
@@ -216,7 +238,7 @@ class CrqEnd:
             ):
                 break
             self._kernel.wait(0.01)
-        if code:
+        if code and not self.gone:
             raise HcallError(Hcall.H_FREE_CRQ, code)
 
     # -- receiving
@@ -289,13 +311,14 @@ class CrqEnd:
     def post(self, high: int, low: int) -> None:
         """Send a message, now or as soon as the partner's queue has room, in order.
 
-        When the connection is gone the message is forgotten: an event tells of it. A partner that lets more than
+        When the connection is gone the message is forgotten: an event tells of it, or the device tree when the adapter
+        was unplugged. A partner that lets more than
         256 messages pile up is cut off (the connection is reset).
         """
         if not self._backlog:
             code = self._port.send_crq(self._unit_address, high, low)
             if code != ReturnCode.H_DROPPED:
-                if code not in (ReturnCode.H_SUCCESS, ReturnCode.H_CLOSED):
+                if code not in (ReturnCode.H_SUCCESS, ReturnCode.H_CLOSED) and not self.gone:
                     raise HcallError(Hcall.H_SEND_CRQ, code)
                 return
         self._backlog.append((high, low))
@@ -315,7 +338,7 @@ class CrqEnd:
             high, low = build()
             code = self._port.send_crq(self._unit_address, high, low)
             if code != ReturnCode.H_DROPPED:
-                if code not in (ReturnCode.H_SUCCESS, ReturnCode.H_CLOSED):
+                if code not in (ReturnCode.H_SUCCESS, ReturnCode.H_CLOSED) and not self.gone:
                     raise HcallError(Hcall.H_SEND_CRQ, code)
                 return
         self._signals[key] = build

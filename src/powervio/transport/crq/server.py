@@ -128,11 +128,29 @@ class VirtioCrq:
 
     def start(self) -> None:
         """Register with the hypervisor and wait for a client."""
+        self._kernel.unwatch_tree(self._tree_changed)
+        self._kernel.watch_tree(self._tree_changed)
         self.crq.register()
 
     def stop(self) -> None:
         """End the service: requests that were popped are completed or forgotten, nothing touches the client after."""
+        self._kernel.unwatch_tree(self._tree_changed)
         self.crq.close()
+
+    def retire(self) -> None:
+        """Stop for good and give all memory back; the adapter may be unplugged then."""
+        self.stop()
+        self.device.on_config_change = None
+        self.crq.release()
+        self._window.release()
+        self._dma.close()
+
+    def _tree_changed(self) -> None:
+        """Our node may have gone: then the client's went with it, and there is nobody to serve any more."""
+        if self.crq.gone:
+            self._kernel.unwatch_tree(self._tree_changed)
+            self.crq.abandon()
+            self._lost()
 
     def reset(self) -> None:
         """Start anew from this side: the client gets FF02, then C001, and negotiates again."""
