@@ -1,4 +1,5 @@
-"""Flattened device trees, version 17: a tree of nodes with properties to bytes and back (Devicetree Specification 0.4, 5).
+"""Flattened device trees, version 17: a tree of nodes with properties to bytes and back (Devicetree
+Specification 0.4, 5).
 
 Everything in a blob is big-endian. A property is bytes whose meaning is its name's; `cells` and `strings` make the
 common ones, `to_cells` and `to_strings` read them. Reading trusts nothing: a blob gives a tree or raises `RemoteError`.

@@ -438,6 +438,11 @@ def _field(kind: Any, name: str) -> tuple[Any, str]:
     return declared, name
 
 
+def expected(kind: type[Struct], name: str) -> str:
+    """What a field of a section takes, in words."""
+    return _expected(*_field(kind, name))
+
+
 def _expected(kind: Any, name: str) -> str:
     """What a field takes, in words."""
     if typing.get_origin(kind) is Annotated:

@@ -181,7 +181,7 @@ class HotPlug:
         except TimeoutError:
             self._unplug(disk)
             raise LocalError(
-                f"{disk.name} is detached from its client, but {disk.declared.vios} is still in use of"
+                f"{disk.name} is detached from its client, but {disk.declared.vios} still works on"
                 f" {disk.declared.image}; detach it again when that has ended"
             ) from None
         self._unplug(disk)

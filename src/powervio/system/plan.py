@@ -36,10 +36,8 @@ def tree_of_running(hypervisor: Hypervisor, partitions: Mapping[str, Partition],
 def tree_of_declared(config: Config, name: str) -> bytes:
     """The device tree that a partition would start with. Raises `LocalError`."""
     with Hypervisor() as hypervisor:
-        partitions = {
-            declared.name: make_partition(hypervisor, declared.name, declared.memory)
-            for declared in (*config.vios, *config.lpar)
-        }
+        sizes = [(vios.name, vios.memory) for vios in config.vios] + [(lpar.name, lpar.memory) for lpar in config.lpar]
+        partitions = {owner: make_partition(hypervisor, owner, memory) for owner, memory in sizes}
         for _, lpar, disk in config.disks():
             make_pair(hypervisor, partitions, lpar.name, disk)
         return tree_of_running(hypervisor, partitions, name)

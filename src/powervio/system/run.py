@@ -51,6 +51,7 @@ async def run(
 
     for number in SIGNALS:
         loop.add_signal_handler(number, signalled)
+
     async def dtb(arguments: dict[str, Any]) -> dict[str, Any]:
         return {"dtb": base64.b64encode(system.device_tree(str(arguments.get("partition")))).decode()}
 
