@@ -614,8 +614,8 @@ class VirtioCrq:
 
     def _config_changed(self) -> None:
         session = self._session
-        if session is not None and session.status.status & device_status.DRIVER:
-            self._announce_config()
+        if session is not None and session.status.status & device_status.ACKNOWLEDGE:
+            self._announce_config()  # also before DRIVER: the client has a copy from ACKNOWLEDGE on (P5.14)
 
     def _announce_config(self) -> None:
         session = self._current()
