@@ -39,7 +39,7 @@ thread = {thread}
 name = "vios2"
 [[lpar]]
 name = "client1"
-memory = "16M"
+memory = "8M"
 [[lpar.disk]]
 vios = "vios1"
 image = "a.img"
@@ -206,7 +206,7 @@ WRONG: dict[str, tuple[str, dict[str, Any], str]] = {
     "misspelt": ("client1", {"redonly": True}, 'disk.redonly: there is no such option; did you mean "readonly"?'),
     "range": ("client1", {"queues": 99}, "disk.queues: expected an integer from 1 to 64, found 99"),
     "slot": ("client1", {"slot": 2}, "disk: slot 2 of partition client1 holds virtio already"),
-    "memory": ("client1", {"queues": 64, "queue_size": 1024}, "lpar[0].memory: 16M; its disks need at least "),
+    "memory": ("client1", {"queues": 64, "queue_size": 1024}, "lpar[0].memory: 8M; its disks need at least "),
 }
 
 
@@ -237,7 +237,7 @@ def test_attach_of_an_image_or_socket_in_use_is_told(file: Path) -> None:
             await system.plug.attach("client1", options(file, nbd=str(file.parent / "a.sock")))
         with (
             open_image(file.parent / "b.img"),
-            pytest.raises(LocalError, match=r"disk: image .*b\.img is in use by process"),
+            pytest.raises(LocalError, match=r"disk: image .*b\.img is in use by this process"),
         ):
             await system.plug.attach("client1", options(file))
 

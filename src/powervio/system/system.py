@@ -279,11 +279,12 @@ class System:
         if not disk.client.running:
             disk.image.flush()  # the way of the client is broken; what it was told is done is with the image already
             return
-        try:
-            async with asyncio.timeout(FLUSH_LIMIT):
-                await disk.driver.flush()
-        except TimeoutError:
-            raise LocalError(f"not done within {FLUSH_LIMIT:.0f} s") from None
+        # Not a timeout around it: a driver's operation that is cancelled still waits for the device.
+        flushing = asyncio.ensure_future(disk.driver.flush())
+        flushing.add_done_callback(lambda done: done.cancelled() or done.exception())
+        if not (await asyncio.wait({flushing}, timeout=FLUSH_LIMIT))[0]:
+            raise LocalError(f"not done within {FLUSH_LIMIT:g} s")
+        flushing.result()
 
     # -- undoing
 
