@@ -206,7 +206,7 @@ WRONG: dict[str, tuple[str, dict[str, Any], str]] = {
     "misspelt": ("client1", {"redonly": True}, 'disk.redonly: there is no such option; did you mean "readonly"?'),
     "range": ("client1", {"queues": 99}, "disk.queues: expected an integer from 1 to 64, found 99"),
     "slot": ("client1", {"slot": 2}, "disk: slot 2 of partition client1 holds virtio already"),
-    "memory": ("client1", {"queues": 64, "queue_size": 1024}, "lpar[0].memory: 8M; its disks need at least "),
+    "memory": ("client1", {"queues": 64, "queue_size": 1024}, "client1.memory: 8M; its disks need at least "),
 }
 
 
@@ -229,11 +229,9 @@ def test_attach_that_cannot_be_is_told_and_leaves_nothing(case: str, threads: Pa
 
 def test_attach_of_an_image_or_socket_in_use_is_told(file: Path) -> None:
     async def scenario(system: System) -> None:
-        with pytest.raises(LocalError, match=r"disk\.image: .*a\.img is served by lpar\[0\]\.disk\[0\] already"):
+        with pytest.raises(LocalError, match=r"disk\.image: .*a\.img is served by client1/2 already"):
             await system.plug.attach("client1", options(file, image=str(file.parent / "a.img")))
-        with pytest.raises(
-            LocalError, match=r"disk\.nbd: .*a\.sock is the socket of lpar\[0\]\.disk\[0\]\.nbd already"
-        ):
+        with pytest.raises(LocalError, match=r"disk\.nbd: .*a\.sock is the socket of client1/2\.nbd already"):
             await system.plug.attach("client1", options(file, nbd=str(file.parent / "a.sock")))
         with (
             open_image(file.parent / "b.img"),
@@ -326,6 +324,7 @@ def test_detach_from_a_server_that_hangs_is_bounded_and_can_be_finished(
     stuck = Stuck(monkeypatch)
 
     async def scenario(system: System) -> None:
+        before = free_pages(system)
         disk = await system.plug.attach("client1", options(threads))
         writer = asyncio.ensure_future(disk.driver.write(0, b"h" * 4096))
         await asyncio.to_thread(stuck.reached.wait)
@@ -339,6 +338,7 @@ def test_detach_from_a_server_that_hangs_is_bounded_and_can_be_finished(
         stuck.go.set()
         await system.plug.detach(disk)
         assert disk not in system.disks
+        assert free_pages(system) == before
         await system.plug.attach("client1", options(threads))
 
     run(threads, scenario)

@@ -100,6 +100,7 @@ class BlockDriver(BlockCore):
         """Let the pool have another number of buffers; those that are too many go when they are not in use."""
         self._buffer_limit = limit
         self._trim()
+        self._serve_waiters()
 
     def _trim(self) -> None:
         transport = self._transport
@@ -136,6 +137,9 @@ class BlockDriver(BlockCore):
             if not waiter.done():
                 waiter.set_result(None)
         self._ready_waiters.clear()
+        self._serve_waiters()
+
+    def _serve_waiters(self) -> None:
         while self._buffer_waiters:
             buffer = self._spare_buffer()
             if buffer is None:

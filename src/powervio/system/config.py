@@ -245,7 +245,7 @@ def with_disk(config: Config, client: str, options: dict[str, Any]) -> tuple[Con
     concerned = (f"{where}.", f"lpar[{at}].memory", "vios[")
     problems = [problem for problem in _check(grown) if problem.startswith(concerned)]
     if problems:
-        raise LocalError("\n".join(problem.replace(where, "disk") for problem in problems))
+        raise LocalError("\n".join(problems).replace(where, "disk"))
     return grown, disk
 
 

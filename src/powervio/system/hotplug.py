@@ -106,7 +106,10 @@ class HotPlug:
             if len(servers) > 1:
                 raise LocalError(f"disk.vios: several could serve it, say which: {', '.join(servers)}")
             options = {**options, "vios": servers[0]}
-        system.config, declared = with_disk(system.config, client, options)
+        try:
+            system.config, declared = with_disk(system.config, client, options)
+        except LocalError as error:
+            raise LocalError(self._with_names(str(error))) from None
         try:
             lpar = next(lpar for lpar in system.config.lpar if lpar.name == client)
             self._share_memory(client)
@@ -129,6 +132,18 @@ class HotPlug:
             self._share_memory(client)
             raise
         return disk
+
+    def _with_names(self, message: str) -> str:
+        """A message in which disks and partitions are called as in `ps`: their place in the file, if any, says less."""
+        config = self._system.config
+        for where, _, declared in config.disks():
+            name = next((disk.name for disk in self._system.disks if disk.declared is declared), where)
+            message = message.replace(where, name)
+        for number, vios in enumerate(config.vios):
+            message = message.replace(f"vios[{number}].", f"{vios.name}.")
+        for number, lpar in enumerate(config.lpar):
+            message = message.replace(f"lpar[{number}].", f"{lpar.name}.")
+        return message
 
     def _share_memory(self, client: str) -> None:
         """The pools of a client's disks share its memory: each gets its part anew."""

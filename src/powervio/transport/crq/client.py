@@ -120,6 +120,7 @@ class VirtioVio:
         """Sessions that came to DRIVER_OK."""
         self.config_snapshot = b""
         self._config_is_stale = False
+        self._retired = False
         self.on_state: Callable[[ClientState], None] | None = None
         self._kernel = kernel
         self._proposal = revision
@@ -170,7 +171,13 @@ class VirtioVio:
             self._enter(ClientState.CLOSED)
 
     def retire(self) -> None:
-        """Stop for good and give all memory back, the driver's too; the adapter may be unplugged then."""
+        """Stop for good and give all memory back, the driver's too; the adapter may be unplugged then, or was before.
+
+        Harmless when it was done already.
+        """
+        if self._retired:
+            return
+        self._retired = True
         self.stop()
         self.driver.release(self.release)
         for memory in (self._header_memory, self._config_memory, self._block_memory):

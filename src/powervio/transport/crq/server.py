@@ -105,6 +105,7 @@ class VirtioCrq:
         self.node = node
         self.device = device
         self._refused = 0
+        self._retired = False
         self._kernel = kernel
         self._highest_revision = highest_revision
         self._event_idx = event_idx
@@ -138,7 +139,13 @@ class VirtioCrq:
         self.crq.close()
 
     def retire(self) -> None:
-        """Stop for good and give all memory back; the adapter may be unplugged then."""
+        """Stop for good and give all memory back; the adapter may be unplugged then, or was before.
+
+        Harmless when it was done already.
+        """
+        if self._retired:
+            return
+        self._retired = True
         self.stop()
         self.device.on_config_change = None
         self.crq.release()
