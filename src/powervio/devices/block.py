@@ -45,8 +45,11 @@ class BlockOptions:
     """Whether the device starts with a volatile write cache; without, each write is flushed before it completes."""
     config_wce: bool = True
     """Whether the driver may switch the cache (CONFIG_WCE)."""
-    size_max: int | None = None
-    """Largest data segment in bytes; None offers no limit."""
+    size_max: int = 512 << 10
+    """Largest data segment in bytes."""
+    max_request: int = 64 << 20
+    """Largest request in bytes. More than `size_max` times `seg_max`, so that it is met only by a driver that ignores
+    them: one request must not hold up the other disks of a VIO server for long."""
     seg_max: int | None = None
     """Most data segments of a request; None is what a queue holds beside header and status."""
     discard: bool | None = None
@@ -106,11 +109,9 @@ class BlockDevice(Device):
     def features(self) -> int:
         """Device-type bits (virtio 1.4, 5.2.3); nothing is offered that `handle` does not do."""
         options = self.options
-        bits = blk.F_SEG_MAX | blk.F_BLK_SIZE | blk.F_FLUSH | blk.F_TOPOLOGY
+        bits = blk.F_SIZE_MAX | blk.F_SEG_MAX | blk.F_BLK_SIZE | blk.F_FLUSH | blk.F_TOPOLOGY
         if options.config_wce:
             bits |= blk.F_CONFIG_WCE
-        if options.size_max is not None:
-            bits |= blk.F_SIZE_MAX
         if options.queues > 1:
             bits |= blk.F_MQ
         if self.read_only:
@@ -127,7 +128,7 @@ class BlockDevice(Device):
         return blk.pack_config(
             blk.BlockConfig(
                 capacity=self._capacity // _SECTOR,
-                size_max=options.size_max or 0,
+                size_max=options.size_max,
                 seg_max=options.seg_max or options.queue_size - 2,
                 blk_size=self.block_size,
                 physical_block_exp=(physical // self.block_size).bit_length() - 1,
@@ -249,6 +250,8 @@ class BlockDevice(Device):
         length = readable.length - 16
         if length < 0:
             return self._failed("malformed", blk.S_IOERR)
+        if length > self.options.max_request or room > self.options.max_request:
+            return self._failed("range", blk.S_IOERR)
         kind, _, sector = self._header.unpack(readable.read(0, 16))
         position = sector * _SECTOR
         if kind == blk.T_IN:
@@ -335,7 +338,7 @@ def _check_options(options: BlockOptions, block_size: int) -> bytes:
         raise LocalError(f"queue_size {options.queue_size}: expected a power of two from 4 to 32768")
     if options.seg_max is not None and not 1 <= options.seg_max <= options.queue_size - 2:
         raise LocalError(f"seg_max {options.seg_max}: expected 1 to {options.queue_size - 2}, the queue's size less 2")
-    if options.size_max is not None and not _SECTOR <= options.size_max <= 0xFFFF_FFFF:
+    if not _SECTOR <= options.size_max <= 0xFFFF_FFFF:
         raise LocalError(f"size_max {options.size_max}: expected {_SECTOR} to {0xFFFF_FFFF}")
     for name, value in (
         ("max_discard_sectors", options.max_discard_sectors),
