@@ -20,6 +20,7 @@ import pytest
 from powervio.errors import LocalError
 from powervio.papr import fdt
 from powervio.papr.devicetree import virtual_adapters
+from powervio.phyp.port import PartitionPort
 from powervio.storage.image import Image, open_image
 from powervio.system import hotplug
 from powervio.system import system as system_module
@@ -365,6 +366,27 @@ def test_force_overtakes_a_detach_that_waits(threads: Path, monkeypatch: pytest.
         assert disk not in system.disks
 
     run(threads, scenario)
+
+
+def test_crq_that_cannot_be_freed_is_unplugged(file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    async def scenario(system: System) -> None:
+        before = free_pages(system)
+        disk = await system.plug.attach("client1", options(file))
+        await disk.driver.write(0, b"x" * 4096)
+        with monkeypatch.context() as patch:
+            busy = (disk.client_adapter.unit_address, disk.server_adapter.unit_address)
+            free_crq = PartitionPort.free_crq
+
+            def long_busy(port: PartitionPort, unit_address: int) -> int:
+                code = free_crq(port, unit_address) if unit_address not in port.nodes else 9900
+                return code if unit_address in busy else free_crq(port, unit_address)
+
+            patch.setattr(PartitionPort, "free_crq", long_busy)
+            await system.plug.detach(disk)
+        assert free_pages(system) == before
+        assert disk not in system.disks
+
+    run(file, scenario)
 
 
 def test_failed_flush_is_told_and_the_disk_is_gone(file: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -190,9 +190,17 @@ class HotPlug:
         """Both ends, the adapters, the image, and what the system knows of them."""
         system = self._system
         disk.driver.fail_all("the disk was detached")
-        disk.client.retire()
         try:
-            await system.in_partition(disk.declared.vios, disk.server.retire)
+            disk.client.retire()
+        except LocalError:
+            self._unplug(disk)  # its CRQ cannot be freed now; without the adapter it does not have to be
+            disk.client.retire()
+        try:
+            try:
+                await system.in_partition(disk.declared.vios, disk.server.retire)
+            except LocalError:
+                self._unplug(disk)
+                await system.in_partition(disk.declared.vios, disk.server.retire)
         except TimeoutError:
             self._unplug(disk)
             raise LocalError(

@@ -182,8 +182,8 @@ class VirtioVio:
         """
         if self._retired:
             return
+        self.stop()  # may raise while the hypervisor is busy with the CRQ; after unplugging it does not
         self._retired = True
-        self.stop()
         self.driver.release(self.release)
         for memory in (self._header_memory, self._config_memory, self._block_memory):
             if memory is not None:

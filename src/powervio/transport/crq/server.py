@@ -147,8 +147,8 @@ class VirtioCrq:
         """
         if self._retired:
             return
+        self.stop()  # may raise while the hypervisor is busy with the CRQ; after unplugging it does not
         self._retired = True
-        self.stop()
         self.device.on_config_change = None
         self.crq.release()
         self._window.release()
