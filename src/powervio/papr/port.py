@@ -29,6 +29,17 @@ class HcallPort(ABC):
     max_virtual_dma_size: int | None
     """`/vdevice/ibm,max-virtual-dma-size`: longest H_COPY_RDMA in bytes, None for no limit (papr-vio 4.1)."""
 
+    tree_source: int = 0
+    """Interrupt source of hot-plug events (`/event-sources/hot-plug-events`); 0 on a platform without."""
+
+    def watch_tree(self) -> int:
+        """The device tree's generation now, another one after each change of `nodes`.
+
+        From here on the next change pulses `tree_source`, once; whoever calls this again after the interrupt misses
+        none. So a gateway needs nothing beyond its interrupt line for it. Not an hcall (RTAS `check-exception`).
+        """
+        return 0
+
     @abstractmethod
     def hcall(self, token: int, *registers: int) -> tuple[int, ...]:
         """Call the hypervisor with r4.. and get `(return code, r4, ...)`. Never raises for what a guest passes."""

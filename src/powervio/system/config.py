@@ -7,6 +7,7 @@ To add an option, add a field here and use it in `system.system`; names, types a
 
 from __future__ import annotations
 
+import dataclasses
 import difflib
 import os
 import re
@@ -253,6 +254,42 @@ def _absolute_sockets(declared: Struct, absolute: Callable[[str], str]) -> Struc
     return replace(declared, **changes)
 
 
+# -- disks that come and go while the system runs
+
+
+def with_disk(config: Config, client: str, options: dict[str, Any]) -> tuple[Config, Disk]:
+    """The configuration with one more disk at a client, and the disk; the options are those of the file, paths
+    absolute.
+
+    Raises `LocalError` with the words that the file's mistakes have; the disk is called "disk" there.
+    """
+    at = next((number for number, lpar in enumerate(config.lpar) if lpar.name == client), None)
+    if at is None:
+        names = ", ".join(sorted(lpar.name for lpar in config.lpar)) or "the system has none"
+        raise LocalError(f'there is no client partition "{client}"; expected one of: {names}')
+    raw = {"vios": [], "lpar": [{"name": client, "disk": [options]}]}
+    try:
+        disk = msgspec.convert(raw, SystemFile, dec_hook=_decode).lpar[0].disk[0]
+    except msgspec.ValidationError as error:
+        raise LocalError(_explain(str(error), raw).replace("lpar[0].disk[0]", "disk")) from None
+    lpar = config.lpar[at]
+    grown = dataclasses.replace(config, lpar=list(config.lpar))
+    grown.lpar[at] = replace(lpar, disk=[*lpar.disk, disk])
+    where = f"lpar[{at}].disk[{len(lpar.disk)}]"
+    # Of the others only what the new disk does to them: their files may have changed since they were opened.
+    concerned = (f"{where}.", f"lpar[{at}].memory", "vios[")
+    problems = [problem for problem in _check(grown) if problem.startswith(concerned)]
+    if problems:
+        raise LocalError("\n".join(problems).replace(where, "disk"))
+    return grown, disk
+
+
+def without_disk(config: Config, gone: Disk) -> Config:
+    """The configuration without this disk."""
+    lpars = [replace(lpar, disk=[disk for disk in lpar.disk if disk is not gone]) for lpar in config.lpar]
+    return dataclasses.replace(config, lpar=lpars)
+
+
 # -- what a type cannot say
 
 
@@ -461,6 +498,11 @@ def _field(kind: Any, name: str) -> tuple[Any, str]:
     if isinstance(declared, types.UnionType) or typing.get_origin(declared) is typing.Union:
         (declared,) = (option for option in typing.get_args(declared) if option is not types.NoneType)
     return declared, name
+
+
+def expected(kind: type[Struct], name: str) -> str:
+    """What a field of a section takes, in words."""
+    return _expected(*_field(kind, name))
 
 
 def _expected(kind: Any, name: str) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import base64
 import os
 import signal
 from collections.abc import Callable
@@ -59,7 +60,14 @@ async def run(
         port.attach()
         return {}, partial(operate, port)
 
-    control = ControlServer(run_name.socket, {"ps": ps, "down": down}, streams={"console": console})
+    async def dtb(arguments: dict[str, Any]) -> dict[str, Any]:
+        return {"dtb": base64.b64encode(system.device_tree(str(arguments.get("partition")))).decode()}
+
+    control = ControlServer(
+        run_name.socket,
+        {"ps": ps, "down": down, "dtb": dtb, **system.plug.handlers()},
+        streams={"console": console},
+    )
     try:
         await control.start()
         try:

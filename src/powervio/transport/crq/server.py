@@ -107,6 +107,7 @@ class VirtioCrq:
         self.node = node
         self.device = device
         self._refused = 0
+        self._retired = False
         self._kernel = kernel
         self._highest_revision = highest_revision
         self._event_idx = event_idx
@@ -131,11 +132,35 @@ class VirtioCrq:
 
     def start(self) -> None:
         """Register with the hypervisor and wait for a client."""
+        self._kernel.unwatch_tree(self._tree_changed)
+        self._kernel.watch_tree(self._tree_changed)
         self.crq.register()
 
     def stop(self) -> None:
         """End the service: requests that were popped are completed or forgotten, nothing touches the client after."""
+        self._kernel.unwatch_tree(self._tree_changed)
         self.crq.close()
+
+    def retire(self) -> None:
+        """Stop for good and give all memory back; the adapter may be unplugged then, or was before.
+
+        Harmless when it was done already.
+        """
+        if self._retired:
+            return
+        self.stop()  # may raise while the hypervisor is busy with the CRQ; after unplugging it does not
+        self._retired = True
+        self.device.on_config_change = None
+        self.crq.release()
+        self._window.release()
+        self._dma.close()
+
+    def _tree_changed(self) -> None:
+        """Our node may have gone: then the client's went with it, and there is nobody to serve any more."""
+        if self.crq.gone:
+            self._kernel.unwatch_tree(self._tree_changed)
+            self.crq.abandon()
+            self._lost()
 
     def reset(self) -> None:
         """Start anew from this side: the client gets FF02, then C001, and negotiates again."""
@@ -636,8 +661,8 @@ class VirtioCrq:
 
     def _config_changed(self) -> None:
         session = self._session
-        if session is not None and session.status.status & device_status.DRIVER:
-            self._announce_config()
+        if session is not None and session.status.status & device_status.ACKNOWLEDGE:
+            self._announce_config()  # also before DRIVER: the client has a copy from ACKNOWLEDGE on (P5.14)
 
     def _announce_config(self) -> None:
         session = self._current()
