@@ -24,7 +24,12 @@ class Hcall(IntEnum):
     H_READ_RDMA = 0x12C
     H_STUFF_TCE = 0x138
     H_PUT_TCE_INDIRECT = 0x13C
+    H_VIOCTL = 0x2A8
     H_ENABLE_CRQ = 0x2B0
+    H_REG_SUB_CRQ = 0x2DC
+    H_FREE_SUB_CRQ = 0x2E0
+    H_SEND_SUB_CRQ = 0x2E4
+    H_SEND_SUB_CRQ_INDIRECT = 0x2E8
 
 
 class ReturnCode(IntEnum):

@@ -35,6 +35,7 @@ class InterruptPresentation:
         self._waiting: deque[int] = deque()
         self._cppr = LEAST_FAVOURED
         self._asserted = False
+        self._held = False
 
     def add(self, source: int) -> None:
         """A new source, idle."""
@@ -85,12 +86,19 @@ class InterruptPresentation:
         elif self._waiting and not self._asserted:
             self._assert()
 
+    def hold(self, held: bool) -> None:
+        """The partition is suspended: nothing is presented until it runs again. What pulses meanwhile stays pending."""
+        self._held = held
+        if not held and self._waiting and self._cppr > PRIORITY and not self._asserted:
+            self._assert()
+
     def reset(self) -> None:
         """The partition boots: nothing is pending and everything gets through."""
         self._states = dict.fromkeys(self._states, _IDLE)
         self._waiting.clear()
         self._cppr = LEAST_FAVOURED
         self._asserted = False
+        self._held = False
         with contextlib.suppress(BlockingIOError):
             os.eventfd_read(self.fd)
 
@@ -101,6 +109,8 @@ class InterruptPresentation:
             self.fd = -1
 
     def _assert(self) -> None:
+        if self._held:
+            return
         self._asserted = True
         # The owner may have filled the counter itself: then the line is readable, which is all that it has to be.
         try:  # noqa: SIM105 - contextlib.suppress costs as much as the call

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from typing import TYPE_CHECKING
+from uuid import UUID, uuid5
 
 from powervio.errors import LocalError
 from powervio.memory.area import MappedArea
@@ -15,6 +16,7 @@ if TYPE_CHECKING:
     from powervio.phyp.adapter import VirtualAdapter, WindowPane
     from powervio.phyp.hypervisor import Hypervisor
 
+_NAMESPACE = UUID("6b1d2f5e-7a52-4c1e-9d0c-706f77657276")
 _FIRST_SOURCE = 0x1000
 _FIRST_SLOT = 2
 _LAST_SLOT = 0xFFFF
@@ -30,6 +32,7 @@ class Partition:
         self.hypervisor = hypervisor
         self.partition_id = partition_id
         self.name = name
+        self.uuid = uuid5(_NAMESPACE, f"{partition_id}-{name}")
         self.area = MappedArea.create(f"powervio-{name}", memory_size)
         self.memory = self.area.view
         self.interrupts = InterruptPresentation()
@@ -44,6 +47,7 @@ class Partition:
         """By LIOBN: what the partition may name, which is all the authorisation there is."""
         self.nodes: dict[int, VdeviceNode] = {}
         self.alive = True
+        self.suspended = False
         self._next_source = _FIRST_SOURCE
         self.port = PartitionPort(self)
 
@@ -66,8 +70,9 @@ class Partition:
         """Plug an adapter into its slot. Under the hypervisor's lock."""
         self.slots[adapter.slot] = adapter
         self.adapters[adapter.unit_address] = adapter
-        self.sources[adapter.interrupt] = adapter
-        self.interrupts.add(adapter.interrupt)
+        for source in adapter.sources:
+            self.sources[source] = adapter
+            self.interrupts.add(source)
         for pane in adapter.panes:
             self.panes[pane.liobn] = pane
         self.nodes[adapter.unit_address] = adapter.node
@@ -77,7 +82,8 @@ class Partition:
         del self.nodes[adapter.unit_address]
         for pane in adapter.panes:
             del self.panes[pane.liobn]
-        self.interrupts.remove(adapter.interrupt)
-        del self.sources[adapter.interrupt]
+        for source in adapter.sources:
+            self.interrupts.remove(source)
+            del self.sources[source]
         del self.adapters[adapter.unit_address]
         del self.slots[adapter.slot]
