@@ -77,9 +77,7 @@ def free_sub_crq(partition: Partition, unit_address: int, cookie: int) -> int:
 
 
 @hcall(Hcall.H_SEND_SUB_CRQ, function_set="hcall-sub-crq", registers=6)
-def send_sub_crq(
-    partition: Partition, unit_address: int, cookie: int, dw0: int, dw1: int, dw2: int, dw3: int
-) -> int:
+def send_sub_crq(partition: Partition, unit_address: int, cookie: int, dw0: int, dw1: int, dw2: int, dw3: int) -> int:
     """Put one element into the partner's Sub-CRQ with this cookie."""
     adapter = _adapter(partition, unit_address, _SEND_SUB_CRQ)
     if isinstance(adapter, int):

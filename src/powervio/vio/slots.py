@@ -1,7 +1,7 @@
 # cython: language_level=3, boundscheck=False, wraparound=False, cdivision=True, initializedcheck=False, nonecheck=False
 """The owner's side of a Command/Response Queue: taking elements out of one's own memory (papr-vio 3.1).
 
-An element is 16 bytes (CRQ) or 32 (Sub-CRQ), big-endian; 256 or 128 of them to a page. The hypervisor fills slots in order and a non-zero header
+An element is 16 bytes (CRQ) or 32 (Sub-CRQ), big-endian. The hypervisor fills slots in order and a non-zero header
 byte makes a slot the owner's. The owner reads it, zeroes the header, and moves on, strictly in order: a slot that is
 left would block the queue when the hypervisor comes round to it.
 """
@@ -21,8 +21,8 @@ HEADER_SHIFT = cython.declare(cython.int, 56)
 class CrqSlots:
     """A receive queue in `memory`, which is all of it and nothing else: its length in bytes is a multiple of 4096.
 
-    `slot` is the size of an element: 16 bytes, taken with `next`, or 32, taken with `next_wide`. A new one starts at the
-    first slot, as the hypervisor does after H_REG_CRQ. Raises `ValueError` for another length or size.
+    `slot` is the size of an element: 16 bytes, taken with `next`, or 32, taken with `next_wide`. A new one starts at
+    the first slot, as the hypervisor does after H_REG_CRQ. Raises `ValueError` for another length or size.
     """
 
     base: cython.p_uchar
