@@ -228,7 +228,7 @@ class CrqEnd:
         pause = _busy_pause(code)
         if pause is None or self._kernel.clock() + pause > until:
             _log.warning("CRQ %#x: H_ENABLE_CRQ returned %d; registered anew instead", self._unit_address, code)
-            self._kernel.call_soon(self.reset)
+            self._kernel.call_soon(self._cut_off)
             return
         self._enabling = self._kernel.call_later(pause, lambda: self._enable(until))
 
@@ -320,7 +320,7 @@ class CrqEnd:
                 self._on_event(TransportEvent(format_of(high)))
                 if (high >> 32) & EVENT_OVERLAID:
                     # a message was lost and the connection goes on: nobody can say what is missing
-                    self._kernel.call_soon(self.reset)
+                    self._kernel.call_soon(self._cut_off)
             else:
                 self.strays += 1
         else:

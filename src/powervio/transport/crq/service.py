@@ -250,6 +250,7 @@ class QueueService:
         """Serve what was kicked, then nothing more; call `when_done` when the device has nothing in hand."""
         self.serve()
         self.frozen = True
+        self._device.suspend()
         if self.in_hand:
             self.on_frozen = when_done
         else:
