@@ -5,8 +5,11 @@ from __future__ import annotations
 import json
 import random
 import time
+from collections.abc import Callable
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 from tests.transport.test_crq_messages import Prober, golden
 
 from powervio.papr.codes import ReturnCode
@@ -25,6 +28,7 @@ from powervio.transport.crq.protocol import (
     encode,
     sub_crq_element,
 )
+from powervio.vio.kernel import PartitionKernel
 from powervio.virtio.queue import Request
 
 QUEUES = 4
@@ -210,6 +214,16 @@ def test_channels_at_another_time_is_bad_state() -> None:
     assert channels(prober, ChannelEntry(0, 2, 0, 8)) is Status.BAD_STATE
     assert prober.status(Message.RESET) is Status.OK
     assert len(prober.pair.server_adapter.sub_crqs) == 0
+
+
+def test_find_vqs_again_makes_the_channels_void() -> None:
+    """P5.13."""
+    prober = Prober()
+    ready(prober, 0)
+    assert channels(prober, ChannelEntry(0, 1, 0, 7)) is Status.OK
+    assert prober.find_vqs(QueueAddresses(0, 16, 0x10000, 0x10100, 0x10200)) is Status.OK
+    assert len(prober.pair.server_adapter.sub_crqs) == 0
+    assert channels(prober, ChannelEntry(0, 2, 0, 8)) is Status.OK
 
 
 # what comes late
@@ -473,4 +487,109 @@ def test_resets_and_suspensions_at_any_moment_in_threads_lose_and_double_nothing
     run_until(len(sent))
     assert answers(pair) == echoed(sent)
     assert pair.client.sessions > rounds // 20
+    pair.close()
+
+
+class Slow:
+    """Interrupt handlers of one partition that a test may hold back, source by source."""
+
+    def __init__(self, kernel: PartitionKernel) -> None:
+        self.kernel = kernel
+        self.held: set[int] = set()
+        self.waiting: dict[int, Callable[[], None]] = {}
+        request = kernel.request_interrupt
+
+        def held_back(source: int, handler: Callable[[], None]) -> None:
+            def call() -> None:
+                if source in self.held:
+                    self.waiting[source] = handler
+                else:
+                    handler()
+
+            request(source, call)
+
+        kernel.request_interrupt = held_back  # type: ignore[method-assign]
+
+    def hold(self, place: int) -> None:
+        sources = sorted(self.kernel._handlers)
+        if sources:
+            self.held.add(sources[place % len(sources)])
+
+    def release(self) -> None:
+        self.held.clear()
+        while self.waiting:
+            self.kernel.call_soon(self.waiting.popitem()[1])
+
+
+STEPS = st.one_of(
+    st.tuples(st.just("send"), st.integers(0, 2)),
+    st.tuples(st.sampled_from(["server turn", "client turn"]), st.integers(1, 3)),
+    st.tuples(st.sampled_from(["server slow", "client slow"]), st.integers(0, 4)),
+    st.tuples(st.just("release"), st.just(0)),
+    st.tuples(
+        st.sampled_from(["server reset", "client reset", "device reset", "suspend", "resume", "config", "hold"]),
+        st.just(0),
+    ),
+    st.tuples(st.just("hostile kick"), st.integers(0, 2**40)),
+)
+
+
+@given(st.lists(STEPS, max_size=40))
+def test_any_order_of_queues_turns_and_disasters_loses_and_doubles_nothing(steps: list[tuple[str, int]]) -> None:
+    """P1.6, P5.16-P5.18: either queue may be looked at long after the other."""
+    device, driver = EchoDevice(queue_count=3), EchoDriver(queue_count=3)
+    pair = PartitionPair(device, driver)
+    slow = (Slow(pair.server_kernel), Slow(pair.client_kernel))
+    pair.start()
+    sent: list[bytes] = []
+    suspended = False
+    for step, value in steps:
+        if step == "send":
+            messages = [b"%d.%d" % (len(sent), n) for n in range(3)]
+            sent += messages
+            driver.send(*messages, queue=value)
+        elif step.endswith("turn"):
+            for _ in range(value):
+                (pair.server_kernel if step.startswith("server") else pair.client_kernel).poll()
+        elif step.endswith("slow"):
+            slow[step.startswith("client")].hold(value)
+        elif step == "release":
+            for kernel in slow:
+                kernel.release()
+        elif step == "server reset":
+            pair.server.reset()
+        elif step == "client reset":
+            pair.client.reset()
+        elif step == "device reset":
+            pair.client.device_reset()
+        elif step == "config" and driver.transport is not None:
+            driver.transport.write_config(4, len(sent).to_bytes(4, "little"))
+        elif step == "hold":
+            device.hold = not device.hold
+            if not device.hold:
+                for queue in range(3 if device.session is not None else 0):
+                    device.release(queue)
+        elif step == "suspend" and not suspended:
+            pair.server_adapter.prepare_msec = None  # nobody is waited for
+            pair.hypervisor.suspend(pair.client_partition)
+            suspended = True
+        elif step == "resume" and suspended:
+            pair.hypervisor.resume(pair.client_partition)
+            suspended = False
+        elif step == "hostile kick":
+            for cookie in list(pair.server_adapter.sub_crqs._by_cookie):
+                kick(
+                    pair, cookie, queue=value % 5, index=value >> 8 & 3, generation=value >> 32, session=value >> 2 & 7
+                )
+    if suspended:
+        pair.hypervisor.resume(pair.client_partition)
+    device.hold = False
+    for _ in range(3):
+        for kernel in slow:
+            kernel.release()
+        pair.settle()
+        for queue in range(3 if device.session is not None else 0):
+            device.release(queue)
+        pair.advance(15.0)
+    assert sorted(driver.answers) == echoed(sent)
     pair.close()

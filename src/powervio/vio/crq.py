@@ -218,12 +218,17 @@ class CrqEnd:
         elif code == ReturnCode.H_DROPPED:
             self._offering = self._kernel.call_later(_RETRY_LAST, self._offer)
 
+    def _suspended(self) -> None:
+        if self._enabling is None:
+            until = self._kernel.clock() + _ENABLE_LIMIT
+            self._enabling = self._kernel.call_later(0.0, lambda: self._enable(until))
+
     def _enable(self, until: float) -> None:
         """H_ENABLE_CRQ after a suspension, again by timer while the platform is busy with it."""
         self._enabling = None
         code = self._port.enable_crq(self._unit_address)
         if code == ReturnCode.H_SUCCESS:
-            self._offer()
+            self._offer_when_drained()
             return
         pause = _busy_pause(code)
         if pause is None or self._kernel.clock() + pause > until:
@@ -231,6 +236,15 @@ class CrqEnd:
             self._kernel.call_soon(self._cut_off)
             return
         self._enabling = self._kernel.call_later(pause, lambda: self._enable(until))
+
+    def _offer_when_drained(self) -> None:
+        """A partner that began again while the CRQ was disabled could not send its C001: its FF02 is in our queue, and
+        would end what a C001 that was sent before it is taken out had begun. Later ones are followed by a C001."""
+        self.drain()
+        if self.waiting:
+            self._kernel.call_soon(self._offer_when_drained)
+        else:
+            self._offer()
 
     def close(self) -> None:
         """Free the queue; the partner learns of it by an event. Everything of the connection has ended on return."""
@@ -314,8 +328,8 @@ class CrqEnd:
                 self._init(format_of(high), low)
             elif header == VALID_EVENT and format_of(high) in _GONE:
                 self._step(Input.GONE)
-                if format_of(high) == TransportEvent.PARTNER_SUSPENDED and self._enabling is None:
-                    self._enable(self._kernel.clock() + _ENABLE_LIMIT)
+                if format_of(high) == TransportEvent.PARTNER_SUSPENDED:
+                    self._suspended()
             elif header == VALID_EVENT and format_of(high) in _SUSPENSION and self._on_event is not None:
                 self._on_event(TransportEvent(format_of(high)))
                 if (high >> 32) & EVENT_OVERLAID:
