@@ -57,7 +57,6 @@ class SubCrqEnd:
         self._port = kernel.port
         self._unit_address = node.unit_address
         self._crq = crq
-        self._dma = dma
         self._on_element = on_element
         self._on_drained = on_drained
         self._memory = dma.allocate(length)
@@ -96,11 +95,6 @@ class SubCrqEnd:
             if self._port.free_sub_crq(self._unit_address, self.cookie) <= 0:
                 return
             self._kernel.wait(0.01)
-
-    def release(self) -> None:
-        """Free and give back the memory; the end is not used afterwards."""
-        self.free()
-        self._dma.release(self._memory)
 
     def drain(self) -> None:
         """Take the elements out of the queue and hand them up."""
