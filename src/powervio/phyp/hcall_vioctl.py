@@ -158,9 +158,9 @@ def get_partner_uuid(adapter: VioAdapter) -> Result:
 
 @_sub_function(Vioctl.GET_MAX_REDIRECTED_MAPPINGS, applies=_server)
 def get_max_redirected_mappings(adapter: VioAdapter) -> Result:
-    """Extra redirected mappings: r4 for each LIOBN, r5 for each I/O address of the client."""
-    limit = adapter.partition.hypervisor.policy.max_redirected_mappings
-    return _SUCCESS, limit, limit
+    """Redirected mappings beyond the one that PAPR guarantees: r4 for each LIOBN, r5 for each client I/O address."""
+    extra = adapter.partition.hypervisor.policy.max_redirected_mappings - 1
+    return _SUCCESS, extra, extra
 
 
 # -- interrupts

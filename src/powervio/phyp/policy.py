@@ -27,6 +27,10 @@ class Policy:
     """A transport event for a full queue replaces the newest element, marked with 0x20 in byte 3. If not, the event is
     lost, as some of PAPR's requirements have it."""
 
+    max_redirected_mappings: int = 1
+    """How many redirected copies one entry of a client may have at a time; more give H_RESOURCE. PAPR guarantees one
+    (GET_MAX_REDIRECTED_MAPPINGS)."""
+
     max_crq_length: int = 256 << 20
     """The longest queue that H_REG_CRQ takes, in bytes. PAPR names no limit."""
 
@@ -38,6 +42,3 @@ class Policy:
 
     enable_crq_delays: int = 0
     """How often H_ENABLE_CRQ answers H_LONG_BUSY_ORDER_10_MSEC after a suspension before it succeeds."""
-
-    max_redirected_mappings: int = 0
-    """What H_VIOCTL GET_MAX_REDIRECTED_MAPPINGS tells: mappings beside the first, for each LIOBN and client page."""
