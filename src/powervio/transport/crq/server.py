@@ -148,7 +148,7 @@ class VirtioCrq:
             on_hint=self._kicked,
             on_drained=self._channel_drained,
         )
-        self._service = QueueService(kernel, self.crq, self._dma, self._window, device, self._needs_reset)
+        self._service = QueueService(kernel, self._dma, self._window, device, self._needs_reset)
 
     # -- life
 

@@ -14,7 +14,6 @@ from powervio.errors import LocalError, RemoteError, Verdict
 from powervio.transport.crq.channels import Channels, Notifier
 from powervio.transport.crq.protocol import Message, QueueAddresses, encode
 from powervio.transport.crq.remote import RdmaPayload, RemoteRing, RemoteWindow
-from powervio.vio.crq import CrqEnd
 from powervio.vio.dma import DmaSpace
 from powervio.vio.kernel import PartitionKernel
 from powervio.virtio import features as feature
@@ -36,7 +35,6 @@ class QueueService:
     def __init__(
         self,
         kernel: PartitionKernel,
-        crq: CrqEnd,
         dma: DmaSpace,
         window: RemoteWindow,
         device: Device,
@@ -54,7 +52,6 @@ class QueueService:
         self.rejected = 0
         """Kicks without a queue, and requests that failed alone."""
         self._kernel = kernel
-        self._crq = crq
         self._notifiers: dict[int, Notifier] = {}
         self._dma = dma
         self._window = window
