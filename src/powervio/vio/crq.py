@@ -233,7 +233,7 @@ class CrqEnd:
         pause = _busy_pause(code)
         if pause is None or self._kernel.clock() + pause > until:
             _log.warning("CRQ %#x: H_ENABLE_CRQ returned %d; registered anew instead", self._unit_address, code)
-            self._kernel.call_soon(self._cut_off)
+            self._reset_soon()
             return
         self._enabling = self._kernel.call_later(pause, lambda: self._enable(until))
 
@@ -334,7 +334,7 @@ class CrqEnd:
                 self._on_event(TransportEvent(format_of(high)))
                 if (high >> 32) & EVENT_OVERLAID:
                     # a message was lost and the connection goes on: nobody can say what is missing
-                    self._kernel.call_soon(self._cut_off)
+                    self._reset_soon()
             else:
                 self.strays += 1
         else:
@@ -405,8 +405,7 @@ class CrqEnd:
         if self._kept_messages > _BACKLOG_LIMIT:
             _log.warning("CRQ %#x: the partner does not empty its queue; connection reset", self._unit_address)
             self._forget_posts()
-            number = self._number
-            self._kernel.call_soon(lambda: self._cut_off(number))
+            self._reset_soon()
         else:
             self._retry_later()
 
@@ -420,6 +419,10 @@ class CrqEnd:
         if code == ReturnCode.H_CLOSED:
             return True
         raise HcallError(Hcall.H_SEND_CRQ, code)
+
+    def _reset_soon(self) -> None:
+        number = self._number
+        self._kernel.call_soon(lambda: self._cut_off(number))
 
     def _cut_off(self, number: int) -> None:
         if self.state is not CrqState.CLOSED and number == self._number:
