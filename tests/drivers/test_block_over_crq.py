@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from powervio.devices.block import BlockDevice
+from powervio.devices.block import BlockDevice, BlockOptions
 from powervio.drivers.block import BlockDriver, BlockRequest
 from powervio.storage.image import Image, open_image
 from powervio.testing.pair import PartitionPair
@@ -20,9 +20,11 @@ COUNT = 32
 
 
 class Disk:
-    def __init__(self, image: Image, revision: int, big_endian: bool, indirect: IndirectPolicy) -> None:
+    def __init__(
+        self, image: Image, revision: int, big_endian: bool, indirect: IndirectPolicy, queues: int = 1
+    ) -> None:
         self.image = image
-        self.device = BlockDevice(image)
+        self.device = BlockDevice(image, BlockOptions(queues=queues))
         self.driver = BlockDriver()
         self.pair = PartitionPair(
             self.device, self.driver, revision=revision, big_endian=big_endian, indirect=indirect
@@ -94,3 +96,27 @@ def test_reset_with_32_in_flight_completes_each_once(disk: Disk, side: str, serv
     assert sorted(map(id, disk.done)) == sorted(map(id, requests))
     assert [request.error for request in requests] == [None] * COUNT
     assert disk.on_image() == b"".join(disk.contents)
+
+
+@pytest.mark.parametrize("noticed", [False, True], ids=["FF06 alone", "FF09 first"])
+@pytest.mark.parametrize("queues", [1, 4])
+def test_suspension_with_32_in_flight_completes_each_once(tmp_path: Path, queues: int, noticed: bool) -> None:
+    """P1.7, P1.8, P5.13: with four queues they travel over Sub-CRQs."""
+    with open_image(tmp_path / "disk.img", create_size=4 << 20) as image:
+        disk = Disk(image, 1, False, "auto", queues)
+        assert disk.pair.client.channels == (queues if queues > 1 else 0)
+        requests = disk.write_all()
+        if noticed:
+            disk.pair.hypervisor.prepare_suspend(disk.pair.client_partition)
+            disk.pair.server_kernel.poll()
+        else:
+            disk.pair.server_adapter.prepare_msec = None
+        disk.pair.hypervisor.suspend(disk.pair.client_partition)
+        disk.pair.settle()
+        disk.pair.hypervisor.resume(disk.pair.client_partition)
+        disk.pair.advance(60)
+        assert sorted(map(id, disk.done)) == sorted(map(id, requests))
+        assert [request.error for request in requests] == [None] * COUNT
+        assert disk.on_image() == b"".join(disk.contents)
+        assert (disk.pair.client.sessions, disk.pair.client.running) == (2, True)
+        disk.pair.close()

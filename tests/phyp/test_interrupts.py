@@ -180,7 +180,7 @@ def test_eoi_source_not_accepted_stays_pending(linked: Rig) -> None:
 def test_eoi_source_of_another_partition_is_unknown(linked: Rig) -> None:
     source, _ = second_pair(linked)
     linked.hypervisor.remove_adapter(linked.client_end)
-    assert linked.c.eoi(OPEN | (source + 1)) == ReturnCode.H_PARAMETER
+    assert linked.c.eoi(OPEN | (source + 0x1000)) == ReturnCode.H_PARAMETER
 
 
 def test_line_filled_by_its_owner_does_not_fail_the_sender(linked: Rig) -> None:

@@ -72,3 +72,27 @@ def test_reset_frees_every_slot_and_starts_again() -> None:
 def test_length_not_made_of_pages_is_refused(length: int) -> None:
     with pytest.raises(ValueError, match="whole pages"):
         CrqSlots(memoryview(bytearray(length)))
+
+
+def test_next_wide_takes_32_bytes_and_frees_only_the_header() -> None:
+    memory = bytearray(PAGE)
+    memory[:32] = bytes((0x80, *range(1, 32)))
+    memory[32:64] = bytes((0x80, *range(1, 32)))
+    slots = CrqSlots(memoryview(memory), 32)
+    words = (0x8001020304050607, 0x08090A0B0C0D0E0F, 0x1011121314151617, 0x18191A1B1C1D1E1F)
+    assert [slots.next_wide(), slots.next_wide(), slots.next_wide()] == [words, words, None]
+    assert memory[:64] == bytes(range(32)) * 2
+
+
+def test_next_wide_after_the_last_slot_is_the_first() -> None:
+    memory = bytearray(PAGE)
+    slots = CrqSlots(memoryview(memory), 32)
+    for number in range(300):
+        offset = number % 128 * 32
+        memory[offset : offset + 32] = element(0x80 << 56, number) * 2
+        assert slots.next_wide() == (0x80 << 56, number) * 2
+
+
+def test_elements_of_another_size_are_refused() -> None:
+    with pytest.raises(ValueError, match="expected 16 or 32"):
+        CrqSlots(memoryview(bytearray(PAGE)), 64)

@@ -48,9 +48,9 @@ class Wire:
         return [decode(high, low) for high, low in sent if high >> 56 == 0x80]
 
 
-def traced(*, revision: int = 1) -> tuple[PartitionPair, Wire, EchoDriver, EchoDevice]:
+def traced(*, revision: int = 1, server_channels: bool = True) -> tuple[PartitionPair, Wire, EchoDriver, EchoDevice]:
     device, driver = EchoDevice(), EchoDriver()
-    pair = PartitionPair(device, driver, revision=revision)
+    pair = PartitionPair(device, driver, revision=revision, server_channels=server_channels)
     wire = Wire(pair)
     pair.start()
     return pair, wire, driver, device
@@ -140,8 +140,8 @@ def test_no_ring_is_touched_before_driver_ok(revision: int) -> None:
 
 
 def test_channels_without_sub_crqs_is_answered_unsupported() -> None:
-    """P5.13."""
-    pair, wire, _, _ = traced()
+    """P5.13, P5.15."""
+    pair, wire, _, _ = traced(server_channels=False)
     answers: list[int] = []
     pair.client._answered = lambda kind, reply: answers.append(reply["status"])  # type: ignore[method-assign]
     pair.client._request(Message.CHANNELS, count=1, length=32, address=0x1000)

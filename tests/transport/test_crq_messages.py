@@ -200,7 +200,7 @@ def test_probe_with_a_future_revision_settles_ours() -> None:
         (Message.QUEUE_RESET, Status.BAD_FEATURES),
         (Message.SUSPEND, Status.BAD_FEATURES),
         (Message.RESUME, Status.BAD_STATE),
-        (Message.CHANNELS, Status.UNSUPPORTED),
+        (Message.CHANNELS, Status.BAD_STATE),
         (Message.RESET, Status.OK),
     ],
 )

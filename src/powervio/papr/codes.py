@@ -29,7 +29,12 @@ class Hcall(IntEnum):
     H_VTERM_PARTNER_INFO = 0x150
     H_REGISTER_VTERM = 0x154
     H_FREE_VTERM = 0x158
+    H_VIOCTL = 0x2A8
     H_ENABLE_CRQ = 0x2B0
+    H_REG_SUB_CRQ = 0x2DC
+    H_FREE_SUB_CRQ = 0x2E0
+    H_SEND_SUB_CRQ = 0x2E4
+    H_SEND_SUB_CRQ_INDIRECT = 0x2E8
 
 
 class ReturnCode(IntEnum):

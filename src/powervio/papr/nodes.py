@@ -34,4 +34,4 @@ class VdeviceNode:
     is_server: bool
     """Whether the node carries `ibm,vserver`."""
     interrupt_ranges: tuple[tuple[int, int], ...] = ()
-    """Further sources as (first, count): `interrupt-ranges`, where there are Sub-CRQs."""
+    """`interrupt-ranges`: first number and count of the further sources, for Sub-CRQs."""

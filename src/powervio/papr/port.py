@@ -83,6 +83,28 @@ class HcallPort(ABC):
         """H_VIO_SIGNAL: 1 enables the CRQ interrupt, 0 disables it."""
         return self.hcall(Hcall.H_VIO_SIGNAL, unit_address, mode)[0]
 
+    # hcall-sub-crq, hcall-vioctl (papr-vio 5, 1.6)
+    def reg_sub_crq(self, unit_address: int, ioba: int, length: int) -> tuple[int, int, int]:
+        """H_REG_SUB_CRQ: `(return code, cookie, interrupt number)`; H_CLOSED also means registered."""
+        code, *out = self.hcall(Hcall.H_REG_SUB_CRQ, unit_address, ioba, length)
+        return (code, out[0], out[1]) if len(out) > 1 else (code, 0, 0)
+
+    def free_sub_crq(self, unit_address: int, cookie: int) -> int:
+        """H_FREE_SUB_CRQ: one of the caller's own; to be repeated on H_BUSY and H_LONG_BUSY."""
+        return self.hcall(Hcall.H_FREE_SUB_CRQ, unit_address, cookie)[0]
+
+    def send_sub_crq(self, unit_address: int, cookie: int, dw0: int, dw1: int, dw2: int, dw3: int) -> int:
+        """H_SEND_SUB_CRQ: put an element of 32 bytes into the partner's Sub-CRQ with this cookie."""
+        return self.hcall(Hcall.H_SEND_SUB_CRQ, unit_address, cookie, dw0, dw1, dw2, dw3)[0]
+
+    def send_sub_crq_indirect(self, unit_address: int, cookie: int, ioba: int, count: int) -> int:
+        """H_SEND_SUB_CRQ_INDIRECT: 1 to 16 elements from one mapped page of the caller's, all or none of them."""
+        return self.hcall(Hcall.H_SEND_SUB_CRQ_INDIRECT, unit_address, cookie, ioba, count)[0]
+
+    def vioctl(self, unit_address: int, function: int, p1: int = 0, p2: int = 0, p3: int = 0) -> tuple[int, ...]:
+        """H_VIOCTL: `(return code, r4, ...)` of the sub-function (`powervio.papr.vioctl`)."""
+        return self.hcall(Hcall.H_VIOCTL, unit_address, function, p1, p2, p3)
+
     # hcall-rdma (papr-vio 4)
     def copy_rdma(self, length: int, s_liobn: int, s_ioba: int, d_liobn: int, d_ioba: int) -> int:
         """H_COPY_RDMA: copy between any two panes of the caller."""

@@ -5,12 +5,14 @@ Everything here runs under the hypervisor's lock unless it says otherwise.
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from powervio.papr.crq import TransportEvent, event_element
 from powervio.papr.nodes import UNIT_ADDRESS_BASE, DmaWindow, VdeviceNode
 from powervio.phyp.crq import ReceiveQueue
 from powervio.phyp.ledger import CostLedger
+from powervio.phyp.subcrq import SubCrqs
 from powervio.phyp.tce import TceTable
 
 if TYPE_CHECKING:
@@ -85,6 +87,11 @@ class VirtualAdapter:
             is_server=is_server,
         )
 
+    @property
+    def sources(self) -> tuple[int, ...]:
+        """All interrupt sources of the adapter."""
+        return (self.interrupt,)
+
     def signal(self) -> None:
         """Pulse the interrupt if it is enabled; nothing is latched while it is not (papr-vio 3.4)."""
         if self.interrupt_enabled and self.partition.interrupts.pulse(self.interrupt):
@@ -133,12 +140,27 @@ class VioAdapter(VirtualAdapter):
         """The configured other end, whether or not it is registered."""
         self.lost_events = 0
         """Transport events that could not be put into this end's queue."""
+        self.sub_crqs = SubCrqs(self, partition.hypervisor.policy.max_sub_crqs)
+        if self.sub_crqs.sources:
+            ranges = ((self.sub_crqs.sources[0], len(self.sub_crqs.sources)),)
+            self.node = replace(self.node, interrupt_ranges=ranges)
+        self.migration_disabled = False
+        self.prepare_msec: int | None = None
+        """Milliseconds that this server asked for before its client is suspended; None if it did not ask."""
+        self.enable_delays = 0
+        """How often H_ENABLE_CRQ is still to say that it takes a while."""
+
+    @property
+    def sources(self) -> tuple[int, ...]:
+        """See `VirtualAdapter.sources`: the CRQ's and those for Sub-CRQs."""
+        return (self.interrupt, *self.sub_crqs.sources)
 
     def register(self, ioba: int, length: int) -> None:
         """Take a checked queue into use, with interrupts disabled, and link the panes if the partner is ready."""
         self.queue.register(ioba, length)
         self.registered = True
         self.enabled = True
+        self.prepare_msec = None
         self.interrupt_enabled = False
         if self.partner is not None and self.partner.registered:
             self._link(self.partner)
@@ -151,6 +173,10 @@ class VioAdapter(VirtualAdapter):
         self.enabled = False
         self.interrupt_enabled = False
         self.queue.release()
+        self.sub_crqs.free_all()
+        self.migration_disabled = False
+        self.prepare_msec = None
+        self.partition.hypervisor.suspensions.ready(self)
         self._unlink()
         if self.partner is not None:
             self.partner._unlink()

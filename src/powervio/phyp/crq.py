@@ -10,13 +10,12 @@ The owner's side is `powervio.vio.slots`.
 from __future__ import annotations
 
 import cython
-from cython.cimports.powervio.memory.hw import be64, ld8_acquire, st64, st64_release
+from cython.cimports.powervio.memory.hw import be64, ld8_acquire, st8, st64, st64_release
 from cython.cimports.powervio.phyp.tce import TceTable
 
 H_CLOSED = cython.declare(cython.int, 2)
 H_DROPPED = cython.declare(cython.int, -12)
 ACCESS = cython.declare(cython.ulonglong, 3)
-SLOT = cython.declare(cython.ulonglong, 16)
 OVERLAID = cython.declare(cython.ulonglong, 0x20)
 OVERLAID_SHIFT = cython.declare(cython.int, 32)
 
@@ -24,15 +23,20 @@ OVERLAID_SHIFT = cython.declare(cython.int, 32)
 @cython.final
 @cython.cclass
 class ReceiveQueue:
-    """One end's queue. Unregistered while `length` is 0; `ioba` and `length` are in bytes."""
+    """One queue of one end. Unregistered while `length` is 0; `ioba` and `length` are in bytes.
+
+    `slot` is the size of its elements: 16 bytes in a CRQ (`put`, `overlay`), 32 in a Sub-CRQ (`room`, `store`).
+    """
 
     table: TceTable
+    slot: cython.ulonglong
     ioba: cython.ulonglong
     length: cython.ulonglong
     enqueue: cython.ulonglong
 
-    def __init__(self, table: TceTable) -> None:
+    def __init__(self, table: TceTable, slot: int = 16) -> None:
         self.table = table
+        self.slot = slot
         self.ioba = 0
         self.length = 0
         self.enqueue = 0
@@ -71,10 +75,61 @@ class ReceiveQueue:
             return H_DROPPED
         st64(self.table.memory, address + 8, be64(low))
         st64_release(self.table.memory, address, be64(high))
-        self.enqueue += SLOT
+        self.enqueue += self.slot
         if self.enqueue >= self.length:
             self.enqueue = 0
         return 0
+
+    @cython.ccall
+    def clear(self) -> cython.void:
+        """Free every slot of a range that was just registered, as H_REG_SUB_CRQ does."""
+        offset: cython.ulonglong = 0
+        address: cython.longlong
+        while offset < self.length:
+            address = self.table.translate(self.ioba + offset, ACCESS)
+            if address >= 0:
+                st8(self.table.memory, address, 0)
+            offset += self.slot
+
+    @cython.ccall
+    def room(self, count: cython.ulonglong) -> cython.int:
+        """Whether `count` elements fit now: 0, H_DROPPED, or H_CLOSED when a slot's page is not mapped."""
+        offset: cython.ulonglong = self.enqueue
+        address: cython.longlong
+        if self.length == 0:
+            return H_CLOSED
+        if count > self.length // self.slot:
+            return H_DROPPED
+        while count > 0:
+            address = self.table.translate(self.ioba + offset, ACCESS)
+            if address < 0:
+                return H_CLOSED
+            if ld8_acquire(self.table.memory, address) != 0:
+                return H_DROPPED
+            offset += self.slot
+            if offset >= self.length:
+                offset = 0
+            count -= 1
+        return 0
+
+    @cython.ccall
+    def store(
+        self, dw0: cython.ulonglong, dw1: cython.ulonglong, dw2: cython.ulonglong, dw3: cython.ulonglong
+    ) -> cython.void:
+        """Put an element of 32 bytes into the next slot, for which `room` was found under the same lock.
+
+        The header is not looked at again: an owner that changes it behind our back loses an element of its own.
+        """
+        address: cython.longlong = self.table.translate(self.ioba + self.enqueue, ACCESS)
+        if self.length == 0 or address < 0:
+            return
+        st64(self.table.memory, address + 8, be64(dw1))
+        st64(self.table.memory, address + 16, be64(dw2))
+        st64(self.table.memory, address + 24, be64(dw3))
+        st64_release(self.table.memory, address, be64(dw0))
+        self.enqueue += self.slot
+        if self.enqueue >= self.length:
+            self.enqueue = 0
 
     @cython.ccall
     def overlay(self, high: cython.ulonglong) -> cython.int:
@@ -89,7 +144,7 @@ class ReceiveQueue:
             return H_CLOSED
         if newest == 0:
             newest = self.length
-        newest -= SLOT
+        newest -= self.slot
         address = self.table.translate(self.ioba + newest, ACCESS)
         if address < 0:
             return H_CLOSED

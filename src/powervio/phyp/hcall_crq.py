@@ -15,6 +15,7 @@ if TYPE_CHECKING:
 
 _SUCCESS = int(ReturnCode.H_SUCCESS)
 _CLOSED = int(ReturnCode.H_CLOSED)
+_LONG_BUSY_10 = int(ReturnCode.H_LONG_BUSY_ORDER_10_MSEC)
 _PARAMETER = int(ReturnCode.H_PARAMETER)
 _NOT_FOUND = int(ReturnCode.H_NOT_FOUND)
 _RESOURCE = int(ReturnCode.H_RESOURCE)
@@ -99,6 +100,9 @@ def enable_crq(partition: Partition, unit_address: int) -> int:
     adapter = _adapter(partition, unit_address, _ENABLE_CRQ)
     if adapter is None:
         return _PARAMETER
-    if adapter.registered:
+    if adapter.registered and not adapter.enabled:
+        if adapter.enable_delays:
+            adapter.enable_delays -= 1
+            return _LONG_BUSY_10
         adapter.enabled = True
     return _SUCCESS

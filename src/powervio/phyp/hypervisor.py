@@ -14,11 +14,13 @@ from powervio.phyp.adapter import VioAdapter, VirtualAdapter
 from powervio.phyp.partition import Partition
 from powervio.phyp.policy import Policy
 from powervio.phyp.registry import function_sets
+from powervio.phyp.suspension import Suspensions
 
 MIN_VIRTUAL_DMA_SIZE = 0x2_0000
 """Least value of `ibm,max-virtual-dma-size`, in bytes (papr-vio 4.1)."""
 
 _FIRST_LIOBN = 0x1000_0000
+_FIRST_COOKIE = 0x2000_0000
 _SIGNED_MAX = (1 << 63) - 1
 
 
@@ -40,9 +42,11 @@ class Hypervisor:
         self.copy_limit = _SIGNED_MAX if max_virtual_dma_size is None else max_virtual_dma_size
         """Longest copy; the length register is signed, so what is above is negative or too long."""
         self.lock = threading.Lock()
+        self.suspensions = Suspensions(self.lock)
         self.partitions: dict[int, Partition] = {}
         """Live partitions by id."""
         self._next_liobn = _FIRST_LIOBN
+        self._next_cookie = _FIRST_COOKIE
 
     def __enter__(self) -> Hypervisor:
         return self
@@ -56,6 +60,11 @@ class Hypervisor:
         """A LIOBN that this hypervisor has not used: unique over all partitions, the top bit clear."""
         self._next_liobn += 1
         return self._next_liobn - 1
+
+    def new_cookie(self) -> int:
+        """A Sub-CRQ cookie that this hypervisor has not used: a late send to a freed Sub-CRQ reaches nobody."""
+        self._next_cookie += 1
+        return self._next_cookie - 1
 
     def create_partition(self, name: str, memory_size: int, partition_id: int | None = None) -> Partition:
         """A running partition with `memory_size` bytes of zeroed memory; ids count from 1."""
@@ -166,9 +175,10 @@ class Hypervisor:
         )
         return encode(tree)
 
-    def terminate(self, partition: Partition) -> None:
+    def terminate(self, partition: Partition, by: Partition | None = None) -> None:
         """The partition failed: its mappings, queues and memory are gone and its partners are told with FF01.
 
+        A partner partition that asked for it (`by`, RTAS `ibm,partner-control`) is told with FF04 that it is done.
         Its adapters stay configured as partners, so that the others find the connection closed and not undefined.
         """
         with self.lock:
@@ -176,7 +186,10 @@ class Hypervisor:
             for adapter in partition.adapters.values():
                 adapter.stop()
             for adapter in partition.adapters.values():
-                adapter.notify_stopped(TransportEvent.PARTNER_FAILED)
+                partner = adapter.partner if isinstance(adapter, VioAdapter) else None
+                asked = by is not None and partner is not None and partner.partition is by
+                event = TransportEvent.PARTNER_TERMINATED if asked else TransportEvent.PARTNER_FAILED
+                adapter.notify_stopped(event)
             self._retire(partition)
 
     def reboot(self, partition: Partition) -> None:
@@ -193,20 +206,47 @@ class Hypervisor:
             partition.area.discard()
             partition.interrupts.reset()
             partition.unwatch_tree()
+            partition.suspended = False
+            self.suspensions.over(partition)
 
-    def suspend(self, partition: Partition) -> None:
-        """The partition was suspended and resumed (RTAS `ibm,suspend-me`): FF06 to both ends of every connection.
+    def prepare_suspend(self, partition: Partition) -> None:
+        """The first half of `suspend`: FF09 to each server that asked to be told, without waiting for them.
 
-        Its CRQs are disabled until it calls H_ENABLE_CRQ; queues, TCEs and the link persist (papr-vio 3.8).
+        Raises `SuspendAborted` when a server has forbidden it (H_VIOCTL DISABLE_MIGRATION).
         """
         with self.lock:
             self._check_partition(partition)
+            self.suspensions.prepare(partition)
+
+    def suspend(self, partition: Partition) -> None:
+        """Suspend a partition (RTAS `ibm,suspend-me`): FF06 to both ends of each connection, its CRQs are disabled.
+
+        Servers that asked for FF09 get it first and are waited for; this must not be called in the thread that serves
+        them, unless `prepare_suspend` was called and they are ready. Raises `SuspendAborted` when one is not in time.
+        Queues, TCEs and links persist (papr-vio 3.8). The partition takes no interrupt until `resume`.
+        """
+        with self.lock:
+            self._check_partition(partition)
+            self.suspensions.prepare(partition)
+            self.suspensions.wait(partition)
+            self._check_partition(partition)
+            partition.suspended = True
+            partition.interrupts.hold(True)
             for adapter in partition.adapters.values():
                 if isinstance(adapter, VioAdapter) and adapter.registered:
                     adapter.enabled = False
+                    adapter.enable_delays = self.policy.enable_crq_delays
                     adapter.deliver(TransportEvent.PARTNER_SUSPENDED)
                     if adapter.partner is not None and adapter.partner.partition is not partition:
                         adapter.partner.deliver(TransportEvent.PARTNER_SUSPENDED)
+
+    def resume(self, partition: Partition) -> None:
+        """Let a suspended partition run again; servers that were told with FF09 are told with FF0A."""
+        with self.lock:
+            self._check_partition(partition)
+            partition.suspended = False
+            partition.interrupts.hold(False)
+            self.suspensions.over(partition)
 
     def close(self) -> None:
         """End every partition, telling nobody."""
@@ -234,6 +274,7 @@ class Hypervisor:
             partition.remove(adapter)
             _retire_table(adapter)
         partition.alive = False
+        self.suspensions.forget(partition)
         del self.partitions[partition.partition_id]
         partition.interrupts.close()
         partition.area.close()

@@ -37,6 +37,7 @@ class InterruptPresentation:
         self._waiting: deque[int] = deque()
         self._cppr = LEAST_FAVOURED
         self._asserted = False
+        self._held = False
 
     def add(self, source: int) -> None:
         """A new source, idle."""
@@ -92,12 +93,19 @@ class InterruptPresentation:
         elif self._waiting and not self._asserted:
             self._assert()
 
+    def hold(self, held: bool) -> None:
+        """The partition is suspended: nothing is presented until it runs again. What pulses meanwhile stays pending."""
+        self._held = held
+        if not held and self._waiting and self._cppr > PRIORITY and not self._asserted:
+            self._assert()
+
     def reset(self) -> None:
         """The partition boots: nothing is pending and everything gets through."""
         self._states = {source: _IDLE for source, state in self._states.items() if state != _RETIRED}
         self._waiting.clear()
         self._cppr = LEAST_FAVOURED
         self._asserted = False
+        self._held = False
         with contextlib.suppress(BlockingIOError):
             os.eventfd_read(self.fd)
 
@@ -108,6 +116,8 @@ class InterruptPresentation:
             self.fd = -1
 
     def _assert(self) -> None:
+        if self._held:
+            return
         self._asserted = True
         # The owner may have filled the counter itself: then the line is readable, which is all that it has to be.
         try:  # noqa: SIM105 - contextlib.suppress costs as much as the call

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from typing import TYPE_CHECKING
+from uuid import UUID, uuid5
 
 from powervio.errors import LocalError
 from powervio.memory.area import MappedArea
@@ -15,6 +16,7 @@ if TYPE_CHECKING:
     from powervio.phyp.adapter import VirtualAdapter, WindowPane
     from powervio.phyp.hypervisor import Hypervisor
 
+_NAMESPACE = UUID("6b1d2f5e-7a52-4c1e-9d0c-706f77657276")
 _FIRST_SOURCE = 0x1000
 _TREE_SOURCE = _FIRST_SOURCE - 1
 """Interrupt source of hot-plug events."""
@@ -32,6 +34,7 @@ class Partition:
         self.hypervisor = hypervisor
         self.partition_id = partition_id
         self.name = name
+        self.uuid = uuid5(_NAMESPACE, f"{partition_id}-{name}")
         self.area = MappedArea.create(f"powervio-{name}", memory_size)
         self.memory = self.area.view
         self.interrupts = InterruptPresentation()
@@ -50,6 +53,7 @@ class Partition:
         self.interrupts.add(_TREE_SOURCE)
         self._tree_generation = 1
         self._tree_watched = False
+        self.suspended = False
         self._next_source = _FIRST_SOURCE
         self.port = PartitionPort(self)
 
@@ -72,8 +76,9 @@ class Partition:
         """Plug an adapter into its slot. Under the hypervisor's lock."""
         self.slots[adapter.slot] = adapter
         self.adapters[adapter.unit_address] = adapter
-        self.sources[adapter.interrupt] = adapter
-        self.interrupts.add(adapter.interrupt)
+        for source in adapter.sources:
+            self.sources[source] = adapter
+            self.interrupts.add(source)
         for pane in adapter.panes:
             self.panes[pane.liobn] = pane
         self.nodes[adapter.unit_address] = adapter.node
@@ -84,8 +89,9 @@ class Partition:
         del self.nodes[adapter.unit_address]
         for pane in adapter.panes:
             del self.panes[pane.liobn]
-        self.interrupts.remove(adapter.interrupt)
-        del self.sources[adapter.interrupt]
+        for source in adapter.sources:
+            self.interrupts.remove(source)
+            del self.sources[source]
         del self.adapters[adapter.unit_address]
         del self.slots[adapter.slot]
         self._tree_changed()

@@ -27,5 +27,18 @@ class Policy:
     """A transport event for a full queue replaces the newest element, marked with 0x20 in byte 3. If not, the event is
     lost, as some of PAPR's requirements have it."""
 
+    max_redirected_mappings: int = 1
+    """How many redirected copies one entry of a client may have at a time; more give H_RESOURCE. PAPR guarantees one
+    (GET_MAX_REDIRECTED_MAPPINGS)."""
+
     max_crq_length: int = 256 << 20
     """The longest queue that H_REG_CRQ takes, in bytes. PAPR names no limit."""
+
+    max_sub_crqs: int = 16
+    """Sub-CRQs of one adapter; 0 for a platform without them (H_FUNCTION). PAPR leaves it to device and firmware."""
+
+    max_sub_crq_length: int = 1 << 20
+    """The longest queue that H_REG_SUB_CRQ takes, in bytes: the hypervisor clears it in one call."""
+
+    enable_crq_delays: int = 0
+    """How often H_ENABLE_CRQ answers H_LONG_BUSY_ORDER_10_MSEC after a suspension before it succeeds."""

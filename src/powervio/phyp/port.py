@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 
 from powervio.papr.codes import ReturnCode
 from powervio.papr.port import HcallPort
-from powervio.phyp import hcall_crq, hcall_interrupt, hcall_rdma, hcall_tce, hcall_vio
+from powervio.phyp import hcall_crq, hcall_interrupt, hcall_rdma, hcall_subcrq, hcall_tce, hcall_vio, hcall_vioctl
 from powervio.phyp import hcall_term as _hcall_term  # noqa: F401  the table alone leads there
 from powervio.phyp.registry import TABLE
 
@@ -102,6 +102,21 @@ class PartitionPort(HcallPort):
         """H_VIO_SIGNAL."""
         with self._lock:
             return hcall_vio.vio_signal(self._partition, unit_address, mode & _MASK)
+
+    def send_sub_crq(self, unit_address: int, cookie: int, dw0: int, dw1: int, dw2: int, dw3: int) -> int:
+        """H_SEND_SUB_CRQ."""
+        with self._lock:
+            return hcall_subcrq.send_sub_crq(
+                self._partition, unit_address, cookie & _MASK, dw0 & _MASK, dw1 & _MASK, dw2 & _MASK, dw3 & _MASK
+            )
+
+    def vioctl(self, unit_address: int, function: int, p1: int = 0, p2: int = 0, p3: int = 0) -> tuple[int, ...]:
+        """H_VIOCTL."""
+        with self._lock:
+            result = hcall_vioctl.vioctl(
+                self._partition, unit_address, function & _MASK, p1 & _MASK, p2 & _MASK, p3 & _MASK
+            )
+        return result if isinstance(result, tuple) else (result,)
 
     def copy_rdma(self, length: int, s_liobn: int, s_ioba: int, d_liobn: int, d_ioba: int) -> int:
         """H_COPY_RDMA."""

@@ -35,6 +35,8 @@ class PartitionPair:
         big_endian: bool = False,
         indirect: IndirectPolicy = "auto",
         event_idx: bool = False,
+        channels: bool | None = None,
+        server_channels: bool = True,
         memory: int = 16 << 20,
         hypervisor: Hypervisor | None = None,
         clock: Callable[[], float] | None = None,
@@ -57,6 +59,7 @@ class PartitionPair:
             self.server_adapter.node,
             device,
             highest_revision=server_revision,
+            channels=server_channels,
             trace=self.steps.append,
         )
         self.client = VirtioVio(
@@ -67,6 +70,7 @@ class PartitionPair:
             big_endian=big_endian,
             indirect=indirect,
             event_idx=event_idx,
+            channels=channels,
             trace=self.steps.append,
         )
 

@@ -13,7 +13,10 @@ the rules are:
    that the partner has drained what belonged to the connection before.
 4. FF01, FF02, FF04 and FF06 end the connection. The end stays registered and waits for the partner's C001. Nobody
    answers an event by freeing its own queue, so two ends cannot reset each other for ever.
-5. Messages are handed up only while the connection is open; others are counted as strays and dropped.
+5. FF06 is such an event, and the CRQ of whoever was suspended is disabled with it. An end cannot tell whether that was
+   its own partition, so each calls H_ENABLE_CRQ, which is harmless where it is not needed, by timer until it
+   succeeds, and then offers C001. The queue stays registered and goes on at its place.
+6. Messages are handed up only while the connection is open; others are counted as strays and dropped.
 """
 
 from __future__ import annotations
@@ -27,6 +30,7 @@ from powervio.errors import LocalError
 from powervio.memory.area import PAGE_SIZE
 from powervio.papr.codes import Hcall, HcallError, ReturnCode
 from powervio.papr.crq import (
+    EVENT_OVERLAID,
     VALID_EVENT,
     VALID_INIT,
     VALID_MESSAGE,
@@ -37,6 +41,7 @@ from powervio.papr.crq import (
     init_message,
 )
 from powervio.papr.nodes import VdeviceNode
+from powervio.papr.vioctl import Vioctl
 from powervio.vio.dma import DmaSpace
 from powervio.vio.kernel import PartitionKernel, Timer
 from powervio.vio.slots import CrqSlots
@@ -52,6 +57,10 @@ _RETRY_LAST = 0.1
 _FREE_ATTEMPTS = 100
 _ANSWER_LIMIT = 10.0
 """Seconds to wait for C002."""
+_ENABLE_LIMIT = 60.0
+"""Seconds of H_ENABLE_CRQ being busy after which the queue is freed and registered anew instead."""
+_ENABLE_PAUSE = 0.1
+"""Seconds before H_ENABLE_CRQ is called again, where the hypervisor does not say how long."""
 
 
 class CrqState(Enum):
@@ -104,6 +113,17 @@ _GONE = frozenset(
         TransportEvent.PARTNER_SUSPENDED,
     )
 )
+_SUSPENSION = frozenset((TransportEvent.PREPARE_FOR_SUSPEND, TransportEvent.CLIENT_RESUMED))
+
+
+def _busy_pause(code: int) -> float | None:
+    """Seconds to wait before a call that gave this code is made again; None if it did not say that it is busy."""
+    if code in (ReturnCode.H_BUSY, ReturnCode.H_IN_PROGRESS):
+        return _ENABLE_PAUSE
+    if ReturnCode.H_LONG_BUSY_ORDER_1_MSEC <= code <= ReturnCode.H_LONG_BUSY_ORDER_100_SEC:
+        order = code - ReturnCode.H_LONG_BUSY_ORDER_1_MSEC
+        return min(1.0, 0.001 * 10.0**order)
+    return None
 
 
 class CrqEnd:
@@ -120,12 +140,16 @@ class CrqEnd:
         on_lost: Callable[[], None],
         on_gone: Callable[[], None] | None = None,
         on_drained: Callable[[], None] | None = None,
+        on_event: Callable[[TransportEvent], None] | None = None,
+        prepare_msec: int = 0,
         length: int = PAGE_SIZE,
     ) -> None:
         """`on_message(high, low)` gets each message; `on_drained` is called after a batch of them was handed up.
 
         `on_gone` is called when the partner left, in every state. `on_lost` returns only when nothing of the old
-        connection is under way any more. `length` is the receive queue's size in bytes, a multiple of 4096.
+        connection is under way any more. `on_event` is told of PREPARE_FOR_SUSPEND and CLIENT_RESUMED, which a server
+        gets that asks for them with `prepare_msec`: the milliseconds that it may take to answer the first. `length` is
+        the receive queue's size in bytes, a multiple of 4096.
         """
         self.state = CrqState.CLOSED
         self.strays = 0
@@ -141,6 +165,8 @@ class CrqEnd:
         self._on_lost = on_lost
         self._on_gone = on_gone
         self._on_drained = on_drained
+        self._on_event = on_event
+        self._prepare_msec = prepare_msec
         self._memory = dma.allocate(length)
         self._slots = CrqSlots(self._memory.view)
         # What waits for room in the partner's queue, oldest first: notifications under their keys, messages under
@@ -152,6 +178,7 @@ class CrqEnd:
         self._retry: Timer | None = None
         self._retry_delay = _RETRY_FIRST
         self._offering: Timer | None = None
+        self._enabling: Timer | None = None
         # so that an answer to an earlier life of this partition is not taken for one to this
         self._number = secrets.randbits(62)
         self._partner_number = 0
@@ -179,6 +206,9 @@ class CrqEnd:
                 return  # the owner learns of it by the device tree
             raise HcallError(Hcall.H_REG_CRQ, code)
         self.state = CrqState.WAITING
+        if self._prepare_msec:
+            # has to be said again after each H_REG_CRQ; a platform that cannot suspend answers H_NOT_FOUND
+            self._port.vioctl(self._unit_address, Vioctl.ENABLE_PREPARE_FOR_SUSPEND, self._prepare_msec)
         self._port.vio_signal(self._unit_address, 1)
         self._offer()
         self.drain()  # enabling the interrupt raises none for what came before (papr-vio 3.4)
@@ -205,10 +235,37 @@ class CrqEnd:
     def abandon(self) -> None:
         """The adapter was unplugged: everything of the connection is over, without a call that would name it."""
         self._forget_posts()
-        if self._offering is not None:
-            self._offering.cancel()
+        self._cancel_timers()
         self.state = CrqState.CLOSED
         self._kernel.free_interrupt(self._interrupt)
+
+    def _suspended(self) -> None:
+        if self._enabling is None:
+            until = self._kernel.clock() + _ENABLE_LIMIT
+            self._enabling = self._kernel.call_later(0.0, lambda: self._enable(until))
+
+    def _enable(self, until: float) -> None:
+        """H_ENABLE_CRQ after a suspension, again by timer while the platform is busy with it."""
+        self._enabling = None
+        code = self._port.enable_crq(self._unit_address)
+        if code == ReturnCode.H_SUCCESS:
+            self._offer_when_drained()
+            return
+        pause = _busy_pause(code)
+        if pause is None or self._kernel.clock() + pause > until:
+            _log.warning("CRQ %#x: H_ENABLE_CRQ returned %d; registered anew instead", self._unit_address, code)
+            self._reset_soon()
+            return
+        self._enabling = self._kernel.call_later(pause, lambda: self._enable(until))
+
+    def _offer_when_drained(self) -> None:
+        """A partner that began again while the CRQ was disabled could not send its C001: its FF02 is in our queue, and
+        would end what a C001 that was sent before it is taken out had begun. Later ones are followed by a C001."""
+        self.drain()
+        if self.waiting:
+            self._kernel.call_soon(self._offer_when_drained)
+        else:
+            self._offer()
 
     def close(self) -> None:
         """Free the queue; the partner learns of it by an event. Everything of the connection has ended on return."""
@@ -216,13 +273,18 @@ class CrqEnd:
             return
         was_open = self.state is CrqState.OPEN
         self._forget_posts()
-        if self._offering is not None:
-            self._offering.cancel()
+        self._cancel_timers()
         self._free_crq()
         self.state = CrqState.CLOSED
         self._kernel.free_interrupt(self._interrupt)
         if was_open:
             self._on_lost()
+
+    def _cancel_timers(self) -> None:
+        for timer in (self._offering, self._enabling):
+            if timer is not None:
+                timer.cancel()
+        self._offering = self._enabling = None
 
     def reset(self) -> None:
         """Close the connection from this side and offer a new one."""
@@ -290,6 +352,13 @@ class CrqEnd:
                 self._init(format_of(high), low)
             elif header == VALID_EVENT and format_of(high) in _GONE:
                 self._step(Input.GONE)
+                if format_of(high) == TransportEvent.PARTNER_SUSPENDED:
+                    self._suspended()
+            elif header == VALID_EVENT and format_of(high) in _SUSPENSION and self._on_event is not None:
+                self._on_event(TransportEvent(format_of(high)))
+                if (high >> 32) & EVENT_OVERLAID:
+                    # a message was lost and the connection goes on: nobody can say what is missing
+                    self._reset_soon()
             else:
                 self.strays += 1
         else:
@@ -334,7 +403,17 @@ class CrqEnd:
         if happened is Input.GONE and self._on_gone is not None:
             self._on_gone()
 
+    @property
+    def waiting(self) -> bool:
+        """Whether there are elements that were not taken yet."""
+        return self.state is not CrqState.CLOSED and self._slots.waiting()
+
     # -- sending
+
+    @property
+    def backlogged(self) -> bool:
+        """Whether messages are kept back because the partner's queue is full."""
+        return bool(self._kept)
 
     def post(self, high: int, low: int) -> None:
         """Send a message, now or as soon as the partner's queue has room, in order.
@@ -350,8 +429,7 @@ class CrqEnd:
         if self._kept_messages > _BACKLOG_LIMIT:
             _log.warning("CRQ %#x: the partner does not empty its queue; connection reset", self._unit_address)
             self._forget_posts()
-            number = self._number
-            self._kernel.call_soon(lambda: self._cut_off(number))
+            self._reset_soon()
         else:
             self._retry_later()
 
@@ -365,6 +443,10 @@ class CrqEnd:
         if code == ReturnCode.H_CLOSED or self.gone:
             return True
         raise HcallError(Hcall.H_SEND_CRQ, code)
+
+    def _reset_soon(self) -> None:
+        number = self._number
+        self._kernel.call_soon(lambda: self._cut_off(number))
 
     def _cut_off(self, number: int) -> None:
         if self.state is not CrqState.CLOSED and number == self._number:

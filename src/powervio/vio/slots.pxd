@@ -4,6 +4,7 @@ cimport cython
 cdef class CrqSlots:
     cdef unsigned char *base
     cdef readonly unsigned long long length
+    cdef readonly unsigned long long slot
     cdef unsigned long long place
     cdef object _view
     cpdef void reset(self)

@@ -1,7 +1,7 @@
 # cython: language_level=3, boundscheck=False, wraparound=False, cdivision=True, initializedcheck=False, nonecheck=False
 """The owner's side of a Command/Response Queue: taking elements out of one's own memory (papr-vio 3.1).
 
-An element is 16 bytes, big-endian; 256 of them to a page. The hypervisor fills slots in order and a non-zero header
+An element is 16 bytes (CRQ) or 32 (Sub-CRQ), big-endian. The hypervisor fills slots in order and a non-zero header
 byte makes a slot the owner's. The owner reads it, zeroes the header, and moves on, strictly in order: a slot that is
 left would block the queue when the hypervisor comes round to it.
 """
@@ -13,7 +13,6 @@ from typing import Any
 import cython
 from cython.cimports.powervio.memory.hw import be64, ld64, ld64_acquire, pointer, st8, st8_release
 
-SLOT = cython.declare(cython.ulonglong, 16)
 HEADER_SHIFT = cython.declare(cython.int, 56)
 
 
@@ -22,21 +21,26 @@ HEADER_SHIFT = cython.declare(cython.int, 56)
 class CrqSlots:
     """A receive queue in `memory`, which is all of it and nothing else: its length in bytes is a multiple of 4096.
 
-    A new one starts at the first slot, as the hypervisor does after H_REG_CRQ. Raises `ValueError` for another length.
+    `slot` is the size of an element: 16 bytes, taken with `next`, or 32, taken with `next_wide`. A new one starts at
+    the first slot, as the hypervisor does after H_REG_CRQ. Raises `ValueError` for another length or size.
     """
 
     base: cython.p_uchar
     length: cython.ulonglong
+    slot: cython.ulonglong
     place: cython.ulonglong
     _view: Any
 
-    def __init__(self, memory: memoryview) -> None:
+    def __init__(self, memory: memoryview, slot: int = 16) -> None:
         view = memoryview(memory)
         if view.nbytes == 0 or view.nbytes % 4096 != 0:
             raise ValueError(f"a queue of {view.nbytes} bytes is not made of whole pages of 4096")
+        if slot not in (16, 32):
+            raise ValueError(f"elements of {slot} bytes do not exist; expected 16 or 32")
         self._view = view
         self.base = pointer(memory)
         self.length = view.nbytes
+        self.slot = slot
         self.place = 0
 
     @cython.ccall
@@ -45,7 +49,7 @@ class CrqSlots:
         offset: cython.ulonglong = 0
         while offset < self.length:
             st8(self.base, offset, 0)
-            offset += SLOT
+            offset += self.slot
         self.place = 0
 
     @cython.ccall
@@ -65,7 +69,25 @@ class CrqSlots:
             return None
         low = be64(ld64(self.base, offset + 8))
         st8_release(self.base, offset, 0)
-        self.place = offset + SLOT
+        self.place = offset + self.slot
         if self.place >= self.length:
             self.place = 0
         return (high, low)
+
+    def next_wide(self) -> tuple[int, int, int, int] | None:
+        """Take the next element of 32 bytes as four big-endian integers; None if there is none. As `next` otherwise."""
+        offset: cython.ulonglong = self.place
+        dw0: cython.ulonglong = be64(ld64_acquire(self.base, offset))
+        dw1: cython.ulonglong
+        dw2: cython.ulonglong
+        dw3: cython.ulonglong
+        if (dw0 >> HEADER_SHIFT) == 0 or self.slot != 32:
+            return None
+        dw1 = be64(ld64(self.base, offset + 8))
+        dw2 = be64(ld64(self.base, offset + 16))
+        dw3 = be64(ld64(self.base, offset + 24))
+        st8_release(self.base, offset, 0)
+        self.place = offset + self.slot
+        if self.place >= self.length:
+            self.place = 0
+        return (dw0, dw1, dw2, dw3)

@@ -13,13 +13,17 @@ from collections.abc import Callable
 from enum import Enum
 
 from powervio.errors import LocalError, PowervioError, RemoteError, Verdict
+from powervio.papr.codes import ReturnCode
 from powervio.papr.nodes import VdeviceNode
+from powervio.transport.crq.channels import Channels
 from powervio.transport.crq.driver_queue import CrqDriverQueue, IndirectPolicy
 from powervio.transport.crq.protocol import (
+    CARRIED,
     FLAG_BIG_ENDIAN,
     HEADERS,
     HIGHEST_REVISION,
     REPLY,
+    ChannelEntry,
     DeviceHeader,
     Message,
     QueueAddresses,
@@ -30,6 +34,7 @@ from powervio.transport.crq.protocol import (
 from powervio.vio.crq import CrqEnd, CrqState
 from powervio.vio.dma import DmaMemory, DmaSpace
 from powervio.vio.kernel import PartitionKernel, Timer
+from powervio.vio.subcrq import SubCrqEnd
 from powervio.virtio import features as feature
 from powervio.virtio import status as device_status
 from powervio.virtio.driver import Driver
@@ -101,14 +106,16 @@ class VirtioVio:
         indirect: IndirectPolicy = "auto",
         event_idx: bool = False,
         largest_queue: int = 1024,
+        channels: bool | None = None,
         trace: Callable[[str], None] | None = None,
     ) -> None:
         """`revision` is the highest that is proposed; `big_endian` is the ring byte order of revision 0.
 
         EVENT_IDX is off by default: over remote DMA arming it costs the server two calls a batch, more than the kicks
         it saves (docs/architecture.md, Cost). In revision 1 a queue of the device that has more than `largest_queue`
-        entries (a power of two) is used with so many: its rings take this partition's memory. `trace` is told of each
-        handshake step as it happens.
+        entries (a power of two) is used with so many: its rings take this partition's memory. `channels` says whether
+        queues are to be carried by Sub-CRQs where both ends and the platform can (P5.13): by default when there is more
+        than one. `trace` is told of each handshake step as it happens.
         """
         self.node = node
         self.driver = driver
@@ -130,6 +137,8 @@ class VirtioVio:
         self._indirect = indirect
         self._event_idx = event_idx
         self._largest_queue = largest_queue
+        self._use_channels = channels
+        self._generation = 0
         self._trace = trace or (lambda step: None)
         self._dma = DmaSpace(kernel.port, kernel.pages, node.windows[0])
         self._header_memory: DmaMemory = self._dma.allocate(_HEADER_AREA)
@@ -157,6 +166,16 @@ class VirtioVio:
             on_drained=self._completed,
         )
         self._used: set[int] = set()
+        self._channels = Channels(
+            kernel,
+            node,
+            self._dma,
+            self.crq,
+            Message.USED,
+            on_hint=lambda queue, index: self._used.add(queue),
+            on_drained=self._completed,
+        )
+        self._opened: list[SubCrqEnd] = []
 
     # -- life
 
@@ -223,6 +242,11 @@ class VirtioVio:
         return self.state is ClientState.RUNNING
 
     @property
+    def channels(self) -> int:
+        """How many queues are carried by Sub-CRQs."""
+        return len(self._channels)
+
+    @property
     def header(self) -> DeviceHeader:
         """What the server last said of its device."""
         return self._header
@@ -264,6 +288,7 @@ class VirtioVio:
                     self._last_completions(queue)
         finally:
             self.crq.forget_signals()
+            self._channels.close()
             for queue in queues:
                 queue.end()
             if session is not None:
@@ -431,14 +456,54 @@ class VirtioVio:
                     indirect=self._indirect if self._features & feature.INDIRECT_DESC else "never",
                 )
             )
-        length = count * QueueAddresses.SIZE
-        if self._block_memory is None or len(self._block_memory.view) < length:
-            self._block_memory = self._larger(self._block_memory, length)
-        self._block_memory.view[:length] = b"".join(queue.addresses().pack() for queue in self._queues)
+        address = self._block(b"".join(queue.addresses().pack() for queue in self._queues))
         self._trace("FIND_VQS")
-        self._request(Message.FIND_VQS, count=count, length=length, address=self._block_memory.ioba)
+        self._request(Message.FIND_VQS, count=count, length=count * QueueAddresses.SIZE, address=address)
+
+    def _block(self, content: bytes) -> int:
+        """Put something into the block for the server to read; returns its I/O address."""
+        if self._block_memory is None or len(self._block_memory.view) < len(content):
+            self._block_memory = self._larger(self._block_memory, len(content))
+        self._block_memory.view[: len(content)] = content
+        return self._block_memory.ioba
 
     def _queues_found(self, reply: dict[str, int]) -> None:
+        """CHANNELS, if queues are to be carried by Sub-CRQs and the platform has some (P5.13)."""
+        wanted = len(self._queues) > 1 if self._use_channels is None else self._use_channels
+        self._opened = []
+        while wanted and self.revision and len(self._opened) < len(self._queues):
+            code, end = self._channels.open()
+            if code not in (ReturnCode.H_SUCCESS, ReturnCode.H_CLOSED):
+                break  # no Sub-CRQs on this platform, or no more: the other queues stay on the CRQ
+            self._opened.append(end)
+        if not self._opened:
+            self._driver_ok()
+            return
+        self._generation = (self._generation + 1) & 0xFFFF
+        entries = [ChannelEntry(queue, self._generation, 0, end.cookie) for queue, end in enumerate(self._opened)]
+        block = b"".join(entry.pack() for entry in entries)
+        self._trace("CHANNELS")
+        self._request(Message.CHANNELS, count=len(entries), length=len(block), address=self._block(block))
+
+    def _channels_opened(self, reply: dict[str, int]) -> None:
+        assert self._block_memory is not None
+        for queue, end in enumerate(self._opened):
+            at = queue * ChannelEntry.SIZE
+            entry = ChannelEntry.unpack(bytes(self._block_memory.view[at : at + ChannelEntry.SIZE]))
+            if entry.status == CARRIED:
+                end.partner = entry.server
+                self._channels.carry(queue, end, self._number, self._generation)
+                self._queues[queue].use(end, self._generation)
+            else:
+                end.free()
+        self._driver_ok()
+
+    def _channels_refused(self) -> None:
+        """The server has no Sub-CRQs, or none now: all queues stay on the CRQ."""
+        self._channels.close()
+        self._driver_ok()
+
+    def _driver_ok(self) -> None:
         self._trace("DRIVER_OK")
         self._request(Message.DRIVER_OK)
 
@@ -552,6 +617,8 @@ class VirtioVio:
             except Exception as error:
                 _log.exception("adapter %s: the driver failed", self.node.location_code)
                 self._fail(f"after {Message(kind).name}: the driver failed: {error!r}")
+        elif kind == Message.CHANNELS:
+            self._channels_refused()
         elif kind == Message.CONFIG_WRITE:
             _log.warning("adapter %s: the device refused a config write", self.node.location_code)
         else:
@@ -585,6 +652,7 @@ _NEXT: dict[int, Callable[[VirtioVio, dict[str, int]], None]] = {
     Message.DRIVER: VirtioVio._driver_found,
     Message.FEATURES_OK: VirtioVio._features_accepted,
     Message.FIND_VQS: VirtioVio._queues_found,
+    Message.CHANNELS: VirtioVio._channels_opened,
     Message.DRIVER_OK: VirtioVio._live,
     Message.CONFIG_WRITE: VirtioVio._config_written,
     Message.CONFIG_READ: VirtioVio._config_was_read,

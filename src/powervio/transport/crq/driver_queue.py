@@ -14,6 +14,7 @@ from powervio.errors import RemoteError, Verdict
 from powervio.memory.abstract import RingMemory
 from powervio.papr.codes import HcallError
 from powervio.papr.tce import TCE_ACCESS, TCE_READ
+from powervio.transport.crq.channels import Notifier
 from powervio.transport.crq.protocol import Message, QueueAddresses, encode
 from powervio.vio.crq import CrqEnd
 from powervio.vio.dma import DmaMemory, DmaSpace
@@ -92,7 +93,7 @@ class CrqDriverQueue(DriverQueue):
         self.ending = False
         """Set while the last completions are taken: nothing is added any more."""
         self._dma = dma
-        self._crq = crq
+        self._notifier: Notifier = crq
         self._indirect = indirect
         self._tables: list[DmaMemory] = []
         self._kick_high, self._kick_low = encode(Message.KICK, session, queue=index)
@@ -101,6 +102,11 @@ class CrqDriverQueue(DriverQueue):
     def addresses(self) -> QueueAddresses:
         """Where the device finds the ring."""
         return self.memory.addresses(self.index, self.size)
+
+    def use(self, notifier: Notifier, generation: int) -> None:
+        """Kick through a Sub-CRQ; the kick carries the queue's generation (P5.16)."""
+        self._notifier = notifier
+        self._kick_low = generation << 48
 
     def add(self, readable: Sequence[BufferSlice], writable: Sequence[BufferSlice], token: object) -> bool:
         """See `DriverQueue`: descriptors carry I/O addresses; what is not mapped yet is mapped here."""
@@ -143,9 +149,9 @@ class CrqDriverQueue(DriverQueue):
         return added
 
     def kick(self) -> None:
-        """See `DriverQueue`: this is where a kick becomes an H_SEND_CRQ."""
+        """See `DriverQueue`: this is where a kick becomes an H_SEND_CRQ, or an H_SEND_SUB_CRQ."""
         if not self.ending and self.ring.publish():
-            self._crq.signal(self.index, self._build)
+            self._notifier.signal(self.index, self._build)
 
     def _kick_message(self) -> tuple[int, int]:
         return self._kick_high | self.ring.published_index, self._kick_low  # bytes 6-7 are the index (P2.3)

@@ -87,7 +87,7 @@ LAYOUT: Final[dict[int, tuple[Field, ...]]] = {
     Message.FEATURES_OK: (),
     Message.FIND_VQS: (("count", 4, 2), *_BLOCK),
     Message.DRIVER_OK: (),
-    Message.KICK: (("queue", 4, 2), ("index", 6, 2)),
+    Message.KICK: (("queue", 4, 2), ("index", 6, 2), ("generation", 8, 2)),
     Message.CONFIG_WRITE: (("offset", 4, 2), ("length", 6, 2), ("data", 8, 8)),
     Message.CONFIG_READ: (),
     Message.RESET: (),
@@ -96,7 +96,7 @@ LAYOUT: Final[dict[int, tuple[Field, ...]]] = {
     Message.SUSPEND: (),
     Message.RESUME: (),
     Message.CHANNELS: (("count", 4, 2), *_BLOCK),
-    Message.USED: (("queue", 4, 2), ("index", 6, 2)),
+    Message.USED: (("queue", 4, 2), ("index", 6, 2), ("generation", 8, 2)),
     Message.CONFIG_CHANGED: (("device_status", 5, 1), ("value", 6, 2), ("data", 8, 8)),
 }
 LAYOUT.update({kind | REPLY: _REPLY for kind in tuple(LAYOUT) if kind < REPLY and kind != Message.KICK})
@@ -279,3 +279,38 @@ class QueueAddresses:
     def unpack(cls, block: bytes) -> QueueAddresses:
         """The entry from 32 bytes."""
         return cls(*cls.STRUCT.unpack(block))
+
+
+CARRIED: Final = 1
+"""Status of a CHANNELS entry: both ends send this queue's KICK and USED into each other's Sub-CRQs."""
+
+
+@dataclass(frozen=True, slots=True)
+class ChannelEntry:
+    """One entry of the block of CHANNELS: the Sub-CRQs of one queue (P3.5). 32 bytes."""
+
+    queue: int
+    generation: int
+    status: int
+    """Written by the server: `CARRIED`, or 0 for a queue that stays on the CRQ."""
+    client: int
+    """Cookie of the client's Sub-CRQ."""
+    server: int = 0
+    """Cookie of the server's Sub-CRQ, written by the server."""
+
+    STRUCT: ClassVar = Struct(">HHB3xQQ8x")
+    SIZE: ClassVar = 32
+
+    def pack(self) -> bytes:
+        """The entry as bytes."""
+        return self.STRUCT.pack(self.queue, self.generation, self.status, self.client, self.server)
+
+    @classmethod
+    def unpack(cls, block: bytes) -> ChannelEntry:
+        """The entry from 32 bytes."""
+        return cls(*cls.STRUCT.unpack(block))
+
+
+def sub_crq_element(high: int, low: int) -> bytes:
+    """A notification as the 32 bytes of a Sub-CRQ: those of the CRQ message, then zeroes (P2.7)."""
+    return high.to_bytes(8, "big") + low.to_bytes(8, "big") + bytes(16)

@@ -13,12 +13,17 @@ from __future__ import annotations
 import contextlib
 import logging
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from powervio.errors import LocalError, PowervioError, RemoteError
+from powervio.papr.codes import ReturnCode
+from powervio.papr.crq import TransportEvent
 from powervio.papr.nodes import VdeviceNode
+from powervio.papr.vioctl import Vioctl
+from powervio.transport.crq.channels import Channels
 from powervio.transport.crq.parts import DeviceParts, QueueParts
 from powervio.transport.crq.protocol import (
+    CARRIED,
     FLAG_BIG_ENDIAN,
     HEADERS,
     HIGHEST_REVISION,
@@ -29,6 +34,7 @@ from powervio.transport.crq.protocol import (
     REPLY,
     REVISION_1_ONLY,
     SERVER_TYPES,
+    ChannelEntry,
     DeviceHeader,
     Message,
     QueueAddresses,
@@ -49,6 +55,8 @@ from powervio.virtio.status import StatusMachine
 
 _log = logging.getLogger(__name__)
 
+_PREPARE_MSEC = 10_000
+"""How long requests in hand may take when the client's partition is to be suspended."""
 _TRANSPORT_BITS = (
     feature.VERSION_1 | feature.ACCESS_PLATFORM | feature.NOTIFICATION_DATA | feature.RING_RESET | feature.SUSPEND
 )
@@ -101,9 +109,13 @@ class VirtioCrq:
         *,
         highest_revision: int = HIGHEST_REVISION,
         event_idx: bool = True,
+        channels: bool = True,
         trace: Callable[[str], None] | None = None,
     ) -> None:
-        """`highest_revision` limits what is settled with the client; `trace` is told of each handshake step."""
+        """`highest_revision` limits what is settled with the client; `trace` is told of each handshake step.
+
+        Without `channels` all queues stay on the CRQ, as with a platform that has no Sub-CRQs.
+        """
         self.node = node
         self.device = device
         self._refused = 0
@@ -111,6 +123,7 @@ class VirtioCrq:
         self._kernel = kernel
         self._highest_revision = highest_revision
         self._event_idx = event_idx
+        self._use_channels = channels
         self._trace = trace or (lambda step: None)
         self._dma = DmaSpace(kernel.port, kernel.pages, node.windows[0])
         self._window = RemoteWindow(kernel.port, node, self._dma)
@@ -125,8 +138,19 @@ class VirtioCrq:
             on_open=lambda: None,
             on_lost=self._lost,
             on_drained=self._serve,
+            on_event=self._suspension,
+            prepare_msec=_PREPARE_MSEC,
         )
-        self._service = QueueService(kernel, self.crq, self._dma, self._window, device, self._needs_reset)
+        self._channels = Channels(
+            kernel,
+            node,
+            self._dma,
+            self.crq,
+            Message.KICK,
+            on_hint=self._kicked,
+            on_drained=self._channel_drained,
+        )
+        self._service = QueueService(kernel, self._dma, self._window, device, self._needs_reset)
 
     # -- life
 
@@ -174,7 +198,12 @@ class VirtioCrq:
     @property
     def rejected(self) -> int:
         """Messages, kicks and requests of the client that were refused."""
-        return self._refused + self._service.rejected
+        return self._refused + self._service.rejected + self._channels.rejected
+
+    @property
+    def channels(self) -> int:
+        """How many queues are carried by Sub-CRQs."""
+        return len(self._channels)
 
     @property
     def revision(self) -> int | None:
@@ -196,8 +225,35 @@ class VirtioCrq:
     def _serve(self) -> None:
         self._service.serve()
 
+    def _kicked(self, queue: int, index: int) -> None:
+        if self._session is not None and self._session.status.running:
+            self._service.kick(queue, index)
+        else:
+            self._refused += 1
+
+    def _channel_drained(self) -> None:
+        """Kicks came through a Sub-CRQ: what was sent on the CRQ before them counts first (P5.16)."""
+        self.crq.drain()
+        if self.crq.waiting:
+            self._kernel.call_soon(self._channel_drained)
+        else:
+            self._serve()
+
+    def _suspension(self, event: TransportEvent) -> None:
+        """FF09: finish what is in hand, begin nothing, and say so; FF0A: go on (P1.8)."""
+        if event == TransportEvent.PREPARE_FOR_SUSPEND:
+            self._service.freeze(self._ready_for_suspend)
+        elif self._service.frozen:
+            self._service.thaw()
+
+    def _ready_for_suspend(self) -> None:
+        code = self._kernel.port.vioctl(self.node.unit_address, Vioctl.READY_FOR_SUSPEND)[0]
+        if code != ReturnCode.H_SUCCESS:
+            _log.warning("adapter %s: READY_FOR_SUSPEND returned %d", self.node.location_code, code)
+
     def _lost(self) -> None:
         self._service.end()
+        self._channels.close()
         self._session = None
 
     # -- moving to another server
@@ -504,6 +560,7 @@ class VirtioCrq:
         for entry in entries:
             self._check_queue(session, entry, live)
         if not live:
+            self._channels.close()
             session.queues.clear()  # a queue that the last FIND_VQS does not name does not exist (P5.5)
         if live:
             self._add_live(session, entries)
@@ -555,6 +612,7 @@ class VirtioCrq:
             entry,
             session.number,
             session.accepted,
+            channels=self._channels,
             big_endian=session.big_endian,
             available=available,
             used=used,
@@ -567,6 +625,7 @@ class VirtioCrq:
         """RESET: back to where PROBE left it; the PROBE stays valid (P5.9)."""
         session = self._current()
         self._service.end()
+        self._channels.close()
         session.status = StatusMachine(legacy=session.revision == 0)
         session.accepted = 0
         session.config_address = 0
@@ -587,6 +646,7 @@ class VirtioCrq:
             raise _Refused(Status.BAD_FEATURES, "QUEUE_RESET without RING_RESET negotiated")
         if index not in self._service:
             raise _Refused(Status.BAD_QUEUE, f"queue {index} is not in use")
+        self._channels.queue_was_reset(index)
         del session.queues[index]
         self._service.reset(index)
         return 0, 0
@@ -637,9 +697,46 @@ class VirtioCrq:
         self._service.kick_all()
         return 0, 0
 
-    def _channels(self, message: dict[str, int]) -> tuple[int, int]:
-        """CHANNELS: Sub-CRQs for the queues (P5.13); this server has none to give."""
-        raise _Refused(Status.UNSUPPORTED, "this server has no Sub-CRQs; kicks go over the CRQ")
+    def _open_channels(self, message: dict[str, int]) -> tuple[int, int]:
+        """CHANNELS: exchange the cookies of the Sub-CRQs that are to carry the queues (P5.13)."""
+        session = self._current()
+        count, length = message["count"], message["length"]
+        if not self._use_channels:
+            raise _Refused(Status.UNSUPPORTED, "this server uses no Sub-CRQs; kicks go over the CRQ")
+        status = session.status.status
+        if not status & device_status.FEATURES_OK or status & (device_status.DRIVER_OK | device_status.SUSPEND):
+            raise _Refused(Status.BAD_STATE, "CHANNELS belongs between FIND_VQS and DRIVER_OK")
+        if self._channels.ends:
+            raise _Refused(Status.BAD_STATE, "CHANNELS for the second time")
+        if not 1 <= count <= self._queue_count(session.revision) or length != count * ChannelEntry.SIZE:
+            raise _Refused(Status.BAD_LENGTH, f"a block of {length} bytes for the channels of {count} queues")
+        block = self._window.read(message["address"], length)
+        entries = [
+            ChannelEntry.unpack(block[at : at + ChannelEntry.SIZE]) for at in range(0, length, ChannelEntry.SIZE)
+        ]
+        if len({entry.queue for entry in entries}) != count or any(e.queue not in session.queues for e in entries):
+            raise _Refused(Status.BAD_QUEUE, "CHANNELS names a queue twice, or one that FIND_VQS did not set up")
+        try:
+            answer = [self._open_channel(session, entry) for entry in entries]
+            self._window.write(message["address"], b"".join(entry.pack() for entry in answer))
+        except Exception:
+            self._channels.close()  # what is answered with an error has changed nothing (P2.5)
+            raise
+        self._trace("RDMA_CHANNELS")
+        return len(self._channels), 0
+
+    def _open_channel(self, session: ServerSession, entry: ChannelEntry) -> ChannelEntry:
+        """One Sub-CRQ here for each one there; a queue for which there is none left stays on the CRQ."""
+        end = next((end for end in self._channels.ends if end.partner == entry.client), None)
+        if end is None:
+            code, end = self._channels.open()
+            if code in (ReturnCode.H_FUNCTION, ReturnCode.H_PARAMETER):
+                raise _Refused(Status.UNSUPPORTED, f"this platform has no Sub-CRQs (H_REG_SUB_CRQ: {code})")
+            if code not in (ReturnCode.H_SUCCESS, ReturnCode.H_CLOSED):
+                return replace(entry, status=0, server=0)
+            end.partner = entry.client
+        self._channels.carry(entry.queue, end, session.number, entry.generation)
+        return replace(entry, status=CARRIED, server=end.cookie)
 
     # -- what the device has to say
 
@@ -691,5 +788,5 @@ _HANDLERS: dict[int, Callable[[VirtioCrq, dict[str, int]], tuple[int, int]]] = {
     Message.QUEUE_RESET: VirtioCrq._queue_reset,
     Message.SUSPEND: VirtioCrq._suspend,
     Message.RESUME: VirtioCrq._resume,
-    Message.CHANNELS: VirtioCrq._channels,
+    Message.CHANNELS: VirtioCrq._open_channels,
 }

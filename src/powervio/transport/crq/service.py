@@ -12,9 +12,9 @@ from functools import partial
 from types import MappingProxyType
 
 from powervio.errors import LocalError, RemoteError, Verdict
+from powervio.transport.crq.channels import Channels, Notifier
 from powervio.transport.crq.protocol import Message, QueueAddresses, encode
 from powervio.transport.crq.remote import RdmaPayload, RemoteRing, RemoteWindow
-from powervio.vio.crq import CrqEnd
 from powervio.vio.dma import DmaSpace
 from powervio.vio.kernel import PartitionKernel
 from powervio.virtio import features as feature
@@ -36,7 +36,6 @@ class QueueService:
     def __init__(
         self,
         kernel: PartitionKernel,
-        crq: CrqEnd,
         dma: DmaSpace,
         window: RemoteWindow,
         device: Device,
@@ -45,12 +44,16 @@ class QueueService:
         """`on_broken` is called, with the reason, when the client broke a ring and only a reset can help."""
         self.paused = False
         """Set while the device is suspended: kicks are dropped (P5.12)."""
+        self.frozen = False
+        """Set from FF09 to FF0A, while the client's partition is being suspended: kicks are dropped (P1.8)."""
         self.on_idle: Callable[[], None] | None = None
         """Called once when the device has nothing in hand any more."""
+        self.on_frozen: Callable[[], None] | None = None
+        """The same for whoever froze the service."""
         self.rejected = 0
         """Kicks without a queue, and requests that failed alone."""
         self._kernel = kernel
-        self._crq = crq
+        self._notifiers: dict[int, Notifier] = {}
         self._dma = dma
         self._window = window
         self._device = device
@@ -81,7 +84,15 @@ class QueueService:
         self._device.start(session)
 
     def add(
-        self, entry: QueueAddresses, session: int, features: int, *, big_endian: bool, available: int = 0, used: int = 0
+        self,
+        entry: QueueAddresses,
+        session: int,
+        features: int,
+        *,
+        channels: Channels,
+        big_endian: bool,
+        available: int = 0,
+        used: int = 0,
     ) -> None:
         """Set up a queue; `available` and `used` are the indices where a ring is taken over in the middle."""
         memory = RemoteRing(
@@ -106,7 +117,8 @@ class QueueService:
         self._queues[entry.index] = DeviceQueue(
             entry.index, ring, self._payload, self._notify, self._broken, self._wake
         )
-        high, low = encode(Message.USED, session, queue=entry.index)
+        high, low = encode(Message.USED, session, queue=entry.index, generation=channels.generation(entry.index))
+        self._notifiers[entry.index] = channels.notifier(entry.index)
         # bytes 6-7 are the index (P2.3)
         self._builders[entry.index] = lambda: (high | ring.used_index, low)
 
@@ -125,7 +137,7 @@ class QueueService:
         self._rings.pop(index).release()
         del self._builders[index]
         self._kicked.pop(index, None)
-        self._crq.forget_signal(index)
+        self._notifiers.pop(index).forget_signal(index)
 
     def end(self) -> None:
         """Forget all queues; nothing of them is touched any more, whatever the device still has in hand."""
@@ -140,8 +152,11 @@ class QueueService:
         for index in list(self._queues):
             self._remove(index)
         self._kicked.clear()
-        self.paused = False
+        self.paused = self.frozen = False
         self.on_idle = None
+        frozen, self.on_frozen = self.on_frozen, None
+        if frozen is not None:
+            frozen()  # there is nothing in hand any more
 
     def indices(self) -> dict[int, tuple[int, int]]:
         """For each queue how far it is: `(last_available, used_index)`.
@@ -155,7 +170,20 @@ class QueueService:
         return {index: (queue.ring.last_available, queue.ring.used_index) for index, queue in self._queues.items()}
 
     def kick(self, index: int, known: int | None) -> None:
-        """The client made buffers available up to `known`, its avail.idx; None when it did not say."""
+        """The client made buffers available up to `known`, its avail.idx; None when it did not say.
+
+        Of two kicks the one that is further ahead counts: one may come late, through the other kind of queue (P5.16).
+        """
+        queue = self._queues.get(index)
+        if index in self._kicked and queue is not None:
+            before = self._kicked[index]
+            if before is None or known is None:
+                known = None
+            else:
+                done = queue.ring.last_available
+                old, new = (before - done) & 0xFFFF, (known - done) & 0xFFFF
+                if new > queue.ring.size or (old <= queue.ring.size and old > new):
+                    known = before
         self._kicked[index] = known
 
     def kick_all(self) -> None:
@@ -168,7 +196,7 @@ class QueueService:
         if not self._kicked:
             return
         kicked, self._kicked = self._kicked, {}
-        if self.paused:
+        if self.paused or self.frozen:
             return
         for index, known in kicked.items():
             queue = self._queues.get(index)
@@ -228,10 +256,31 @@ class QueueService:
             self._on_broken(f"queue {index}: {error}")
 
     def _notify(self, index: int) -> None:
-        self._crq.signal(index, self._builders[index])
-        if self.on_idle is not None and not self.in_hand:
-            call, self.on_idle = self.on_idle, None
-            call()
+        self._notifiers[index].signal(index, self._builders[index])
+        if (self.on_idle is None and self.on_frozen is None) or self.in_hand:
+            return
+        calls = self.on_frozen, self.on_idle
+        self.on_idle = self.on_frozen = None
+        for call in calls:
+            if call is not None:
+                call()
+
+    def freeze(self, when_done: Callable[[], None]) -> None:
+        """Serve what was kicked, then nothing more; call `when_done` when the device has nothing in hand."""
+        self.serve()
+        self.frozen = True
+        self._device.suspend()
+        if self.in_hand:
+            self.on_frozen = when_done
+        else:
+            when_done()
+
+    def thaw(self) -> None:
+        """Serve again, starting with what was made available meanwhile."""
+        self.frozen = False
+        self.on_frozen = None
+        self.kick_all()
+        self._kernel.call_soon(self.serve)
 
 
 def _in_hand(queue: DeviceQueue) -> int:

@@ -1,0 +1,121 @@
+"""The Sub-CRQs that carry KICK and USED of a session's queues, at either end (docs/protocol.md, P5.13, P5.15-P5.18).
+
+Sub-CRQs are not ordered against the CRQ, on which sessions begin and end. What comes late is told from what is new by
+three things, each of which is enough on this platform and none of which is relied on alone: the cookie, which is new
+after each CHANNELS; the session number; and the queue's generation, which changes with QUEUE_RESET.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Protocol
+
+from powervio.papr.nodes import VdeviceNode
+from powervio.transport.crq.protocol import Message
+from powervio.vio.crq import CrqEnd
+from powervio.vio.dma import DmaSpace
+from powervio.vio.kernel import PartitionKernel
+from powervio.vio.subcrq import Element, SubCrqEnd
+
+
+class Notifier(Protocol):
+    """Where notifications of a queue go: the CRQ, or the queue's Sub-CRQ."""
+
+    def signal(self, key: int, build: Callable[[], tuple[int, int]]) -> None:
+        """Send a notification; see `CrqEnd.signal`."""
+
+    def forget_signal(self, key: int) -> None:
+        """Drop the one that waits for room."""
+
+
+class Channels:
+    """The Sub-CRQs of one adapter, and which queue of the session each carries."""
+
+    def __init__(
+        self,
+        kernel: PartitionKernel,
+        node: VdeviceNode,
+        dma: DmaSpace,
+        crq: CrqEnd,
+        kind: Message,
+        *,
+        on_hint: Callable[[int, int], None],
+        on_drained: Callable[[], None],
+    ) -> None:
+        """`kind` is what this end receives, KICK or USED; `on_hint(queue, index)` gets those that are not too late."""
+        self.rejected = 0
+        """Elements of another session, generation or kind, or for a queue that this Sub-CRQ does not carry."""
+        self._kernel = kernel
+        self._node = node
+        self._dma = dma
+        self._crq = crq
+        self._kind = kind
+        self._on_hint = on_hint
+        self._on_drained = on_drained
+        self._session = 0
+        self._ends: list[SubCrqEnd] = []
+        """All that were ever made; their memory is used again by later sessions."""
+        self._carried: dict[int, SubCrqEnd] = {}
+        self._generations: dict[int, int] = {}
+
+    def __len__(self) -> int:
+        return len(self._carried)
+
+    @property
+    def ends(self) -> list[SubCrqEnd]:
+        """Those that are registered."""
+        return [end for end in self._ends if end.registered]
+
+    def open(self) -> tuple[int, SubCrqEnd]:
+        """Register one more; the return code says whether it is registered."""
+        end = next((end for end in self._ends if not end.registered), None)
+        if end is None:
+            end = self._make()
+            self._ends.append(end)
+        return end.register(), end
+
+    def _make(self) -> SubCrqEnd:
+        def element(dws: Element) -> None:
+            self._element(end, dws)
+
+        end = SubCrqEnd(self._kernel, self._node, self._dma, self._crq, on_element=element, on_drained=self._on_drained)
+        return end
+
+    def carry(self, queue: int, end: SubCrqEnd, session: int, generation: int) -> None:
+        """From here on `queue` is carried by `end`."""
+        self._session = session
+        self._carried[queue] = end
+        self._generations[queue] = generation
+
+    def notifier(self, queue: int) -> Notifier:
+        """Where this queue's notifications go."""
+        return self._carried.get(queue, self._crq)
+
+    def generation(self, queue: int) -> int:
+        """The number that this queue's notifications carry; 0 for a queue on the CRQ."""
+        return self._generations.get(queue, 0)
+
+    def queue_was_reset(self, queue: int) -> None:
+        """QUEUE_RESET: what is still under way for this queue is void (P5.17)."""
+        if queue in self._generations:
+            self._generations[queue] = (self._generations[queue] + 1) & 0xFFFF
+
+    def close(self) -> None:
+        """The session or the device's life in it is over: free every Sub-CRQ."""
+        self._carried.clear()
+        self._generations.clear()
+        for end in self._ends:
+            end.free()
+
+    def _element(self, end: SubCrqEnd, dws: Element) -> None:
+        high, low = dws[0], dws[1]
+        queue = (high >> 16) & 0xFFFF
+        if (
+            (high >> 48) & 0xFF != self._kind
+            or (high >> 32) & 0xFFFF != self._session
+            or self._carried.get(queue) is not end
+            or low >> 48 != self._generations[queue]
+        ):
+            self.rejected += 1
+            return
+        self._on_hint(queue, high & 0xFFFF)

@@ -1,0 +1,157 @@
+"""One end's side of a Sub-CRQ beside a CRQ connection: receiving elements of 32 bytes, and notifying the partner.
+
+A Sub-CRQ lives inside a CRQ connection and has no handshake of its own: each end registers its own, and the cookies
+travel over the CRQ. It is ordered within itself and not against the CRQ. What is sent here are notifications, of which
+the newest replaces an older one that still waits for room; where the partner's Sub-CRQ is gone, or messages of this
+end wait in front of the CRQ, they take the way of the CRQ.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import TypeAlias
+
+from powervio.memory.area import PAGE_SIZE
+from powervio.papr.codes import ReturnCode
+from powervio.papr.crq import VALID_MESSAGE
+from powervio.papr.nodes import VdeviceNode
+from powervio.papr.vioctl import Vioctl
+from powervio.vio.crq import CrqEnd, CrqState
+from powervio.vio.dma import DmaSpace
+from powervio.vio.kernel import PartitionKernel, Timer
+from powervio.vio.slots import CrqSlots
+
+Element: TypeAlias = tuple[int, int, int, int]
+
+_DRAIN_LIMIT = 128
+_FREE_ATTEMPTS = 100
+_RETRY_FIRST = 0.001
+_RETRY_LAST = 0.1
+
+
+class SubCrqEnd:
+    """One Sub-CRQ of this end, in its partition's thread. May be registered and freed any number of times."""
+
+    def __init__(
+        self,
+        kernel: PartitionKernel,
+        node: VdeviceNode,
+        dma: DmaSpace,
+        crq: CrqEnd,
+        *,
+        on_element: Callable[[Element], None],
+        on_drained: Callable[[], None],
+        length: int = PAGE_SIZE,
+    ) -> None:
+        """`on_drained` is called after a batch of elements was handed up. `length` is bytes, a multiple of 4096."""
+        self.cookie = 0
+        """What the partner has to be told; it changes with each registration."""
+        self.partner = 0
+        """The cookie of the partner's Sub-CRQ."""
+        self.registered = False
+        self.strays = 0
+        """Elements with a header that does not exist."""
+        self.undeliverable = 0
+        """Notifications that found no Sub-CRQ of the partner and took the way of the CRQ."""
+        self._kernel = kernel
+        self._port = kernel.port
+        self._unit_address = node.unit_address
+        self._crq = crq
+        self._on_element = on_element
+        self._on_drained = on_drained
+        self._memory = dma.allocate(length)
+        self._slots = CrqSlots(self._memory.view, 32)
+        self._interrupt = 0
+        self._signals: dict[int, Callable[[], tuple[int, int]]] = {}
+        self._retry: Timer | None = None
+        self._retry_delay = _RETRY_FIRST
+
+    def register(self) -> int:
+        """Register and enable the interrupt; the return code, of which H_SUCCESS and H_CLOSED mean registered."""
+        code, cookie, interrupt = self._port.reg_sub_crq(self._unit_address, self._memory.ioba, len(self._memory.view))
+        if code not in (ReturnCode.H_SUCCESS, ReturnCode.H_CLOSED):
+            return code
+        self._slots = CrqSlots(self._memory.view, 32)
+        self.registered = True
+        self.cookie, self._interrupt = cookie, interrupt
+        self._kernel.request_interrupt(interrupt, self.drain)
+        self._port.vioctl(self._unit_address, Vioctl.ENABLE_VIO_INTERRUPT, interrupt)
+        return code
+
+    def free(self) -> None:
+        """Nothing is received or sent any more; harmless when the CRQ was freed, which has freed this too."""
+        if not self.registered:
+            return
+        self.registered = False
+        self.partner = 0
+        self._signals.clear()
+        if self._retry is not None:
+            self._retry.cancel()
+            self._retry = None
+        self._kernel.free_interrupt(self._interrupt)
+        if self._crq.state is CrqState.CLOSED:
+            return  # H_FREE_CRQ has freed it
+        for _ in range(_FREE_ATTEMPTS):
+            if self._port.free_sub_crq(self._unit_address, self.cookie) <= 0:
+                return
+            self._kernel.wait(0.01)
+
+    def drain(self) -> None:
+        """Take the elements out of the queue and hand them up."""
+        handed_up = False
+        for _ in range(_DRAIN_LIMIT):
+            element = self._slots.next_wide() if self.registered else None
+            if element is None:
+                break
+            if element[0] >> 56 == VALID_MESSAGE:
+                handed_up = True
+                self._on_element(element)
+            else:
+                self.strays += 1
+        else:
+            self._kernel.call_soon(self.drain)
+        if handed_up:
+            self._on_drained()
+
+    def signal(self, key: int, build: Callable[[], tuple[int, int]]) -> None:
+        """Send a notification for `key`; while the partner's queue is full only one for each key is kept.
+
+        `build` makes bytes 0-15 when it is sent; the rest is zero. While older messages wait in front of the CRQ, it
+        goes behind them: the two queues are not ordered against each other.
+        """
+        if not self.registered:
+            return  # the session is over
+        if self._crq.backlogged:
+            self._crq.signal(key, build)
+        elif self._signals or not self._send(key, build):
+            self._signals[key] = build
+            self._retry_later()
+
+    def forget_signal(self, key: int) -> None:
+        """Drop the notification for `key` that waits for room, here or in front of the CRQ."""
+        self._signals.pop(key, None)
+        self._crq.forget_signal(key)
+
+    def _send(self, key: int, build: Callable[[], tuple[int, int]]) -> bool:
+        """False when there is no room now."""
+        code = self._port.send_sub_crq(self._unit_address, self.partner, *build(), 0, 0)
+        if code == ReturnCode.H_DROPPED:
+            return False
+        if code not in (ReturnCode.H_SUCCESS, ReturnCode.H_CLOSED):
+            self.undeliverable += 1
+            self._crq.signal(key, build)
+        return True  # when the connection is closed, an event tells of it
+
+    def _retry_later(self) -> None:
+        if self._retry is None:
+            self._retry = self._kernel.call_later(self._retry_delay, self._send_kept)
+
+    def _send_kept(self) -> None:
+        self._retry = None
+        for key, build in list(self._signals.items()):
+            if not self._send(key, build):
+                self._retry_delay = min(self._retry_delay * 2, _RETRY_LAST)
+                self._retry_later()
+                return
+            self._signals.pop(key, None)
+        self._retry_delay = _RETRY_FIRST
