@@ -100,12 +100,14 @@ class Disk:
 class Rig:
     """Hypervisor, the partitions vios1 and client1, and their disks. Use as a context manager."""
 
-    def __init__(self, *, threaded: bool, memory: int = 64 << 20) -> None:
-        """`memory` is the size of each partition in bytes."""
+    def __init__(self, *, threaded: bool, memory: int = 64 << 20, redirect: bool = False) -> None:
+        """`memory` is the size of each partition in bytes; with `redirect` the VIO server has a physical adapter."""
         self.threaded = threaded
         self.hypervisor = Hypervisor()
         self.server_partition = self.hypervisor.create_partition("vios1", memory)
         self.client_partition = self.hypervisor.create_partition("client1", memory)
+        if redirect:
+            self.hypervisor.create_physical_adapter(self.server_partition)
         self.server_kernel = PartitionKernel(self.server_partition.port)
         self.client_kernel = PartitionKernel(self.client_partition.port)
         self.disks: list[Disk] = []

@@ -32,8 +32,19 @@ def show(report: dict[str, Any]) -> None:
     console = Console(highlight=False)
     system = report["system"]
     console.print(f"{escape(system['name'])}, process {system['pid']}, up for {_duration(system['seconds'])}")
-    table = Table("client", "slot", "type", "state", "served by", "requests", "hcalls", "copied", box=box.SIMPLE_HEAD)
-    for number in (5, 6, 7):
+    table = Table(
+        "client",
+        "slot",
+        "type",
+        "state",
+        "served by",
+        "requests",
+        "hcalls",
+        "copied",
+        "redirected",
+        box=box.SIMPLE_HEAD,
+    )
+    for number in (5, 6, 7, 8):
         table.columns[number].justify = "right"
     clients = [adapter for adapter in report["adapters"] if adapter["role"] == "client"]
     servers = {(entry["partition"], entry["slot"]): entry for entry in report["adapters"] if entry["role"] == "server"}
@@ -50,6 +61,7 @@ def show(report: dict[str, Any]) -> None:
             _count(adapter["requests"]),
             _count(calls),
             _bytes(adapter["rdma_bytes"]),
+            _bytes(adapter["redirected_bytes"]),
         )
     console.print(table)
     for adapter in clients:

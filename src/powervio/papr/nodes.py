@@ -33,3 +33,13 @@ class VdeviceNode:
     """First the pane onto the partition's own memory; on a server, second the pane onto the partner's first."""
     is_server: bool
     """Whether the node carries `ibm,vserver`."""
+
+
+@dataclass(frozen=True, slots=True)
+class PhysicalNode:
+    """A physical adapter of a partition: what its software knows of it."""
+
+    name: str
+    location_code: str
+    window: DmaWindow
+    """The adapter's TCE table: where H_PUT_TCE maps the owner's memory and H_PUT_RTCE a client's (papr-vio 2.5)."""

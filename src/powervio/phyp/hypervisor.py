@@ -10,6 +10,7 @@ from powervio.memory.area import PAGE_SIZE
 from powervio.papr.crq import TransportEvent
 from powervio.phyp.adapter import VioAdapter, VirtualAdapter
 from powervio.phyp.partition import Partition
+from powervio.phyp.physical import PhysicalAdapter
 from powervio.phyp.policy import Policy
 
 MIN_VIRTUAL_DMA_SIZE = 0x2_0000
@@ -37,6 +38,8 @@ class Hypervisor:
         self.copy_limit = _SIGNED_MAX if max_virtual_dma_size is None else max_virtual_dma_size
         """Longest copy; the length register is signed, so what is above is negative or too long."""
         self.lock = threading.Lock()
+        self.drained = threading.Condition(self.lock)
+        """Notified when an operation of a DMA engine has ended."""
         self.partitions: dict[int, Partition] = {}
         """Live partitions by id."""
         self._next_liobn = _FIRST_LIOBN
@@ -125,10 +128,21 @@ class Hypervisor:
             client_end.partner = server_end
             return server_end, client_end
 
+    def create_physical_adapter(self, partition: Partition, window: int = 64 << 20) -> PhysicalAdapter:
+        """A physical storage adapter of a VIO server, for redirected DMA; `window` is the bytes of its TCE table."""
+        _check_pages(window, "the window of a physical adapter")
+        with self.lock:
+            self._check_partition(partition)
+            adapter = PhysicalAdapter(partition, len(partition.engines) + 1, window)
+            partition.physical[adapter.liobn] = adapter
+            partition.engines.append(adapter)
+            return adapter
+
     def remove_pair(self, adapter: VioAdapter) -> None:
         """Take an adapter and its partner out of their partitions (both ends of a DLPAR remove)."""
         with self.lock:
             partner = adapter.partner
+            self._end_dma(adapter)
             self._remove(adapter)
             if partner is not None:
                 self._remove(partner)
@@ -138,6 +152,7 @@ class Hypervisor:
         with self.lock:
             partner = adapter.partner
             announce = adapter.registered
+            self._end_dma(adapter)
             self._remove(adapter)
             if partner is not None:
                 partner.partner = None
@@ -165,6 +180,14 @@ class Hypervisor:
                 adapter.stop()
             for adapter in partition.adapters.values():
                 adapter.notify_stopped(TransportEvent.PARTNER_DEREGISTERED)
+            if not self.drained.wait_for(lambda: not partition.pins, self.policy.drain_limit):
+                raise LocalError(
+                    f"partition {partition.name} has no queues any more, but {partition.pins} DMA operations are still"
+                    f" at work on its memory after {self.policy.drain_limit:g} s: reboot it again to finish"
+                )
+            for engine in partition.engines:
+                engine.table.forget(0, engine.table.count)
+                engine.own.clear()
             for adapter in partition.adapters.values():
                 if adapter.table is not None:
                     adapter.table.clear()
@@ -193,6 +216,22 @@ class Hypervisor:
                     adapter.stop()
                 self._retire(partition)
 
+    def _end_dma(self, adapter: VioAdapter) -> None:
+        """End what is redirected over a pair that is to be removed. Raises `LocalError` when operations go on."""
+        client = adapter if adapter.remote_pane is None else adapter.partner
+        copies = None if client is None or client.table is None else client.table.copies
+        if copies is None or not copies.tracked:
+            return
+        for end in (adapter, adapter.partner):
+            if end is not None and end.remote_pane is not None and end.remote_pane.link is not None:
+                end.remote_pane.link.closing = True
+        copies.invalidate_all()
+        if not self.drained.wait_for(lambda: not copies.pinned, self.policy.drain_limit):
+            raise LocalError(
+                f"adapter {adapter.unit_address:#x} of partition {adapter.partition.name}: DMA operations are still at"
+                f" work after {self.policy.drain_limit:g} s; remove it again when they have ended"
+            )
+
     def _check_partition(self, partition: Partition) -> None:
         if self.partitions.get(partition.partition_id) is not partition:
             raise LocalError(f"partition {partition.name} is not running on this hypervisor")
@@ -210,10 +249,14 @@ class Hypervisor:
         for adapter in list(partition.adapters.values()):
             partition.remove(adapter)
             _retire_table(adapter)
+        for engine in partition.engines:
+            engine.stop()
+        partition.physical.clear()
         partition.alive = False
         del self.partitions[partition.partition_id]
         partition.interrupts.close()
-        partition.area.close()
+        if not partition.pins:  # else the last operation to end does it
+            partition.area.close()
 
 
 def _retire_table(adapter: VirtualAdapter) -> None:

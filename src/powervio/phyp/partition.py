@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from powervio.papr.nodes import VdeviceNode
     from powervio.phyp.adapter import VirtualAdapter, WindowPane
     from powervio.phyp.hypervisor import Hypervisor
+    from powervio.phyp.physical import PhysicalAdapter
 
 _FIRST_SOURCE = 0x1000
 _FIRST_SLOT = 2
@@ -43,6 +44,11 @@ class Partition:
         self.panes: dict[int, WindowPane] = {}
         """By LIOBN: what the partition may name, which is all the authorisation there is."""
         self.nodes: dict[int, VdeviceNode] = {}
+        self.physical: dict[int, PhysicalAdapter] = {}
+        """By LIOBN: whose TCE tables the partition may fill."""
+        self.engines: list[PhysicalAdapter] = []
+        self.pins = 0
+        """Operations of DMA engines, its own or its servers', that are at work on its memory."""
         self.alive = True
         self._next_source = _FIRST_SOURCE
         self.port = PartitionPort(self)
@@ -61,6 +67,12 @@ class Partition:
         if wanted in self.slots:
             raise LocalError(f"slot {wanted} of partition {self.name} holds {self.slots[wanted].node.name} already")
         return wanted
+
+    def unpin(self) -> None:
+        """An operation on this memory has ended; the memory of a dead partition goes with the last of them."""
+        self.pins -= 1
+        if not self.pins and not self.alive:
+            self.area.close()
 
     def add(self, adapter: VirtualAdapter) -> None:
         """Plug an adapter into its slot. Under the hypervisor's lock."""

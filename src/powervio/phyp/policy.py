@@ -27,5 +27,13 @@ class Policy:
     """A transport event for a full queue replaces the newest element, marked with 0x20 in byte 3. If not, the event is
     lost, as some of PAPR's requirements have it."""
 
+    max_redirected_mappings: int = 1
+    """How many redirected copies one entry of a client may have at a time; more give H_RESOURCE. PAPR guarantees one
+    (GET_MAX_REDIRECTED_MAPPINGS)."""
+
+    drain_limit: float = 5.0
+    """Seconds for which a change of a TCE waits for operations of DMA engines on the page, before it gives H_RESOURCE,
+    and a reboot or a removal before it raises `LocalError`."""
+
     max_crq_length: int = 256 << 20
     """The longest queue that H_REG_CRQ takes, in bytes. PAPR names no limit."""

@@ -95,7 +95,7 @@ class System:
     async def _start(self) -> None:
         self._later("the hypervisor", self.hypervisor.close)
         for vios in self.config.vios:
-            self._make_partition(vios.name, vios.memory)
+            self._make_partition(vios.name, vios.memory, engine=vios.redirect)
         for lpar in self.config.lpar:
             self._make_partition(lpar.name, lpar.memory)
         for where, lpar, declared in self.config.disks():
@@ -114,11 +114,13 @@ class System:
             if disk.declared.nbd is not None:
                 await self._export(disk, disk.declared.nbd)
 
-    def _make_partition(self, name: str, memory: int) -> None:
+    def _make_partition(self, name: str, memory: int, *, engine: bool = False) -> None:
         try:
             partition = self.hypervisor.create_partition(name, memory)
         except OSError as error:
             raise LocalError(f"{memory} bytes of memory for partition {name}: {error.strerror}") from error
+        if engine:
+            self.hypervisor.create_physical_adapter(partition)
         kernel = PartitionKernel(partition.port)
         self._partitions[name] = partition
         self._kernels[name] = kernel
@@ -287,7 +289,10 @@ class System:
                 "pid": os.getpid(),
                 "seconds": round(time.monotonic() - self._since, 3),
             },
-            "vios": [{"name": vios.name, "memory": vios.memory, "thread": vios.thread} for vios in self.config.vios],
+            "vios": [
+                {"name": vios.name, "memory": vios.memory, "thread": vios.thread, "redirect": vios.redirect}
+                for vios in self.config.vios
+            ],
             "lpar": [{"name": lpar.name, "memory": lpar.memory} for lpar in self.config.lpar],
             "adapters": adapters,
         }

@@ -35,6 +35,7 @@ from powervio.transport.crq.protocol import (
     decode,
     encode,
 )
+from powervio.transport.crq.redirect import REDIRECT_MIN, Redirector
 from powervio.transport.crq.remote import RemoteWindow
 from powervio.transport.crq.service import QueueService
 from powervio.vio.crq import CrqEnd
@@ -99,9 +100,14 @@ class VirtioCrq:
         *,
         highest_revision: int = HIGHEST_REVISION,
         event_idx: bool = True,
+        redirect_min: int | None = REDIRECT_MIN,
         trace: Callable[[str], None] | None = None,
     ) -> None:
-        """`highest_revision` limits what is settled with the client; `trace` is told of each handshake step."""
+        """`highest_revision` limits what is settled with the client; `trace` is told of each handshake step.
+
+        Transfers of `redirect_min` bytes or more go by redirected DMA if the partition has a physical adapter and the
+        backing is a file; None copies all.
+        """
         self.node = node
         self.device = device
         self._refused = 0
@@ -122,7 +128,10 @@ class VirtioCrq:
             on_lost=self._lost,
             on_drained=self._serve,
         )
-        self._service = QueueService(kernel, self.crq, self._dma, self._window, device, self._needs_reset)
+        redirector = None
+        if kernel.engine is not None and redirect_min is not None:
+            redirector = Redirector(kernel.port, node, kernel.engine, kernel.pages, redirect_min)
+        self._service = QueueService(kernel, self.crq, self._dma, self._window, device, self._needs_reset, redirector)
 
     # -- life
 

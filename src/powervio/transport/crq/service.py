@@ -11,6 +11,7 @@ from types import MappingProxyType
 
 from powervio.errors import LocalError, RemoteError, Verdict
 from powervio.transport.crq.protocol import Message, QueueAddresses, encode
+from powervio.transport.crq.redirect import RedirectedPayload, Redirector
 from powervio.transport.crq.remote import RdmaPayload, RemoteRing, RemoteWindow
 from powervio.vio.crq import CrqEnd
 from powervio.vio.dma import DmaSpace
@@ -35,8 +36,11 @@ class QueueService:
         window: RemoteWindow,
         device: Device,
         on_broken: Callable[[str], None],
+        redirector: Redirector | None = None,
     ) -> None:
-        """`on_broken` is called, with the reason, when the client broke a ring and only a reset can help."""
+        """`on_broken` is called, with the reason, when the client broke a ring and only a reset can help. `redirector`
+        moves large payloads past this partition.
+        """
         self.paused = False
         """Set while the device is suspended: kicks are dropped (P5.12)."""
         self.on_idle: Callable[[], None] | None = None
@@ -49,6 +53,7 @@ class QueueService:
         self._window = window
         self._device = device
         self._on_broken = on_broken
+        self._redirector = redirector
         self._rings: dict[int, RemoteRing] = {}
         self._queues: dict[int, DeviceQueue] = {}
         self._kicked: dict[int, int | None] = {}
@@ -88,6 +93,8 @@ class QueueService:
         self._builders[entry.index] = lambda: (high | ring.used_index, low)
 
     def _payload(self, segments: list[tuple[int, int]]) -> RdmaPayload:
+        if self._redirector is not None:
+            return RedirectedPayload(self._window, segments, self._redirector)
         return RdmaPayload(self._window, segments)
 
     def remove(self, index: int) -> None:
