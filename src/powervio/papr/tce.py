@@ -16,4 +16,4 @@ MULTI_TCE_LIMIT = 512
 """Entries that one H_PUT_TCE_INDIRECT, and in strict mode one H_STUFF_TCE, may name."""
 
 BIT_BUCKET_ALLOWED = 0x1
-"""Attribute of a LIOBN (bit 63): entries with redirected copies may be changed, which ends the copies (papr-vio 2.4)."""
+"""Attribute of a LIOBN (bit 63): entries with redirected copies may change, which ends those (papr-vio 2.4)."""

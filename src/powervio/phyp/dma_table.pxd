@@ -1,6 +1,6 @@
 cimport cython
 from powervio.phyp.tce cimport TceTable
-from powervio.phyp.redirect cimport Link
+from powervio.phyp.redirect cimport CopySet, Link, RedirectedCopy
 
 @cython.final
 cdef class DmaTable:
@@ -8,7 +8,6 @@ cdef class DmaTable:
     cdef readonly object partition
     cdef list places
     cdef readonly unsigned long long count
-    cpdef int redirect(self, unsigned long long index, Link link, TceTable table, unsigned long long entry, int limit)
     cpdef void store(self, unsigned long long index, unsigned long long tce)
     cpdef void forget(self, unsigned long long index, unsigned long long count)
     cpdef bint is_redirected(self, unsigned long long index)

@@ -11,7 +11,7 @@ from __future__ import annotations
 from typing import Any
 
 import cython
-from cython.cimports.powervio.phyp.redirect import Link, RedirectedCopy
+from cython.cimports.powervio.phyp.redirect import CopySet, Link, RedirectedCopy
 from cython.cimports.powervio.phyp.tce import TceTable
 
 H_REMOTE_PARM = cython.declare(cython.int, -15)
@@ -37,28 +37,37 @@ class DmaTable:
         self.count = own.count
         self.places = [None] * own.count
 
-    @cython.ccall
     def redirect(
         self,
         index: cython.ulonglong,
         link: Link,
         table: TceTable,
-        entry: cython.ulonglong,
+        entries: list[int] | None,
+        first: cython.ulonglong,
+        count: cython.ulonglong,
         limit: cython.int,
-    ) -> cython.int:
-        """Copy one entry of the client's `table` to a place in the bounds of this one, with the client's access bits.
+    ) -> tuple[int, int]:
+        """Copy `count` entries of the client's `table` to places in the bounds of this one, with their access bits.
 
-        H_REMOTE_PARM for an entry that maps nothing, H_RESOURCE and H_IN_USE as `CopySet.check`, in this order.
+        Those of `entries`, or consecutive ones from `first`. Ends with the first that cannot be copied: H_REMOTE_PARM
+        for one that maps nothing, H_RESOURCE and H_IN_USE as `CopySet.check`, in this order; and how many were.
         """
-        tce: cython.ulonglong = table.get(entry << PAGE_SHIFT)
-        if link.closing or (tce & ACCESS) == 0 or (tce >> PAGE_SHIFT) >= table.memory_pages:
-            return H_REMOTE_PARM
-        code: cython.int = table.copies.check(entry, self.places, index, limit)
-        if code != 0:
-            return code
-        self.store(index, 0)
-        table.copies.add(RedirectedCopy(link, entry, tce, self.places, index))
-        return 0
+        i: cython.ulonglong
+        entry: cython.ulonglong
+        tce: cython.ulonglong
+        code: cython.int
+        copies: CopySet = table.copies
+        for i in range(count):
+            entry = first + i if entries is None else entries[i]
+            tce = table.get(entry << PAGE_SHIFT)
+            if link.closing or (tce & ACCESS) == 0 or (tce >> PAGE_SHIFT) >= table.memory_pages:
+                return H_REMOTE_PARM, i
+            code = copies.check(entry, self.places, index + i, limit)
+            if code != 0:
+                return code, i
+            self.store(index + i, 0)
+            copies.add(link, entry, tce, self.places, index + i)
+        return 0, count
 
     @cython.ccall
     def store(self, index: cython.ulonglong, tce: cython.ulonglong) -> cython.void:

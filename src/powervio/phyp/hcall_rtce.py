@@ -6,7 +6,7 @@ are ignored. Calls are on the account of the adapter whose remote pane is named;
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from struct import unpack_from
 from typing import TYPE_CHECKING
 
 from powervio.papr.codes import Hcall, ReturnCode
@@ -42,19 +42,15 @@ def _inside(size: int, ioba: int, count: int) -> bool:
     return ioba < size and (ioba >> TCE_PAGE_SHIFT) + count <= size >> TCE_PAGE_SHIFT
 
 
-def _redirect(pane: WindowPane, adapter: PhysicalAdapter, entries: Sequence[int], first: int) -> tuple[int, int]:
-    """Copy these entries of the partner's table to consecutive places, until one cannot be."""
+def _redirect(
+    pane: WindowPane, adapter: PhysicalAdapter, place: int, entries: list[int] | None, first: int, count: int
+) -> tuple[int, int]:
+    """Copy these entries of the partner's table, or consecutive ones from `first`, until one cannot be."""
     link, client = pane.link, pane.table
     if link is None or client is None:
-        return (_REMOTE_PARM if entries else _SUCCESS), 0
+        return (_REMOTE_PARM if count else _SUCCESS), 0
     limit = adapter.partition.hypervisor.policy.max_redirected_mappings
-    redirect = adapter.table.redirect
-    code = done = 0
-    for entry in entries:
-        code = redirect(first + done, link, client, entry, limit)
-        if code:
-            break
-        done += 1
+    code, done = adapter.table.redirect(place, link, client, entries, first, count, limit)
     link.ledger.redirected(done, 0)
     link.peer_ledger.redirected(done, 0)
     return code, done if code else 0
@@ -69,8 +65,7 @@ def put_rtce(partition: Partition, r_liobn: int, r_ioba: int, liobn: int, ioba: 
         return _PARAMETER, 0
     if not (_inside(pane.size, r_ioba, count) and _inside(adapter.size, ioba, count)):
         return _PARAMETER, 0
-    start = r_ioba >> TCE_PAGE_SHIFT
-    return _redirect(pane, adapter, range(start, start + count), ioba >> TCE_PAGE_SHIFT)
+    return _redirect(pane, adapter, ioba >> TCE_PAGE_SHIFT, None, r_ioba >> TCE_PAGE_SHIFT, count)
 
 
 @hcall(Hcall.H_PUT_RTCE_INDIRECT, function_set="hcall-multi-tce", registers=5)
@@ -87,12 +82,12 @@ def put_rtce_indirect(
     if not _inside(adapter.size, ioba, count):
         return _PARAMETER, 0
     # copied once: its owner can write to it at any moment
-    entries = memoryview(bytes(partition.memory[list_address : list_address + 8 * count]))
-    addresses = [int.from_bytes(entries[at : at + 8], "big") for at in range(0, 8 * count, 8)]
+    addresses = unpack_from(f">{count}Q", bytes(partition.memory[list_address : list_address + 8 * count]))
     for index, r_ioba in enumerate(addresses):
         if r_ioba >= pane.size:
             return _REMOTE_PARM, index
-    return _redirect(pane, adapter, [r_ioba >> TCE_PAGE_SHIFT for r_ioba in addresses], ioba >> TCE_PAGE_SHIFT)
+    entries = [r_ioba >> TCE_PAGE_SHIFT for r_ioba in addresses]
+    return _redirect(pane, adapter, ioba >> TCE_PAGE_SHIFT, entries, 0, count)
 
 
 @hcall(Hcall.H_REMOVE_RTCE, function_set="hcall-rdma", registers=6)

@@ -49,8 +49,7 @@ def _when_drained(partition: Partition, liobn: int, entries: int, change: Callab
                 pane.ledger.updated(entries)
         return code != NOT_DRAINED
 
-    hypervisor = partition.hypervisor
-    hypervisor.drained.wait_for(done, hypervisor.policy.drain_limit)
+    partition.hypervisor.wait_drained(done)
     return _RESOURCE if code == NOT_DRAINED else code
 
 

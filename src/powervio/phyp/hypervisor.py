@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+from collections.abc import Callable
 from types import TracebackType
 
 from powervio.errors import LocalError
@@ -39,7 +40,8 @@ class Hypervisor:
         """Longest copy; the length register is signed, so what is above is negative or too long."""
         self.lock = threading.Lock()
         self.drained = threading.Condition(self.lock)
-        """Notified when an operation of a DMA engine has ended."""
+        """Notified when an operation of a DMA engine has ended, if somebody waits."""
+        self.waiting = 0
         self.partitions: dict[int, Partition] = {}
         """Live partitions by id."""
         self._next_liobn = _FIRST_LIOBN
@@ -180,7 +182,7 @@ class Hypervisor:
                 adapter.stop()
             for adapter in partition.adapters.values():
                 adapter.notify_stopped(TransportEvent.PARTNER_DEREGISTERED)
-            if not self.drained.wait_for(lambda: not partition.pins, self.policy.drain_limit):
+            if not self.wait_drained(lambda: not partition.pins):
                 raise LocalError(
                     f"partition {partition.name} has no queues any more, but {partition.pins} DMA operations are still"
                     f" at work on its memory after {self.policy.drain_limit:g} s: reboot it again to finish"
@@ -216,6 +218,17 @@ class Hypervisor:
                     adapter.stop()
                 self._retire(partition)
 
+    def wait_drained(self, done: Callable[[], bool]) -> bool:
+        """Wait until `done`, which is asked again whenever an operation has ended; false at the policy's limit.
+
+        Under the lock, which is let go meanwhile: whatever was known before has to be looked up again.
+        """
+        self.waiting += 1
+        try:
+            return self.drained.wait_for(done, self.policy.drain_limit)
+        finally:
+            self.waiting -= 1
+
     def _end_dma(self, adapter: VioAdapter) -> None:
         """End what is redirected over a pair that is to be removed. Raises `LocalError` when operations go on."""
         client = adapter if adapter.remote_pane is None else adapter.partner
@@ -226,7 +239,7 @@ class Hypervisor:
             if end is not None and end.remote_pane is not None and end.remote_pane.link is not None:
                 end.remote_pane.link.closing = True
         copies.invalidate_all()
-        if not self.drained.wait_for(lambda: not copies.pinned, self.policy.drain_limit):
+        if not self.wait_drained(lambda: not copies.pinned):
             raise LocalError(
                 f"adapter {adapter.unit_address:#x} of partition {adapter.partition.name}: DMA operations are still at"
                 f" work after {self.policy.drain_limit:g} s; remove it again when they have ended"

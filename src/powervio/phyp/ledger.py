@@ -54,7 +54,7 @@ class CostLedger:
     """Counters of one adapter, or of what a partition did on no adapter in particular.
 
     hcalls are counted as attempts, also those that fail. Bytes of remote DMA are counted at both ends of a connection,
-    operations only at the end that asked. Pages mapped for redirected DMA, and the bytes that an engine moved there, count
+    operations only at the end that asked. Pages mapped for redirected DMA, and bytes that an engine moved there, count
     at both ends. Messages count where they were sent, interrupts where they arrived.
     """
 

@@ -46,6 +46,7 @@ class PhysicalAdapter(DmaEngine):
         self.alive = True
         self.in_flight = 0
         """Operations that have begun and not ended."""
+        self._hypervisor = hypervisor
         self._lock = hypervisor.lock
 
     # hcalls of the owner on this table, under the hypervisor's lock
@@ -99,7 +100,8 @@ class PhysicalAdapter(DmaEngine):
 
     def _wake(self) -> None:
         """Whoever waits for operations to end looks again."""
-        self.partition.hypervisor.drained.notify_all()
+        if self._hypervisor.waiting:
+            self._hypervisor.drained.notify_all()
 
     def read(self, backing: Backing, position: int, segments: Sequence[DmaSegment]) -> None:
         """See `DmaEngine`."""

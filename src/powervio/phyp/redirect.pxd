@@ -11,6 +11,7 @@ cdef class Link:
 
 @cython.final
 @cython.freelist(256)
+@cython.no_gc
 cdef class RedirectedCopy:
     cdef readonly Link link
     cdef readonly unsigned long long entry
@@ -29,7 +30,7 @@ cdef class CopySet:
     cdef readonly unsigned long long pinned
     cdef public bint bit_bucket
     cpdef int check(self, unsigned long long entry, list places, unsigned long long target, int limit)
-    cpdef void add(self, RedirectedCopy copy)
+    cpdef void add(self, Link link, unsigned long long entry, unsigned long long tce, list places, unsigned long long target)
     cpdef void invalidate(self, RedirectedCopy copy)
     cpdef void pin(self, RedirectedCopy copy)
     cpdef void unpin(self, RedirectedCopy copy)

@@ -59,18 +59,6 @@ class RedirectedCopy:
     live: cython.bint
     following: RedirectedCopy | None
 
-    def __init__(
-        self, link: Link, entry: cython.ulonglong, tce: cython.ulonglong, places: list[Any], target: cython.ulonglong
-    ) -> None:
-        self.link = link
-        self.entry = entry
-        self.tce = tce
-        self.places = places
-        self.target = target
-        self.pins = 0
-        self.live = True
-        self.following = None
-
 
 @cython.final
 @cython.cclass
@@ -113,13 +101,29 @@ class CopySet:
         return H_IN_USE if same else 0
 
     @cython.ccall
-    def add(self, copy: RedirectedCopy) -> cython.void:
-        """Record a new copy and put it into its place."""
-        key = copy.entry
+    def add(
+        self,
+        link: Link,
+        entry: cython.ulonglong,
+        tce: cython.ulonglong,
+        places: list[Any],
+        target: cython.ulonglong,
+    ) -> cython.void:
+        """Make a copy, put it into its place and record it."""
+        copy: RedirectedCopy = RedirectedCopy.__new__(RedirectedCopy)  # a call would make objects of the numbers
+        copy.link = link
+        copy.entry = entry
+        copy.tce = tce
+        copy.places = places
+        copy.target = target
+        copy.pins = 0
+        copy.live = True
+        copy.following = None
+        key = entry
         if self.tracked != 0:
             copy.following = self.first.get(key)
         self.first[key] = copy
-        copy.places[copy.target] = copy
+        places[target] = copy
         self.tracked += 1
         self.live += 1
 

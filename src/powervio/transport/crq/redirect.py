@@ -64,6 +64,11 @@ class Redirector:
         False when nothing was moved and the bytes have to be copied. Raises `RemoteError` when the partner took its
         memory away, `OSError` from the backing.
         """
+        if len(pieces) == 1:
+            address, length = pieces[0]
+            lead = address & _OFFSET
+            count = (lead + length + _OFFSET) >> TCE_PAGE_SHIFT
+            return self._move([address >> TCE_PAGE_SHIFT], count, [(lead, length)], backing, position, to_memory)
         numbers: list[int] = []
         places: list[DmaSegment] = []
         end = -1
@@ -77,13 +82,28 @@ class Redirector:
             end = address + length
             numbers.extend(range(first, (end + _OFFSET) >> TCE_PAGE_SHIFT))
         count = len(numbers)
+        if numbers == list(range(numbers[0], numbers[0] + count)):
+            del numbers[1:]
+        return self._move(numbers, count, places, backing, position, to_memory)
+
+    def _move(
+        self,
+        numbers: list[int],
+        count: int,
+        places: list[DmaSegment],
+        backing: Backing,
+        position: int,
+        to_memory: bool,
+    ) -> bool:
+        """`count` pages of the partner's window, consecutive from the first if `numbers` is only that; `places` are
+        offsets and lengths in them."""
         try:
             start = self._engine.allocate(count)
         except RangeExhausted:
             return self._copy()
         free = False
         try:
-            mapped = self._map(numbers, start)
+            mapped = self._map(numbers, count, start)
             if mapped < count:
                 free = self._unmap(start, mapped)
                 return self._copy()
@@ -104,10 +124,9 @@ class Redirector:
         self.copied += 1
         return False
 
-    def _map(self, numbers: list[int], start: int) -> int:
+    def _map(self, numbers: list[int], count: int, start: int) -> int:
         """Put these pages of the partner's window into the engine's; how many are mapped."""
-        count = len(numbers)
-        if numbers == list(range(numbers[0], numbers[0] + count)):
+        if len(numbers) == 1:
             code, done = self._port.put_rtce(
                 self._remote, numbers[0] << TCE_PAGE_SHIFT, self._engine.liobn, start, count
             )
