@@ -10,7 +10,7 @@ cdef class DmaTable:
     cdef readonly unsigned long long count
     cpdef void store(self, unsigned long long index, unsigned long long tce)
     cpdef void forget(self, unsigned long long index, unsigned long long count)
-    cpdef bint is_redirected(self, unsigned long long index)
+    cpdef unsigned long long redirected(self, unsigned long long index)
 
 @cython.final
 cdef class DmaOperation:

@@ -86,9 +86,10 @@ class DmaTable:
                 copy.link.copies.invalidate(copy)
 
     @cython.ccall
-    def is_redirected(self, index: cython.ulonglong) -> cython.bint:
-        """Whether an entry in bounds is a copy of a client's."""
-        return self.places[index] is not None
+    def redirected(self, index: cython.ulonglong) -> cython.ulonglong:
+        """The client's entry that was copied to a place in bounds; 0 where none was."""
+        copy: RedirectedCopy | None = self.places[index]
+        return 0 if copy is None else copy.tce
 
 
 @cython.final

@@ -11,12 +11,11 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from powervio.errors import LocalError
 from powervio.memory.abstract import Backing
 from powervio.papr.codes import ReturnCode
 from powervio.papr.engine import DmaEngine, DmaFault, DmaSegment
 from powervio.papr.nodes import DmaWindow, PhysicalNode
-from powervio.papr.tce import TCE_READ, TCE_WRITE
+from powervio.papr.tce import TCE_PAGE_MASK, TCE_PAGE_SHIFT, TCE_READ, TCE_WRITE
 from powervio.phyp.dma_table import DmaOperation, DmaTable
 from powervio.phyp.ledger import CostLedger
 from powervio.phyp.tce import TceTable
@@ -53,14 +52,15 @@ class PhysicalAdapter(DmaEngine):
 
     def get_tce(self, ioba: int) -> tuple[int, int]:
         """H_GET_TCE: of a client's page only the access bits are told (papr-vio 1.4)."""
-        if self.table.is_redirected(ioba >> 12):
-            return _PARTIAL, 0xFFFF_FFFF_FFFF_F000
+        tce = self.table.redirected(ioba >> TCE_PAGE_SHIFT)
+        if tce:
+            return _PARTIAL, tce | TCE_PAGE_MASK
         return 0, self.own.get(ioba)
 
     def changed(self, code: int, ioba: int, count: int) -> int:
         """The owner put `count` entries of its own, if `code` is success: what was copied there is a copy no more."""
         if code == 0:
-            self.table.forget(ioba >> 12, count)
+            self.table.forget(ioba >> TCE_PAGE_SHIFT, count)
             self.ledger.updated(count)
         return code
 
@@ -72,7 +72,8 @@ class PhysicalAdapter(DmaEngine):
         operation = DmaOperation()
         with self._lock:
             for ioba, length in segments:
-                if not (self.alive and ioba >= 0 <= length and operation.take(self.table, ioba, length, need)):
+                inside = self.alive and ioba >= 0 <= length and ioba + length <= self.size
+                if not (inside and operation.take(self.table, ioba, length, need)):
                     operation.release()
                     self._wake()
                     raise DmaFault(
@@ -128,11 +129,6 @@ class PhysicalAdapter(DmaEngine):
         self.alive = False
         self.table.forget(0, self.table.count)
         self.own.retire()
-
-    def check_idle(self) -> None:
-        """Raise `LocalError` while an operation is in flight."""
-        if self.in_flight:
-            raise LocalError(f"{self.node.location_code} has {self.in_flight} operations in flight")
 
 
 def buffers_of(operation: DmaOperation) -> list[memoryview]:
