@@ -232,9 +232,9 @@ class Hypervisor:
     def _end_dma(self, adapter: VioAdapter) -> None:
         """End what is redirected over a pair that is to be removed. Raises `LocalError` when operations go on."""
         client = adapter if adapter.remote_pane is None else adapter.partner
-        copies = None if client is None or client.table is None else client.table.copies
-        if copies is None or not copies.tracked:
-            return
+        if client is None or client.table is None or not client.partition.alive:
+            return  # memory of the dead goes by itself
+        copies = client.table.copies
         for end in (adapter, adapter.partner):
             if end is not None and end.remote_pane is not None and end.remote_pane.link is not None:
                 end.remote_pane.link.closing = True
