@@ -24,7 +24,7 @@ cdef class RedirectedCopy:
 
 @cython.final
 cdef class CopySet:
-    cdef dict first
+    cdef list chunks
     cdef readonly unsigned long long tracked
     cdef readonly unsigned long long live
     cdef readonly unsigned long long pinned
@@ -34,6 +34,9 @@ cdef class CopySet:
     cpdef void invalidate(self, RedirectedCopy copy)
     cpdef void pin(self, RedirectedCopy copy)
     cpdef void unpin(self, RedirectedCopy copy)
+    cdef RedirectedCopy _first(self, unsigned long long entry)
+    cdef void _set_first(self, unsigned long long entry, RedirectedCopy copy)
+    cdef list _chains(self, unsigned long long index, unsigned long long count)
     cdef void _forget(self, RedirectedCopy copy)
     cpdef int change(self, unsigned long long index, unsigned long long count)
     cpdef void invalidate_all(self)

@@ -16,6 +16,7 @@ H_RESOURCE = cython.declare(cython.int, -16)
 H_IN_USE = cython.declare(cython.int, -77)
 H_LONG_BUSY = cython.declare(cython.int, 9900)
 BUSY = cython.declare(cython.int, 0x10000)
+CHUNK = cython.declare(cython.ulonglong, 512)
 
 NOT_DRAINED = 0x10000
 """`BUSY` for callers that are not compiled: no return code of PAPR's, a partition never sees it."""
@@ -65,20 +66,35 @@ class RedirectedCopy:
 class CopySet:
     """All copies of the entries of one table that are live or pinned; empty for nearly every table."""
 
-    first: dict[Any, Any]
+    chunks: list[Any]
     tracked: cython.ulonglong
     live: cython.ulonglong
     pinned: cython.ulonglong
     bit_bucket: cython.bint
 
-    def __init__(self) -> None:
-        self.first = {}
+    def __init__(self, count: cython.ulonglong) -> None:
+        """For a table of `count` entries."""
+        self.chunks = [None] * ((count + CHUNK - 1) // CHUNK)
+        """The first copy of each entry, or None, 512 entries to a list; a chunk that was never used is None."""
         self.tracked = 0
         """Copies on record."""
         self.live = 0
         self.pinned = 0
         self.bit_bucket = True
         """Bit Bucket Allowed (H_LIOBN_ATTRIBUTES): an entry with a live copy may be changed, which ends the copy."""
+
+    @cython.cfunc
+    def _first(self, entry: cython.ulonglong) -> RedirectedCopy | None:
+        chunk: list[Any] | None = self.chunks[entry // CHUNK]
+        return None if chunk is None else chunk[entry % CHUNK]
+
+    @cython.cfunc
+    def _set_first(self, entry: cython.ulonglong, copy: RedirectedCopy | None) -> cython.void:
+        chunk: list[Any] | None = self.chunks[entry // CHUNK]
+        if chunk is None:
+            chunk = [None] * 512
+            self.chunks[entry // CHUNK] = chunk
+        chunk[entry % CHUNK] = copy
 
     @cython.ccall
     def check(
@@ -89,7 +105,7 @@ class CopySet:
             return 0
         found: cython.int = 0
         same: cython.bint = False
-        copy: RedirectedCopy | None = self.first.get(entry)
+        copy: RedirectedCopy | None = self._first(entry)
         while copy is not None:
             if copy.live:
                 found += 1
@@ -119,10 +135,9 @@ class CopySet:
         copy.pins = 0
         copy.live = True
         copy.following = None
-        key = entry
         if self.tracked != 0:
-            copy.following = self.first.get(key)
-        self.first[key] = copy
+            copy.following = self._first(entry)
+        self._set_first(entry, copy)
         places[target] = copy
         self.tracked += 1
         self.live += 1
@@ -155,28 +170,38 @@ class CopySet:
 
     @cython.cfunc
     def _forget(self, copy: RedirectedCopy) -> cython.void:
-        key = copy.entry
         self.tracked -= 1
-        other: Any = self.first[key]
-        if other is copy:
-            if copy.following is None:
-                del self.first[key]
-            else:
-                self.first[key] = copy.following
+        before: RedirectedCopy | None = self._first(copy.entry)
+        if before is copy:
+            self._set_first(copy.entry, copy.following)
             return
-        before: RedirectedCopy = other
-        while before.following is not None and before.following is not copy:
+        while before is not None:
+            if before.following is copy:
+                before.following = copy.following
+                return
             before = before.following
-        before.following = copy.following
+
+    @cython.cfunc
+    def _chains(self, index: cython.ulonglong, count: cython.ulonglong) -> list[Any]:
+        """The first copies of those entries in a range of the table that have one."""
+        found: list[Any] = []
+        entry: cython.ulonglong = index
+        end: cython.ulonglong = index + count
+        chunk: list[Any] | None
+        while entry < end:
+            chunk = self.chunks[entry // CHUNK]
+            if chunk is None:
+                entry = (entry // CHUNK + 1) * CHUNK
+                continue
+            if chunk[entry % CHUNK] is not None:
+                found.append(chunk[entry % CHUNK])
+            entry += 1
+        return found
 
     @cython.ccall
     def change(self, index: cython.ulonglong, count: cython.ulonglong) -> cython.int:
         """Entries are about to be changed. H_RESOURCE: they must not. BUSY: they may when operations have ended."""
-        chains: list[Any]
-        if count <= self.tracked:
-            chains = [self.first[key] for key in range(index, index + count) if key in self.first]
-        else:
-            chains = [copy for key, copy in self.first.items() if index <= key < index + count]
+        chains: list[Any] = self._chains(index, count)
         if not chains:
             return 0
         if not self.bit_bucket:
@@ -195,7 +220,7 @@ class CopySet:
     def invalidate_all(self) -> cython.void:
         """The connection or the table is gone."""
         if self.live != 0:
-            self._invalidate_chains(list(self.first.values()))
+            self._invalidate_chains(self._chains(0, len(self.chunks) * CHUNK))
 
     @cython.cfunc
     def _invalidate_chains(self, chains: list[Any]) -> cython.void:

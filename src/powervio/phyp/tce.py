@@ -60,7 +60,7 @@ class TceTable:
         self._owner = memoryview(memory)
         self.memory = pointer(memory)
         self.memory_pages = len(self._owner) >> PAGE_SHIFT
-        self.copies = CopySet()
+        self.copies = CopySet(self.count)
 
     def retire(self) -> None:
         """Let go of the memory: the owner is gone, and no entry translates any more."""
