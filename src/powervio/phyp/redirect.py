@@ -102,7 +102,7 @@ class CopySet:
     ) -> cython.int:
         """Whether one more copy of an entry may be made: H_RESOURCE when all `limit` are, H_IN_USE for the same."""
         if self.live == 0:
-            return 0
+            return 0 if limit > 0 else H_RESOURCE
         found: cython.int = 0
         same: cython.bint = False
         copy: RedirectedCopy | None = self._first(entry)
