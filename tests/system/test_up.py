@@ -63,6 +63,18 @@ def fio_verify(house: House, size: str, name: str = "one") -> None:
     assert job["read"]["total_ios"] > 0
 
 
+@pytest.mark.parametrize("redirect", [True, False])
+def test_large_transfers_are_redirected_unless_the_system_file_says_otherwise(redirect: bool, house: House) -> None:
+    house.image("disk.img", 8 * MIB)
+    house.up(house.declare(vios="" if redirect else "redirect = false"))
+    copy_in_and_out(house, 8 * MIB)
+    client = house.client()
+    assert client["redirected_bytes"] == (16 * MIB if redirect else 0)
+    assert client["redirected_pages"] == client["redirected_bytes"] // 4096
+    assert house.ps()["vios"][0]["redirect"] is redirect
+    assert "redirected" in house.ok("ps") or "redir" in house.ok("ps")
+
+
 @pytest.mark.parametrize("variant", VARIANTS)
 def test_disk_keeps_what_is_written(variant: str, house: House) -> None:
     image = house.image("disk.img", 32 * MIB)

@@ -187,6 +187,7 @@ class Hypervisor:
                     f"partition {partition.name} has no queues any more, but {partition.pins} DMA operations are still"
                     f" at work on its memory after {self.policy.drain_limit:g} s: reboot it again to finish"
                 )
+            self._check_partition(partition)  # the lock was free while it waited
             for engine in partition.engines:
                 engine.table.forget(0, engine.table.count)
                 engine.own.clear()
