@@ -23,7 +23,10 @@ def ps(name: str | None, as_json: bool) -> None:
 
 
 def show(report: dict[str, Any]) -> None:
-    """Print `ps` for people: the clients' ends, which are the ones that users look at; each line names both."""
+    """Print `ps` for people: the clients' ends, which are the ones that users look at; each line names both.
+
+    `copied` is what remote DMA moved, `engine` what the server's DMA engine did (redirected DMA).
+    """
     from rich import box
     from rich.console import Console
     from rich.markup import escape
@@ -41,8 +44,10 @@ def show(report: dict[str, Any]) -> None:
         "requests",
         "hcalls",
         "copied",
-        "redirected",
+        "engine",
         box=box.SIMPLE_HEAD,
+        padding=(0, 1, 0, 0),
+        pad_edge=False,
     )
     for number in (5, 6, 7, 8):
         table.columns[number].justify = "right"
