@@ -25,6 +25,8 @@ from powervio.virtio.queue import BufferSlice
 
 PAGE = 4096
 MIB = 1 << 20
+LONGEST = 256 * 1024
+"""Of one data segment, here; the device has a limit too (SIZE_MAX)."""
 
 MakeDisk = Callable[..., "Disk"]
 
@@ -57,6 +59,11 @@ class Disk:
         table = self.pair.client_adapter.table
         assert table is not None
         length = sum(length for _, _, length in slices)
+        slices = [
+            (buffer, offset + at, min(LONGEST, size - at))
+            for buffer, offset, size in slices
+            for at in range(0, size, LONGEST)
+        ]
         request = BlockRequest(
             kind, position, length, tuple(slices), lambda done: self.tracked.append(table.copies.tracked)
         )

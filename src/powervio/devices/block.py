@@ -20,6 +20,8 @@ from powervio.virtio.queue import ByteOrder, Request
 
 _SECTOR = 512
 _ID_BYTES = 20
+_FLUSH_COST = 1 << 20
+"""What a flush takes of a pass, in bytes that could be moved meanwhile."""
 _STATUS = tuple(bytes([status]) for status in range(256))
 
 
@@ -45,8 +47,11 @@ class BlockOptions:
     """Whether the device starts with a volatile write cache; without, each write is flushed before it completes."""
     config_wce: bool = True
     """Whether the driver may switch the cache (CONFIG_WCE)."""
-    size_max: int | None = None
-    """Largest data segment in bytes; None offers no limit."""
+    size_max: int = 512 << 10
+    """Largest data segment in bytes."""
+    max_request: int = 64 << 20
+    """Largest request in bytes. More than `size_max` times `seg_max`, so that it is met only by a driver that ignores
+    them: one request must not hold up the other disks of a VIO server for long."""
     seg_max: int | None = None
     """Most data segments of a request; None is what a queue holds beside header and status."""
     discard: bool | None = None
@@ -106,11 +111,9 @@ class BlockDevice(Device):
     def features(self) -> int:
         """Device-type bits (virtio 1.4, 5.2.3); nothing is offered that `handle` does not do."""
         options = self.options
-        bits = blk.F_SEG_MAX | blk.F_BLK_SIZE | blk.F_FLUSH | blk.F_TOPOLOGY
+        bits = blk.F_SIZE_MAX | blk.F_SEG_MAX | blk.F_BLK_SIZE | blk.F_FLUSH | blk.F_TOPOLOGY
         if options.config_wce:
             bits |= blk.F_CONFIG_WCE
-        if options.size_max is not None:
-            bits |= blk.F_SIZE_MAX
         if options.queues > 1:
             bits |= blk.F_MQ
         if self.read_only:
@@ -127,7 +130,7 @@ class BlockDevice(Device):
         return blk.pack_config(
             blk.BlockConfig(
                 capacity=self._capacity // _SECTOR,
-                size_max=options.size_max or 0,
+                size_max=options.size_max,
                 seg_max=options.seg_max or options.queue_size - 2,
                 blk_size=self.block_size,
                 physical_block_exp=(physical // self.block_size).bit_length() - 1,
@@ -225,7 +228,7 @@ class BlockDevice(Device):
             request.complete(0)
             return
         try:
-            filled = self._serve(readable, writable, room)
+            filled = self._serve(request, readable, writable, room)
         except OSError:
             filled = self._failed("backing", blk.S_IOERR)
         except RemoteError:
@@ -243,12 +246,14 @@ class BlockDevice(Device):
         # left out (2.7.8.2: a driver may rely on all of it).
         request.complete(filled + 1 if filled == room else filled)
 
-    def _serve(self, readable: Payload, writable: Payload, room: int) -> int:
+    def _serve(self, request: Request, readable: Payload, writable: Payload, room: int) -> int:
         """Do it; returns the bytes of data written to the driver, or the status of a failure, negative."""
         counters = self.counters
         length = readable.length - 16
         if length < 0:
             return self._failed("malformed", blk.S_IOERR)
+        if length > self.options.max_request or room > self.options.max_request:
+            return self._failed("range", blk.S_IOERR)
         kind, _, sector = self._header.unpack(readable.read(0, 16))
         position = sector * _SECTOR
         if kind == blk.T_IN:
@@ -267,25 +272,27 @@ class BlockDevice(Device):
             if length:
                 readable.drain_to(self.backing, position, 16, length)
             if not self._writeback:
+                request.charge(_FLUSH_COST)
                 self.backing.flush()
             counters.writes += 1
             counters.bytes_written += length
             return 0
         if kind in (blk.T_FLUSH, blk.T_FLUSH_OUT):
+            request.charge(_FLUSH_COST)
             self.backing.flush()
             counters.flushes += 1
             return 0
         if kind == blk.T_DISCARD and self._negotiated & blk.F_DISCARD:
-            return self._change_ranges(readable, length, zeroes=False)
+            return self._change_ranges(request, readable, length, zeroes=False)
         if kind == blk.T_WRITE_ZEROES and self._negotiated & blk.F_WRITE_ZEROES:
-            return self._change_ranges(readable, length, zeroes=True)
+            return self._change_ranges(request, readable, length, zeroes=True)
         if kind == blk.T_GET_ID:
             answer = self._serial[:room]
             writable.write(0, answer)
             return len(answer)
         return self._failed("unsupported", blk.S_UNSUPP)
 
-    def _change_ranges(self, readable: Payload, length: int, *, zeroes: bool) -> int:
+    def _change_ranges(self, request: Request, readable: Payload, length: int, *, zeroes: bool) -> int:
         """DISCARD and WRITE_ZEROES: all ranges are checked before the first is touched."""
         options, size = self.options, self._segment.size
         if self.read_only:
@@ -299,6 +306,7 @@ class BlockDevice(Device):
             return self._failed("unsupported", blk.S_UNSUPP)
         if any(count > limit or (sector + count) * _SECTOR > self._capacity for sector, count, _ in ranges):
             return self._failed("range", blk.S_IOERR)
+        request.charge(sum(count for _, count, _ in ranges) * _SECTOR if zeroes else _FLUSH_COST)
         for sector, count, flags in ranges:
             if zeroes:
                 self.backing.write_zeroes(sector * _SECTOR, count * _SECTOR, unmap=bool(flags & blk.SEGMENT_UNMAP))
@@ -335,7 +343,7 @@ def _check_options(options: BlockOptions, block_size: int) -> bytes:
         raise LocalError(f"queue_size {options.queue_size}: expected a power of two from 4 to 32768")
     if options.seg_max is not None and not 1 <= options.seg_max <= options.queue_size - 2:
         raise LocalError(f"seg_max {options.seg_max}: expected 1 to {options.queue_size - 2}, the queue's size less 2")
-    if options.size_max is not None and not _SECTOR <= options.size_max <= 0xFFFF_FFFF:
+    if not _SECTOR <= options.size_max <= 0xFFFF_FFFF:
         raise LocalError(f"size_max {options.size_max}: expected {_SECTOR} to {0xFFFF_FFFF}")
     for name, value in (
         ("max_discard_sectors", options.max_discard_sectors),

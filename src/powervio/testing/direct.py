@@ -315,7 +315,7 @@ class DirectLink:
             self.disconnect()
         self.memory.close()
 
-    def _payload(self, segments: list[Segment]) -> Payload:
+    def _payload(self, queue: DeviceQueue, segments: list[Segment]) -> Payload:
         return MappedPayload(self.memory, segments)
 
     def kicked(self, index: int) -> None:

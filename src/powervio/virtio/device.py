@@ -65,8 +65,17 @@ class Device(ABC):
         """The session is over: forget its queues. Requests that are not completed will be made anew by the driver."""
         self.session = None
 
+    def queue_reset(self, index: int) -> None:
+        """The driver reset one queue: requests of it that are in hand are forgotten, like all of them at `reset`."""
+
+    def suspend(self) -> None:
+        """The driver wants quiet: give back, used or not, whatever buffers are kept for later (virtio 1.4, 3.4)."""
+
     def process(self, queue: DeviceQueue) -> None:
-        """The driver made buffers available. Raises `RemoteError` when the ring is broken."""
+        """The driver made buffers available: pop until there is none. Raises `RemoteError` when the ring is broken.
+
+        A queue gives out only so much in one pass; what is left comes in a later one.
+        """
         while (request := queue.pop()) is not None:
             self.handle(request)
 

@@ -12,7 +12,7 @@ from collections import deque
 from collections.abc import Callable
 from enum import Enum
 
-from powervio.errors import LocalError, PowervioError, RemoteError
+from powervio.errors import LocalError, PowervioError, RemoteError, Verdict
 from powervio.papr.nodes import VdeviceNode
 from powervio.transport.crq.driver_queue import CrqDriverQueue, IndirectPolicy
 from powervio.transport.crq.protocol import (
@@ -27,7 +27,7 @@ from powervio.transport.crq.protocol import (
     decode,
     encode,
 )
-from powervio.vio.crq import CrqEnd
+from powervio.vio.crq import CrqEnd, CrqState
 from powervio.vio.dma import DmaMemory, DmaSpace
 from powervio.vio.kernel import PartitionKernel, Timer
 from powervio.virtio import features as feature
@@ -98,12 +98,15 @@ class VirtioVio:
         big_endian: bool = False,
         indirect: IndirectPolicy = "auto",
         event_idx: bool = False,
+        largest_queue: int = 1024,
         trace: Callable[[str], None] | None = None,
     ) -> None:
         """`revision` is the highest that is proposed; `big_endian` is the ring byte order of revision 0.
 
         EVENT_IDX is off by default: over remote DMA arming it costs the server two calls a batch, more than the kicks
-        it saves (docs/architecture.md, Cost). `trace` is told of each handshake step as it happens.
+        it saves (docs/architecture.md, Cost). In revision 1 a queue of the device that has more than `largest_queue`
+        entries (a power of two) is used with so many: its rings take this partition's memory. `trace` is told of each
+        handshake step as it happens.
         """
         self.node = node
         self.driver = driver
@@ -123,6 +126,7 @@ class VirtioVio:
         self._big_endian = big_endian and revision == 0
         self._indirect = indirect
         self._event_idx = event_idx
+        self._largest_queue = largest_queue
         self._trace = trace or (lambda step: None)
         self._dma = DmaSpace(kernel.port, kernel.pages, node.windows[0])
         self._header_memory: DmaMemory = self._dma.allocate(_HEADER_AREA)
@@ -133,6 +137,7 @@ class VirtioVio:
         self._session: ClientSession | None = None
         self._queues: list[CrqDriverQueue] = []
         self._features = 0
+        self._config_stale = False
         self._awaited: deque[int] = deque()
         self._watchdog: Timer | None = None
         self._pause: Timer | None = None
@@ -145,6 +150,7 @@ class VirtioVio:
             on_message=self._message,
             on_open=self._probe,
             on_lost=self._lost,
+            on_gone=self._gone,
             on_drained=self._completed,
         )
         self._used: set[int] = set()
@@ -201,40 +207,62 @@ class VirtioVio:
         if self.state is not ClientState.CLOSED:
             self._enter(ClientState.WAITING)
 
+    def _gone(self) -> None:
+        """The server that could not be lived with has left: the next one gets a try."""
+        if self.state is ClientState.FAILED:
+            self._enter(ClientState.WAITING)
+
     def _end_session(self) -> None:
         self._awaited.clear()
         self._used.clear()
-        self.crq.forget_signals()
-        if self._session is not None:
-            for queue in self._queues:
-                try:
-                    self.driver.completed(queue)
-                except RemoteError as error:
-                    _log.info("adapter %s: at the end of the session: %s", self.node.location_code, error)
-            self._session = None
-            ended, self._queues = self._queues, []
-            for queue in ended:
+        session, self._session = self._session, None
+        queues, self._queues = self._queues, []
+        for queue in queues:
+            queue.ending = True
+        try:
+            if session is not None:
+                for queue in queues:
+                    self._last_completions(queue)
+        finally:
+            self.crq.forget_signals()
+            for queue in queues:
                 queue.end()
-            self.driver.stop()
-        else:
-            for queue in self._queues:
-                queue.end()
-            self._queues = []
+            if session is not None:
+                self.driver.stop()
+
+    def _last_completions(self, queue: CrqDriverQueue) -> None:
+        """What the device has used and told in the ring is completed, whatever happened to the session (P1.6)."""
+        try:
+            self.driver.completed(queue)
+        except PowervioError as error:
+            _log.info("adapter %s: at the end of the session: %s", self.node.location_code, error)
+        except Exception:
+            _log.exception("adapter %s: the driver failed at the end of the session", self.node.location_code)
 
     def _fail(self, reason: str, *, final: bool = False) -> None:
         """Something of the server's was wrong: try again after a pause that grows, or wait for another server."""
+        self._count_failure(reason)
+        self._leave(final=final)
+
+    def _leave(self, *, final: bool) -> None:
+        self._close()
+        if final or self._failures > _FAILURE_LIMIT:
+            self._enter(ClientState.FAILED)
+            self.crq.register()  # only to hear of another server
+            if self.crq.state is CrqState.WAITING:
+                self._enter(ClientState.WAITING)  # this one is not there any more
+        else:
+            self._enter(ClientState.WAITING)
+            self._pause = self._kernel.call_later(0.01 * 2**self._failures, self.crq.register)
+
+    def _count_failure(self, reason: str) -> int:
+        """Remember why; how many failures came close after one another."""
         now = self._kernel.clock()
         self._failures = self._failures + 1 if now - self._last_failure < _QUIET else 1
         self._last_failure = now
         self.failure = reason
         _log.warning("adapter %s: %s", self.node.location_code, reason)
-        self._close()
-        if final or self._failures > _FAILURE_LIMIT:
-            self._enter(ClientState.FAILED)
-            self.crq.register()  # only to hear of another server
-        else:
-            self._enter(ClientState.WAITING)
-            self._pause = self._kernel.call_later(0.01 * 2**self._failures, self.crq.register)
+        return self._failures
 
     # -- the handshake: each step is begun by the reply to the one before
 
@@ -291,11 +319,17 @@ class VirtioVio:
         """ACKNOWLEDGE: the config space is allocated now that its size is known (P5.2)."""
         length = max(1, self._header.config_length)
         if self._config_memory is None or len(self._config_memory.view) < length:
-            if self._config_memory is not None:
-                self._dma.release(self._config_memory)
-            self._config_memory = self._dma.allocate(length)
+            self._config_memory = self._larger(self._config_memory, length)
+        self._config_stale = False
         self._trace("ACKNOWLEDGE")
         self._request(Message.ACKNOWLEDGE, length=self._header.config_length, address=self._config_memory.ioba)
+
+    def _larger(self, memory: DmaMemory | None, length: int) -> DmaMemory:
+        """Other memory instead of this, which stays what it is when there is not enough."""
+        larger = self._dma.allocate(length)
+        if memory is not None:
+            self._dma.release(memory)
+        return larger
 
     def _take_config(self) -> None:
         assert self._config_memory is not None
@@ -344,24 +378,23 @@ class VirtioVio:
         """FIND_VQS: allocate the rings, expose them by TCEs and say where they are (P5.5)."""
         wanted = self.driver.queue_count(self._features, self.config_snapshot, self._byteorder())
         count = max(1, min(wanted, self._header.queue_count))
-        self._queues = [
-            CrqDriverQueue(
-                index,
-                self._header.queue_size,
-                self._dma,
-                self.crq,
-                self._number,
-                big_endian=self._byteorder() == "big",
-                event_idx=bool(self._features & feature.EVENT_IDX),
-                indirect=self._indirect if self._features & feature.INDIRECT_DESC else "never",
+        size = self._header.queue_size if self.revision == 0 else min(self._header.queue_size, self._largest_queue)
+        for index in range(count):
+            self._queues.append(
+                CrqDriverQueue(
+                    index,
+                    size,
+                    self._dma,
+                    self.crq,
+                    self._number,
+                    big_endian=self._byteorder() == "big",
+                    event_idx=bool(self._features & feature.EVENT_IDX),
+                    indirect=self._indirect if self._features & feature.INDIRECT_DESC else "never",
+                )
             )
-            for index in range(count)
-        ]
         length = count * QueueAddresses.SIZE
         if self._block_memory is None or len(self._block_memory.view) < length:
-            if self._block_memory is not None:
-                self._dma.release(self._block_memory)
-            self._block_memory = self._dma.allocate(length)
+            self._block_memory = self._larger(self._block_memory, length)
         self._block_memory.view[:length] = b"".join(queue.addresses().pack() for queue in self._queues)
         self._trace("FIND_VQS")
         self._request(Message.FIND_VQS, count=count, length=length, address=self._block_memory.ioba)
@@ -375,6 +408,8 @@ class VirtioVio:
         self.sessions += 1
         self._enter(ClientState.RUNNING)
         self.driver.start(self._session)
+        if self._config_stale and self._session is not None:
+            self._request(Message.CONFIG_READ)  # it changed after ACKNOWLEDGE
 
     # -- while it runs
 
@@ -395,12 +430,16 @@ class VirtioVio:
             self.driver.config_changed()
 
     def _config_event(self, event: dict[str, int]) -> None:
+        if self.state is not ClientState.RUNNING:
+            self._config_stale = True
+            return
         if event["device_status"] & device_status.NEEDS_RESET:
-            if self.state is ClientState.RUNNING:
-                self.failure = "the device asked for a reset"
-                self._enter(ClientState.RESETTING)
-                self._request(Message.RESET)
-        elif self.state is ClientState.RUNNING:
+            if self._count_failure("the device asked for a reset") > 1:
+                self._leave(final=False)  # again: not at once, and not for ever
+            else:
+                self.device_reset()
+        elif Message.CONFIG_READ not in self._awaited:
+            # a read that is under way is answered after this event, so it brings what the event tells of
             self._request(Message.CONFIG_READ)
 
     def device_reset(self) -> None:
@@ -418,6 +457,9 @@ class VirtioVio:
     def allocate(self, length: int, *, mapped: bool) -> Buffer:
         """See `DriverTransport.allocate`."""
         if mapped:
+            if self._session is None:
+                # nothing is mapped for a server that has lost its connection (P1.5)
+                raise RemoteError("the session is over", Verdict.CLOSE)
             memory = self._dma.allocate(length)
             return Buffer(memory.view, memory.address, memory.ioba)
         address = self._kernel.pages.allocate(length)
@@ -465,9 +507,12 @@ class VirtioVio:
         if code == Status.OK:
             try:
                 _NEXT[kind](self, reply)
-            except LocalError as error:
-                # ours: no memory or window for what the device asks for, or a driver that cannot go on
-                self._fail(f"after {Message(kind).name}: {error}", final=True)
+            except PowervioError as error:
+                # no memory or window for what the device asks for, or a device that the driver cannot live with
+                self._fail(f"after {Message(kind).name}: {error}")
+            except Exception as error:
+                _log.exception("adapter %s: the driver failed", self.node.location_code)
+                self._fail(f"after {Message(kind).name}: the driver failed: {error!r}")
         elif kind == Message.CONFIG_WRITE:
             _log.warning("adapter %s: the device refused a config write", self.node.location_code)
         else:
@@ -489,7 +534,7 @@ class VirtioVio:
             except RemoteError as error:
                 self._fail(f"queue {index}: the device broke the ring: {error}")
                 return
-            except PowervioError:
+            except Exception:
                 _log.exception("adapter %s: completing queue %d failed", self.node.location_code, index)
             if not self._queues:
                 return  # a completion ended the session

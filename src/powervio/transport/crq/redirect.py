@@ -28,6 +28,7 @@ from powervio.transport.crq.remote import RdmaPayload, RemoteWindow
 from powervio.vio.dma import PartitionPages
 from powervio.vio.engine import EngineWindow
 from powervio.vio.ranges import RangeExhausted
+from powervio.virtio.queue import DeviceQueue
 
 REDIRECT_MIN = 64 * TCE_PAGE_SIZE
 """Bytes from which on a transfer is redirected (see the module's text)."""
@@ -160,8 +161,10 @@ class RedirectedPayload(RdmaPayload):
 
     __slots__ = ("_redirector",)
 
-    def __init__(self, window: RemoteWindow, segments: list[tuple[int, int]], redirector: Redirector) -> None:
-        super().__init__(window, segments)
+    def __init__(
+        self, window: RemoteWindow, queue: DeviceQueue, segments: list[tuple[int, int]], redirector: Redirector
+    ) -> None:
+        super().__init__(window, queue, segments)
         self._redirector = redirector
 
     def fill_from(self, backing: Backing, position: int, offset: int, length: int) -> None:
