@@ -30,7 +30,9 @@ from pathlib import Path
 from types import ModuleType
 
 COMPILED = (
+    "powervio.phyp.redirect",
     "powervio.phyp.tce",
+    "powervio.phyp.dma_table",
     "powervio.phyp.rdma",
     "powervio.phyp.crq",
     "powervio.phyp.ledger",

@@ -11,9 +11,11 @@ from dataclasses import dataclass, field
 PAGE = 4096
 READ, WRITE = 1, 2
 
-SUCCESS, CLOSED, PARAMETER, NOT_FOUND, PERMISSION = 0, 2, -4, -7, -11
+SUCCESS, CLOSED, PARTIAL, PARAMETER, NOT_FOUND, PERMISSION = 0, 2, 5, -4, -7, -11
+REMOTE_PARM, LONG_BUSY = -15, 9900
 DROPPED, SOURCE_PARM, DEST_PARM, RESOURCE = -12, -13, -14, -16
 
+FAILED = 0xFF01 << 48
 DEREGISTERED = 0xFF02 << 48
 SUSPENDED = 0xFF06 << 48
 OVERLAID = 0x20 << 32
@@ -35,6 +37,37 @@ class ModelEnd:
     """I/O address and length while registered."""
     enqueue: int = 0
     enabled: bool = False
+    bit_bucket: bool = True
+    copies: list[ModelCopy] = field(default_factory=list)
+    """Redirected copies of this client's entries that are live or pinned."""
+    closing: bool = False
+    """On the server's end: H_FREE_CRQ was asked for, so no page is redirected any more."""
+
+    def client(self) -> ModelEnd | None:
+        """The end whose window is the link's."""
+        return self if self.remote_liobn is None else self.partner
+
+    def server(self) -> ModelEnd | None:
+        return self.partner if self.remote_liobn is None else self
+
+    def drain(self) -> int:
+        client, server = self.client(), self.server()
+        if client is None:
+            return SUCCESS
+        code = SUCCESS
+        if any(copy.live for copy in client.copies) and not client.bit_bucket:
+            return RESOURCE
+        client.end_copies(range(1 << 60))
+        if any(copy.pins for copy in client.copies):
+            code = LONG_BUSY
+        if server is not None and server.linked:
+            server.closing = True
+        return code
+
+    def end_copies(self, entries: range) -> None:
+        for copy in list(self.copies):
+            if copy.entry in entries:
+                copy.end()
 
     def translate(self, ioba: int, need: int) -> int | None:
         entry = self.tces.get(ioba // PAGE, 0)
@@ -83,9 +116,104 @@ class ModelEnd:
 
     def free(self) -> bool:
         was = self.queue is not None
+        client = self.client()
+        if client is not None and self.linked:
+            client.end_copies(range(1 << 60))
         self.queue = None
         self.enabled = False
         return was
+
+
+@dataclass(eq=False)
+class ModelCopy:
+    """One entry of a client's table in one place of a physical adapter's."""
+
+    client: ModelEnd
+    entry: int
+    tce: int
+    adapter: ModelAdapter
+    place: int
+    live: bool = True
+    pins: int = 0
+
+    def end(self) -> None:
+        if self.live:
+            self.live = False
+            del self.adapter.places[self.place]
+        self.forget()
+
+    def forget(self) -> None:
+        if not self.live and not self.pins and self in self.client.copies:
+            self.client.copies.remove(self)
+
+
+@dataclass(eq=False)
+class ModelAdapter:
+    """A physical adapter: its owner's entries, and over them the copies."""
+
+    owner: ModelPartition
+    liobn: int
+    pages: int
+    own: dict[int, int] = field(default_factory=dict)
+    places: dict[int, ModelCopy] = field(default_factory=dict)
+    alive: bool = True
+
+    def store(self, place: int, tce: int) -> None:
+        if place in self.places:
+            self.places[place].end()
+        self.own[place] = tce
+
+    def begin(self, segments: list[tuple[int, int]], need: int) -> ModelOperation | None:
+        """What the segments name, pinned; None when a page of it is not mapped for that."""
+        operation = ModelOperation()
+        for ioba, length in segments:
+            if not self.alive or ioba + length > self.pages * PAGE:
+                return None
+            while length:
+                part = min(length, PAGE - ioba % PAGE)
+                copy = self.places.get(ioba // PAGE)
+                entry = copy.tce if copy else self.own.get(ioba // PAGE, 0)
+                if entry & need != need:
+                    return None
+                owner = copy.client.owner if copy else self.owner
+                operation.parts.append((owner, entry // PAGE * PAGE + ioba % PAGE, part))
+                if copy:
+                    operation.copies.append(copy)
+                ioba += part
+                length -= part
+        for copy in operation.copies:
+            copy.pins += 1
+        for partition in operation.partitions():
+            partition.pins += 1
+        return operation
+
+
+class ModelOperation:
+    """What an engine is at work on."""
+
+    def __init__(self) -> None:
+        self.parts: list[tuple[ModelPartition, int, int]] = []
+        """Whose memory, logical address, bytes."""
+        self.copies: list[ModelCopy] = []
+
+    def partitions(self) -> set[ModelPartition]:
+        return {owner for owner, _, _ in self.parts}
+
+    @property
+    def data(self) -> bytes:
+        return b"".join(bytes(owner.memory[at : at + length]) for owner, at, length in self.parts)
+
+    def fill(self, data: bytes) -> None:
+        for owner, at, length in self.parts:
+            owner.memory[at : at + length] = data[:length]
+            data = data[length:]
+
+    def end(self) -> None:
+        for copy in self.copies:
+            copy.pins -= 1
+            copy.forget()
+        for partition in self.partitions():
+            partition.pins -= 1
 
 
 @dataclass
@@ -104,6 +232,11 @@ class ModelPartition:
     def __init__(self, pages: int) -> None:
         self.memory = bytearray(pages * PAGE)
         self.ends: list[ModelEnd] = []
+        self.adapter: ModelAdapter | None = None
+        self.pins = 0
+
+    def physical(self, liobn: int) -> ModelAdapter | None:
+        return self.adapter if self.adapter is not None and self.adapter.liobn == liobn else None
 
     def by_address(self, unit_address: int) -> ModelEnd | None:
         return next((end for end in self.ends if end.unit_address == unit_address), None)
@@ -127,6 +260,12 @@ class ModelPartition:
     # hcall-tce, hcall-multi-tce
 
     def get_tce(self, liobn: int, ioba: int) -> tuple[int, int]:
+        adapter = self.physical(liobn)
+        if adapter is not None and ioba < adapter.pages * PAGE:
+            copy = adapter.places.get(ioba // PAGE)
+            if copy is not None:
+                return PARTIAL, copy.tce | 0xFFFF_FFFF_FFFF_F000
+            return SUCCESS, adapter.own.get(ioba // PAGE, 0)
         pane = self.pane(liobn)
         if pane is None or pane.remote or ioba >= pane.size:
             return PARAMETER, 0
@@ -142,12 +281,28 @@ class ModelPartition:
 
     def put_tces(self, liobn: int, ioba: int, tces: list[int]) -> int:
         """H_PUT_TCE and H_PUT_TCE_INDIRECT: these entries in a row, or none of them."""
+        adapter = self.physical(liobn)
+        if adapter is not None:
+            if ioba // PAGE >= adapter.pages or ioba // PAGE + len(tces) > adapter.pages:
+                return PARAMETER
+            if not all(self._entry_good(tce) for tce in tces):
+                return PARAMETER
+            for index, tce in enumerate(tces):
+                adapter.store(ioba // PAGE + index, tce)
+            return SUCCESS
         pane = self.pane(liobn)
         if pane is None or pane.remote or ioba >= pane.size or ioba // PAGE + len(tces) > pane.size // PAGE:
             return PARAMETER
         if not all(self._entry_good(tce) for tce in tces):
             return PARAMETER
         assert pane.end is not None
+        entries = range(ioba // PAGE, ioba // PAGE + len(tces))
+        affected = [copy for copy in pane.end.copies if copy.entry in entries]
+        if affected and not pane.end.bit_bucket:
+            return RESOURCE
+        pane.end.end_copies(entries)
+        if any(copy.pins for copy in affected):
+            return RESOURCE  # nobody waits here (drain_limit)
         for index, tce in enumerate(tces):
             pane.end.tces[ioba // PAGE + index] = tce
         return SUCCESS
@@ -164,12 +319,19 @@ class ModelPartition:
         if end.queue is not None:
             return RESOURCE
         end.queue, end.enqueue, end.enabled = (ioba, length), 0, True
+        server = end.server()
+        if server is not None and server.linked:
+            server.closing = False
         return SUCCESS if end.partner.queue is not None else CLOSED
 
     def free_crq(self, unit_address: int) -> int:
         end = self.by_address(unit_address)
         if end is None:
             return PARAMETER
+        if end.queue is not None:
+            code = end.drain()
+            if code:
+                return code
         if end.free() and end.partner is not None:
             end.partner.deliver(DEREGISTERED)
         return SUCCESS
@@ -239,13 +401,72 @@ class ModelPartition:
         _write(pane, ioba, data)
         return SUCCESS
 
+    # redirected DMA
+
+    def liobn_attributes(self, liobn: int, reset: int, wanted: int) -> tuple[int, int]:
+        pane = self.pane(liobn)
+        if self.physical(liobn) is not None:
+            return (4 if reset | wanted else SUCCESS), 0
+        if pane is None or pane.remote:
+            return PARAMETER, 0
+        assert pane.end is not None
+        pane.end.bit_bucket = bool(int(pane.end.bit_bucket) & ~reset | wanted & 1)
+        return (4 if (reset | wanted) & ~1 else SUCCESS), int(pane.end.bit_bucket)
+
+    def put_rtce(self, r_liobn: int, r_iobas: list[int], liobn: int, ioba: int, limit: int) -> tuple[int, int]:
+        """H_PUT_RTCE and H_PUT_RTCE_INDIRECT, after their checks of ranges."""
+        pane, adapter = self.pane(r_liobn), self.physical(liobn)
+        assert adapter is not None
+        server = next(end for end in self.ends if end.remote_liobn == r_liobn)
+        for index, r_ioba in enumerate(r_iobas):
+            entry = 0 if pane is None or pane.end is None else pane.end.tces.get(r_ioba // PAGE, 0)
+            if not entry & 3 or server.closing:
+                return REMOTE_PARM, index
+            assert pane is not None
+            assert pane.end is not None
+            if sum(copy.live and copy.entry == r_ioba // PAGE for copy in pane.end.copies) >= limit:
+                return RESOURCE, index
+            place = ioba // PAGE + index
+            adapter.store(place, 0)
+            copy = ModelCopy(pane.end, r_ioba // PAGE, entry, adapter, place)
+            adapter.places[place] = copy
+            pane.end.copies.append(copy)
+        return SUCCESS, 0
+
+    def remove_rtce(self, liobn: int, ioba: int, count: int, tce: int) -> None:
+        adapter = self.physical(liobn)
+        assert adapter is not None
+        for place in range(ioba // PAGE, ioba // PAGE + count):
+            adapter.store(place, tce & ~3)
+
     # what happens to the partition
+
+    def terminate(self) -> None:
+        for end in self.ends:
+            end.free()
+        for end in self.ends:
+            assert end.partner is not None
+            end.partner.deliver(FAILED)
+        self.stop_adapter()
+        if self.adapter is not None:
+            self.adapter.alive = False
+        self.adapter = None
+        self.ends = []
+
+    def stop_adapter(self) -> None:
+        if self.adapter is not None:
+            for copy in list(self.adapter.places.values()):
+                copy.end()
+            self.adapter.own.clear()
 
     def reboot(self) -> None:
         announce = [end for end in self.ends if end.free()]
         for end in announce:
             assert end.partner is not None
             end.partner.deliver(DEREGISTERED)
+        if self.pins:
+            return  # with its queues gone and nothing cleared, until it is tried again
+        self.stop_adapter()
         for end in self.ends:
             end.tces.clear()
         self.memory[:] = bytes(len(self.memory))

@@ -27,6 +27,7 @@ def test_snapshot_new_adapter_is_empty(rig: Rig) -> None:
         "hcalls": {},
         "rdma_operations": 0,
         "rdma_bytes": 0,
+        "redirected_pages": 0,
         "redirected_bytes": 0,
         "crq_messages": 0,
         "interrupts": 0,

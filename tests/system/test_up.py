@@ -35,15 +35,21 @@ VARIANTS = {
 }
 
 
+def moved(house: House) -> int:
+    """Bytes that went to or from the client's memory so far."""
+    client = house.client()
+    return int(client["rdma_bytes"] + client["redirected_bytes"])
+
+
 def copy_in_and_out(house: House, size: int) -> None:
     source = house.image("source.img", size, random=True)
     copy = house.folder / "copy.img"
-    before = house.client()["rdma_bytes"]
+    before = moved(house)
     program("nbdcopy", str(source), house.uri())
-    between = house.client()["rdma_bytes"]
+    between = moved(house)
     assert between - before >= size
     program("nbdcopy", house.uri(), str(copy))
-    assert house.client()["rdma_bytes"] - between >= size
+    assert moved(house) - between >= size
     assert digest(copy) == digest(source)
 
 
@@ -55,6 +61,18 @@ def fio_verify(house: House, size: str, name: str = "one") -> None:
     (job,) = json.loads(report[report.index("{") :])["jobs"]  # a line about the URI stands before it
     assert job["error"] == 0
     assert job["read"]["total_ios"] > 0
+
+
+@pytest.mark.parametrize("redirect", [True, False])
+def test_large_transfers_are_redirected_unless_the_system_file_says_otherwise(redirect: bool, house: House) -> None:
+    house.image("disk.img", 8 * MIB)
+    house.up(house.declare(vios="" if redirect else "redirect = false"))
+    copy_in_and_out(house, 8 * MIB)
+    client = house.client()
+    assert client["redirected_bytes"] == (16 * MIB if redirect else 0)
+    assert client["redirected_pages"] == client["redirected_bytes"] // 4096
+    assert house.ps()["vios"][0]["redirect"] is redirect
+    assert " engine" in house.ok("ps")
 
 
 @pytest.mark.parametrize("variant", VARIANTS)
@@ -376,9 +394,9 @@ def test_ps_json_has_both_ends_of_every_adapter(house: House) -> None:
     assert server["partner"] == {"partition": "client1", "slot": 9}
     assert client["unit_address"] == 0x3000_0009
     assert client["requests"] == server["requests"] > 1
-    assert client["rdma_bytes"] >= 2 * MIB
+    assert client["rdma_bytes"] + client["redirected_bytes"] >= 2 * MIB
     assert server["rdma_operations"] > 0
-    assert client["redirected_bytes"] == 0
+    assert client["redirected_bytes"] == server["redirected_bytes"] == 2 * MIB
     assert client["hcalls"]["H_SEND_CRQ"] > 0
     assert client["nbd"] == str(house.folder / "one.sock")
     assert server["counters"]["bytes_written"] == MIB

@@ -66,6 +66,7 @@ class Disk:
             rig.server_kernel,
             self.server_adapter.node,
             self.device,
+            redirect_min=rig.redirect_min,
             trace=None if recorder is None else recorder.server,
         )
         self.client = VirtioVio(
@@ -100,12 +101,18 @@ class Disk:
 class Rig:
     """Hypervisor, the partitions vios1 and client1, and their disks. Use as a context manager."""
 
-    def __init__(self, *, threaded: bool, memory: int = 64 << 20) -> None:
-        """`memory` is the size of each partition in bytes."""
+    def __init__(self, *, threaded: bool, memory: int = 64 << 20, redirect_min: int | None = None) -> None:
+        """`memory` is the size of each partition in bytes.
+
+        With `redirect_min` the VIO server has a physical adapter, and transfers of so many bytes or more go by it.
+        """
         self.threaded = threaded
         self.hypervisor = Hypervisor()
         self.server_partition = self.hypervisor.create_partition("vios1", memory)
         self.client_partition = self.hypervisor.create_partition("client1", memory)
+        self.redirect_min = redirect_min
+        if redirect_min is not None:
+            self.hypervisor.create_physical_adapter(self.server_partition)
         self.server_kernel = PartitionKernel(self.server_partition.port)
         self.client_kernel = PartitionKernel(self.client_partition.port)
         self.disks: list[Disk] = []

@@ -23,7 +23,10 @@ def ps(name: str | None, as_json: bool) -> None:
 
 
 def show(report: dict[str, Any]) -> None:
-    """Print `ps` for people: the clients' ends, which are the ones that users look at; each line names both."""
+    """Print `ps` for people: the clients' ends, which are the ones that users look at; each line names both.
+
+    `copied` is what remote DMA moved, `engine` what the server's DMA engine did (redirected DMA).
+    """
     from rich import box
     from rich.console import Console
     from rich.markup import escape
@@ -32,8 +35,21 @@ def show(report: dict[str, Any]) -> None:
     console = Console(highlight=False)
     system = report["system"]
     console.print(f"{escape(system['name'])}, process {system['pid']}, up for {_duration(system['seconds'])}")
-    table = Table("client", "slot", "type", "state", "served by", "requests", "hcalls", "copied", box=box.SIMPLE_HEAD)
-    for number in (5, 6, 7):
+    table = Table(
+        "client",
+        "slot",
+        "type",
+        "state",
+        "served by",
+        "requests",
+        "hcalls",
+        "copied",
+        "engine",
+        box=box.SIMPLE_HEAD,
+        padding=(0, 1, 0, 0),
+        pad_edge=False,
+    )
+    for number in (5, 6, 7, 8):
         table.columns[number].justify = "right"
     clients = [adapter for adapter in report["adapters"] if adapter["role"] == "client"]
     servers = {(entry["partition"], entry["slot"]): entry for entry in report["adapters"] if entry["role"] == "server"}
@@ -50,6 +66,7 @@ def show(report: dict[str, Any]) -> None:
             _count(adapter["requests"]),
             _count(calls),
             _bytes(adapter["rdma_bytes"]),
+            _bytes(adapter["redirected_bytes"]),
         )
     console.print(table)
     for adapter in clients:

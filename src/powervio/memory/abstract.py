@@ -7,6 +7,7 @@ on. A plain load/store interface would not do: over remote DMA every access cost
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Sequence
 from typing import ClassVar
 
 
@@ -82,6 +83,9 @@ class Backing(ABC):
     block_size: int
     """Smallest unit that is written without reading first; a power of two, 512 or more."""
     can_discard: bool
+    vectored: bool = False
+    """Whether `read_vector` and `write_vector` move bytes straight between the medium and the buffers, without a look
+    at them: then it does not matter that another partition, whose memory they are, may write there meanwhile."""
 
     @abstractmethod
     def read_into(self, position: int, buffer: memoryview) -> None:
@@ -90,6 +94,18 @@ class Backing(ABC):
     @abstractmethod
     def write_from(self, position: int, buffer: memoryview) -> None:
         """Write all of `buffer` at `position`. Raises `OSError` if not all of it could be written."""
+
+    def read_vector(self, position: int, buffers: Sequence[memoryview]) -> None:
+        """Fill the buffers one after the other from `position`. Raises as `read_into`."""
+        for buffer in buffers:
+            self.read_into(position, buffer)
+            position += len(buffer)
+
+    def write_vector(self, position: int, buffers: Sequence[memoryview]) -> None:
+        """Write all of the buffers, one after the other, at `position`. Raises as `write_from`."""
+        for buffer in buffers:
+            self.write_from(position, buffer)
+            position += len(buffer)
 
     @abstractmethod
     def flush(self) -> None:

@@ -35,3 +35,13 @@ class VdeviceNode:
     """Whether the node carries `ibm,vserver`."""
     interrupt_ranges: tuple[tuple[int, int], ...] = ()
     """`interrupt-ranges`: first number and count of the further sources, for Sub-CRQs."""
+
+
+@dataclass(frozen=True, slots=True)
+class PhysicalNode:
+    """A physical adapter of a partition: what its software knows of it."""
+
+    name: str
+    location_code: str
+    window: DmaWindow
+    """The adapter's TCE table: where H_PUT_TCE maps the owner's memory and H_PUT_RTCE a client's (papr-vio 2.5)."""

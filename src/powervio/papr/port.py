@@ -9,9 +9,10 @@ exception for each would hide the protocol. Arguments are registers, without a b
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 from powervio.papr.codes import Hcall
+from powervio.papr.engine import DmaEngine
 from powervio.papr.nodes import VdeviceNode
 
 
@@ -24,6 +25,8 @@ class HcallPort(ABC):
     """The partition's own memory, writable; an offset is a logical address."""
     nodes: Mapping[int, VdeviceNode]
     """Virtual adapters by unit address."""
+    engines: Sequence[DmaEngine] = ()
+    """DMA engines of the physical adapters that the partition owns."""
     interrupt_fd: int
     """eventfd, non-blocking: the external interrupt line. Readable when H_XIRR has something to tell."""
     max_virtual_dma_size: int | None
@@ -143,6 +146,26 @@ class HcallPort(ABC):
     def free_vterm(self, unit_address: int) -> int:
         """H_FREE_VTERM: to be repeated on H_BUSY and H_LONG_BUSY."""
         return self.hcall(Hcall.H_FREE_VTERM, unit_address)[0]
+
+    # redirected DMA: hcall-rdma, hcall-multi-tce, hcall-liobn-attributes (papr-vio 2.5)
+    def put_rtce(self, r_liobn: int, r_ioba: int, liobn: int, ioba: int, count: int) -> tuple[int, int]:
+        """H_PUT_RTCE: `(return code, pages mapped before the one that failed)`."""
+        code, *out = self.hcall(Hcall.H_PUT_RTCE, r_liobn, r_ioba, liobn, ioba, count)
+        return code, out[0] if out else 0
+
+    def put_rtce_indirect(self, list_address: int, r_liobn: int, liobn: int, ioba: int, count: int) -> tuple[int, int]:
+        """H_PUT_RTCE_INDIRECT: `(return code, pages mapped before the one that failed)`."""
+        code, *out = self.hcall(Hcall.H_PUT_RTCE_INDIRECT, list_address, r_liobn, liobn, ioba, count)
+        return code, out[0] if out else 0
+
+    def remove_rtce(self, r_liobn: int, r_ioba: int, liobn: int, ioba: int, count: int, tce: int = 0) -> int:
+        """H_REMOVE_RTCE: end copies and leave `tce` without access in their places."""
+        return self.hcall(Hcall.H_REMOVE_RTCE, r_liobn, r_ioba, liobn, ioba, count, tce)[0]
+
+    def liobn_attributes(self, liobn: int, reset: int, wanted: int) -> tuple[int, int]:
+        """H_LIOBN_ATTRIBUTES: `(return code, attributes)` after the bits of `reset` and then those of `wanted`."""
+        code, *out = self.hcall(Hcall.H_LIOBN_ATTRIBUTES, liobn, reset, wanted)
+        return code, out[0] if out else 0
 
     # hcall-interrupt
     def xirr(self) -> int:

@@ -14,3 +14,6 @@ TCE_PAGE_SHIFT = 12
 TCE_PAGE_SIZE = 1 << TCE_PAGE_SHIFT
 MULTI_TCE_LIMIT = 512
 """Entries that one H_PUT_TCE_INDIRECT, and in strict mode one H_STUFF_TCE, may name."""
+
+BIT_BUCKET_ALLOWED = 0x1
+"""Attribute of a LIOBN (bit 63): entries with redirected copies may change, which ends those (papr-vio 2.4)."""

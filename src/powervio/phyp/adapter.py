@@ -12,6 +12,7 @@ from powervio.papr.crq import TransportEvent, event_element
 from powervio.papr.nodes import UNIT_ADDRESS_BASE, DmaWindow, VdeviceNode
 from powervio.phyp.crq import ReceiveQueue
 from powervio.phyp.ledger import CostLedger
+from powervio.phyp.redirect import Link
 from powervio.phyp.subcrq import SubCrqs
 from powervio.phyp.tce import TceTable
 
@@ -20,6 +21,7 @@ if TYPE_CHECKING:
 
 _SUCCESS = 0
 _DROPPED = -12
+_RESOURCE = -16
 
 
 class WindowPane:
@@ -29,7 +31,7 @@ class WindowPane:
     while the two ends are linked: it is resolved at every use and names whoever is connected now.
     """
 
-    __slots__ = ("ledger", "liobn", "peer_ledger", "remote", "size", "table")
+    __slots__ = ("ledger", "link", "liobn", "peer_ledger", "remote", "size", "table")
 
     def __init__(self, liobn: int, size: int, ledger: CostLedger, table: TceTable | None) -> None:
         self.liobn = liobn
@@ -39,6 +41,8 @@ class WindowPane:
         self.remote = table is None
         self.peer_ledger: CostLedger | None = None
         """The ledger of the adapter whose window this is, while linked."""
+        self.link: Link | None = None
+        """For redirected DMA through this pane, while linked."""
 
 
 class VirtualAdapter:
@@ -166,6 +170,21 @@ class VioAdapter(VirtualAdapter):
             self._link(self.partner)
             self.partner._link(self)
 
+    def drain(self) -> int:
+        """Before an orderly end of the link: H_SUCCESS when nothing of it is redirected any more (papr-vio 1.5).
+
+        Either end may be the one that frees. Once asked, the link takes no new copies.
+        """
+        client = self if self.remote_pane is None else self.partner
+        server = self if self.remote_pane is not None else self.partner
+        if client is None or client.table is None:
+            return _SUCCESS
+        code = client.table.copies.close()
+        pane = None if server is None else server.remote_pane
+        if code != _RESOURCE and pane is not None and pane.link is not None:
+            pane.link.closing = True
+        return code
+
     def free(self) -> bool:
         """H_FREE_CRQ without its event; false if there was nothing to free. The TCEs stay."""
         was_registered = self.registered
@@ -210,8 +229,13 @@ class VioAdapter(VirtualAdapter):
         if self.remote_pane is not None:
             self.remote_pane.table = partner.table
             self.remote_pane.peer_ledger = partner.ledger
+            assert partner.table is not None
+            self.remote_pane.link = Link(partner.table.copies, partner.partition, self.ledger, partner.ledger)
 
     def _unlink(self) -> None:
         if self.remote_pane is not None:
+            if self.remote_pane.link is not None:
+                self.remote_pane.link.copies.invalidate_all()
+                self.remote_pane.link = None
             self.remote_pane.table = None
             self.remote_pane.peer_ledger = None

@@ -58,10 +58,15 @@ def reg_crq(partition: Partition, unit_address: int, ioba: int, length: int) -> 
 
 @hcall(Hcall.H_FREE_CRQ, function_set="hcall-crq", registers=1)
 def free_crq(partition: Partition, unit_address: int) -> int:
-    """Unregister, unlink the panes, and only then tell the partner."""
+    """Unregister, unlink the panes, and only then tell the partner. Redirected pages come first: H_LONG_BUSY while a
+    DMA engine is at work on one, H_RESOURCE if the table's owner has not allowed the bit bucket."""
     adapter = _adapter(partition, unit_address, _FREE_CRQ)
     if adapter is None:
         return _PARAMETER
+    if adapter.registered:
+        code = adapter.drain()
+        if code != _SUCCESS:
+            return code
     if adapter.free() and adapter.partner is not None:
         adapter.partner.deliver(TransportEvent.PARTNER_DEREGISTERED)
     return _SUCCESS

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+from collections.abc import Callable
 from types import TracebackType
 
 from powervio.errors import LocalError
@@ -12,6 +13,7 @@ from powervio.papr.devicetree import partition_tree
 from powervio.papr.fdt import encode
 from powervio.phyp.adapter import VioAdapter, VirtualAdapter
 from powervio.phyp.partition import Partition
+from powervio.phyp.physical import PhysicalAdapter
 from powervio.phyp.policy import Policy
 from powervio.phyp.registry import function_sets
 from powervio.phyp.suspension import Suspensions
@@ -42,6 +44,9 @@ class Hypervisor:
         self.copy_limit = _SIGNED_MAX if max_virtual_dma_size is None else max_virtual_dma_size
         """Longest copy; the length register is signed, so what is above is negative or too long."""
         self.lock = threading.Lock()
+        self.drained = threading.Condition(self.lock)
+        """Notified when an operation of a DMA engine has ended, if somebody waits."""
+        self.waiting = 0
         self.suspensions = Suspensions(self.lock)
         self.partitions: dict[int, Partition] = {}
         """Live partitions by id."""
@@ -137,6 +142,16 @@ class Hypervisor:
             client_end.partner = server_end
             return server_end, client_end
 
+    def create_physical_adapter(self, partition: Partition, window: int = 64 << 20) -> PhysicalAdapter:
+        """A physical storage adapter of a VIO server, for redirected DMA; `window` is the bytes of its TCE table."""
+        _check_pages(window, "the window of a physical adapter")
+        with self.lock:
+            self._check_partition(partition)
+            adapter = PhysicalAdapter(partition, len(partition.engines) + 1, window)
+            partition.physical[adapter.liobn] = adapter
+            partition.engines.append(adapter)
+            return adapter
+
     def remove_pair(self, adapter: VioAdapter) -> None:
         """Take an adapter and its partner out of their partitions (both ends of a DLPAR remove), also while in use.
 
@@ -145,6 +160,7 @@ class Hypervisor:
         """
         with self.lock:
             partner = adapter.partner
+            self._end_dma(adapter)
             self._remove(adapter)
             if partner is not None:
                 self._remove(partner)
@@ -154,6 +170,7 @@ class Hypervisor:
         with self.lock:
             partner = adapter.partner
             announce = adapter.registered
+            self._end_dma(adapter)
             self._remove(adapter)
             if partner is not None:
                 partner.partner = None
@@ -200,6 +217,15 @@ class Hypervisor:
                 adapter.stop()
             for adapter in partition.adapters.values():
                 adapter.notify_stopped(TransportEvent.PARTNER_DEREGISTERED)
+            if not self.wait_drained(lambda: not partition.pins):
+                raise LocalError(
+                    f"partition {partition.name} has no queues any more, but {partition.pins} DMA operations are still"
+                    f" at work on its memory after {self.policy.drain_limit:g} s: reboot it again to finish"
+                )
+            self._check_partition(partition)  # the lock was free while it waited
+            for engine in partition.engines:
+                engine.table.forget(0, engine.table.count)
+                engine.own.clear()
             for adapter in partition.adapters.values():
                 if adapter.table is not None:
                     adapter.table.clear()
@@ -256,6 +282,33 @@ class Hypervisor:
                     adapter.stop()
                 self._retire(partition)
 
+    def wait_drained(self, done: Callable[[], bool]) -> bool:
+        """Wait until `done`, which is asked again whenever an operation has ended; false at the policy's limit.
+
+        Under the lock, which is let go meanwhile: whatever was known before has to be looked up again.
+        """
+        self.waiting += 1
+        try:
+            return self.drained.wait_for(done, self.policy.drain_limit)
+        finally:
+            self.waiting -= 1
+
+    def _end_dma(self, adapter: VioAdapter) -> None:
+        """End what is redirected over a pair that is to be removed. Raises `LocalError` when operations go on."""
+        client = adapter if adapter.remote_pane is None else adapter.partner
+        if client is None or client.table is None or not client.partition.alive:
+            return  # memory of the dead goes by itself
+        copies = client.table.copies
+        for end in (adapter, adapter.partner):
+            if end is not None and end.remote_pane is not None and end.remote_pane.link is not None:
+                end.remote_pane.link.closing = True
+        copies.invalidate_all()
+        if not self.wait_drained(lambda: not copies.pinned):
+            raise LocalError(
+                f"adapter {adapter.unit_address:#x} of partition {adapter.partition.name}: DMA operations are still at"
+                f" work after {self.policy.drain_limit:g} s; remove it again when they have ended"
+            )
+
     def _check_partition(self, partition: Partition) -> None:
         if self.partitions.get(partition.partition_id) is not partition:
             raise LocalError(f"partition {partition.name} is not running on this hypervisor")
@@ -273,11 +326,15 @@ class Hypervisor:
         for adapter in list(partition.adapters.values()):
             partition.remove(adapter)
             _retire_table(adapter)
+        for engine in partition.engines:
+            engine.stop()
+        partition.physical.clear()
         partition.alive = False
         self.suspensions.forget(partition)
         del self.partitions[partition.partition_id]
         partition.interrupts.close()
-        partition.area.close()
+        if not partition.pins:  # else the last operation to end does it
+            partition.area.close()
 
 
 def _retire_table(adapter: VirtualAdapter) -> None:

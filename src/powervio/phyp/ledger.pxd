@@ -5,6 +5,7 @@ cdef class CostLedger:
     cdef unsigned long long[128] calls
     cdef public unsigned long long rdma_operations
     cdef public unsigned long long rdma_bytes
+    cdef public unsigned long long redirected_pages
     cdef public unsigned long long redirected_bytes
     cdef public unsigned long long crq_messages
     cdef public unsigned long long interrupts
@@ -12,6 +13,7 @@ cdef class CostLedger:
     cpdef void count(self, int index)
     cpdef void moved(self, unsigned long long length)
     cpdef void touched(self, unsigned long long length)
+    cpdef void redirected(self, unsigned long long pages, unsigned long long length)
     cpdef void sent(self)
     cpdef void interrupted(self)
     cpdef void updated(self, unsigned long long entries)

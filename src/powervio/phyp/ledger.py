@@ -29,8 +29,8 @@ def hcall_index(name: str) -> int:
 class Costs(dict[str, Any]):
     """Counts at one moment, or between two moments: the difference and the sum of two snapshots are again one.
 
-    Keys: `hcalls` (a dict by hcall name, only those above zero), `rdma_operations`, `rdma_bytes`, `redirected_bytes`,
-    `crq_messages`, `interrupts`, `tce_updates`.
+    Keys: `hcalls` (a dict by hcall name, only those above zero), `rdma_operations`, `rdma_bytes`, `redirected_pages`,
+    `redirected_bytes`, `crq_messages`, `interrupts`, `tce_updates`.
     """
 
     def __sub__(self, earlier: Costs) -> Costs:
@@ -54,12 +54,14 @@ class CostLedger:
     """Counters of one adapter, or of what a partition did on no adapter in particular.
 
     hcalls are counted as attempts, also those that fail. Bytes of remote DMA are counted at both ends of a connection,
-    operations only at the end that asked. Messages count where they were sent, interrupts where they arrived.
+    operations only at the end that asked. Pages mapped for redirected DMA, and bytes that an engine moved there, count
+    at both ends. Messages count where they were sent, interrupts where they arrived.
     """
 
     calls: cython.ulonglong[128]
     rdma_operations: cython.ulonglong
     rdma_bytes: cython.ulonglong
+    redirected_pages: cython.ulonglong
     redirected_bytes: cython.ulonglong
     crq_messages: cython.ulonglong
     interrupts: cython.ulonglong
@@ -73,6 +75,7 @@ class CostLedger:
             self.calls[index] = 0
         self.rdma_operations = 0
         self.rdma_bytes = 0
+        self.redirected_pages = 0
         self.redirected_bytes = 0
         self.crq_messages = 0
         self.interrupts = 0
@@ -93,6 +96,12 @@ class CostLedger:
     def touched(self, length: cython.ulonglong) -> cython.void:
         """The partner's remote DMA moved `length` bytes to or from this adapter's window."""
         self.rdma_bytes += length
+
+    @cython.ccall
+    def redirected(self, pages: cython.ulonglong, length: cython.ulonglong) -> cython.void:
+        """So many pages of this connection were mapped for an engine, or `length` bytes moved by one."""
+        self.redirected_pages += pages
+        self.redirected_bytes += length
 
     @cython.ccall
     def sent(self) -> cython.void:
@@ -120,6 +129,7 @@ class CostLedger:
             hcalls=calls,
             rdma_operations=self.rdma_operations,
             rdma_bytes=self.rdma_bytes,
+            redirected_pages=self.redirected_pages,
             redirected_bytes=self.redirected_bytes,
             crq_messages=self.crq_messages,
             interrupts=self.interrupts,

@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from powervio.papr.nodes import VdeviceNode
     from powervio.phyp.adapter import VirtualAdapter, WindowPane
     from powervio.phyp.hypervisor import Hypervisor
+    from powervio.phyp.physical import PhysicalAdapter
 
 _NAMESPACE = UUID("6b1d2f5e-7a52-4c1e-9d0c-706f77657276")
 _FIRST_SOURCE = 0x1000
@@ -48,6 +49,11 @@ class Partition:
         self.panes: dict[int, WindowPane] = {}
         """By LIOBN: what the partition may name, which is all the authorisation there is."""
         self.nodes: dict[int, VdeviceNode] = {}
+        self.physical: dict[int, PhysicalAdapter] = {}
+        """By LIOBN: whose TCE tables the partition may fill."""
+        self.engines: list[PhysicalAdapter] = []
+        self.pins = 0
+        """Operations of DMA engines, its own or its servers', that are at work on its memory."""
         self.alive = True
         self.tree_source = _TREE_SOURCE
         self.interrupts.add(_TREE_SOURCE)
@@ -71,6 +77,12 @@ class Partition:
         if wanted in self.slots:
             raise LocalError(f"slot {wanted} of partition {self.name} holds {self.slots[wanted].node.name} already")
         return wanted
+
+    def unpin(self) -> None:
+        """An operation on this memory has ended; the memory of a dead partition goes with the last of them."""
+        self.pins -= 1
+        if not self.pins and not self.alive:
+            self.area.close()
 
     def add(self, adapter: VirtualAdapter) -> None:
         """Plug an adapter into its slot. Under the hypervisor's lock."""

@@ -31,6 +31,10 @@ class Policy:
     """How many redirected copies one entry of a client may have at a time; more give H_RESOURCE. PAPR guarantees one
     (GET_MAX_REDIRECTED_MAPPINGS)."""
 
+    drain_limit: float = 5.0
+    """Seconds for which a change of a TCE waits for operations of DMA engines on the page, before it gives H_RESOURCE,
+    and a reboot or a removal before it raises `LocalError`."""
+
     max_crq_length: int = 256 << 20
     """The longest queue that H_REG_CRQ takes, in bytes. PAPR names no limit."""
 

@@ -12,7 +12,16 @@ from typing import TYPE_CHECKING
 
 from powervio.papr.codes import ReturnCode
 from powervio.papr.port import HcallPort
-from powervio.phyp import hcall_crq, hcall_interrupt, hcall_rdma, hcall_subcrq, hcall_tce, hcall_vio, hcall_vioctl
+from powervio.phyp import (
+    hcall_crq,
+    hcall_interrupt,
+    hcall_rdma,
+    hcall_rtce,
+    hcall_subcrq,
+    hcall_tce,
+    hcall_vio,
+    hcall_vioctl,
+)
 from powervio.phyp import hcall_term as _hcall_term  # noqa: F401  the table alone leads there
 from powervio.phyp.registry import TABLE
 
@@ -33,6 +42,7 @@ class PartitionPort(HcallPort):
         self.partition_name = partition.name
         self.memory = partition.memory
         self.nodes = MappingProxyType(partition.nodes)
+        self.engines = partition.engines
         self.interrupt_fd = partition.interrupts.fd
         self.max_virtual_dma_size = partition.hypervisor.max_virtual_dma_size
         self.tree_source = partition.tree_source
@@ -134,6 +144,30 @@ class PartitionPort(HcallPort):
         """H_READ_RDMA."""
         with self._lock:
             return hcall_rdma.read_bytes(self._partition, s_liobn, s_ioba & _MASK, length & _MASK)
+
+    def put_rtce(self, r_liobn: int, r_ioba: int, liobn: int, ioba: int, count: int) -> tuple[int, int]:
+        """H_PUT_RTCE."""
+        with self._lock:
+            return hcall_rtce.put_rtce(self._partition, r_liobn, r_ioba & _MASK, liobn, ioba & _MASK, count & _MASK)
+
+    def put_rtce_indirect(self, list_address: int, r_liobn: int, liobn: int, ioba: int, count: int) -> tuple[int, int]:
+        """H_PUT_RTCE_INDIRECT."""
+        with self._lock:
+            return hcall_rtce.put_rtce_indirect(
+                self._partition, list_address & _MASK, r_liobn, liobn, ioba & _MASK, count & _MASK
+            )
+
+    def remove_rtce(self, r_liobn: int, r_ioba: int, liobn: int, ioba: int, count: int, tce: int = 0) -> int:
+        """H_REMOVE_RTCE."""
+        with self._lock:
+            return hcall_rtce.remove_rtce(
+                self._partition, r_liobn, r_ioba & _MASK, liobn, ioba & _MASK, count & _MASK, tce & _MASK
+            )
+
+    def liobn_attributes(self, liobn: int, reset: int, wanted: int) -> tuple[int, int]:
+        """H_LIOBN_ATTRIBUTES."""
+        with self._lock:
+            return hcall_rtce.liobn_attributes(self._partition, liobn, reset & _MASK, wanted & _MASK)
 
     def xirr(self) -> int:
         """H_XIRR."""

@@ -1,4 +1,5 @@
 cimport cython
+from powervio.phyp.redirect cimport CopySet
 
 @cython.final
 cdef class TceTable:
@@ -6,6 +7,7 @@ cdef class TceTable:
     cdef unsigned char *memory
     cdef readonly unsigned long long count
     cdef readonly unsigned long long memory_pages
+    cdef readonly CopySet copies
     cdef object _map
     cdef object _view
     cdef object _owner

@@ -5,6 +5,10 @@ An entry holds a logical page and two access bits (papr-vio 2.1), in host byte o
 reads the table. The table is a private anonymous mapping, so a window of any size costs only the entries that were
 ever used. Every use of an entry checks the page against the owner's memory again; nothing is cached.
 
+An entry that was copied into a physical adapter's table (`redirect`) is not changed behind the copy's back: while there
+are copies, each change asks them first, and may be answered with H_RESOURCE, or with `BUSY`: to be tried again when the
+operations on the page have ended.
+
 The caller holds the hypervisor's lock; methods take any 64-bit values and answer with a return code.
 """
 
@@ -16,6 +20,7 @@ from typing import Any
 
 import cython
 from cython.cimports.powervio.memory.hw import be64, copy, ld64, pointer, st64
+from cython.cimports.powervio.phyp.redirect import CopySet
 
 H_PARAMETER = cython.declare(cython.int, -4)
 
@@ -41,6 +46,7 @@ class TceTable:
     memory: cython.p_uchar
     count: cython.ulonglong
     memory_pages: cython.ulonglong
+    copies: CopySet
     _map: Any
     _view: Any
     _owner: Any
@@ -54,6 +60,7 @@ class TceTable:
         self._owner = memoryview(memory)
         self.memory = pointer(memory)
         self.memory_pages = len(self._owner) >> PAGE_SHIFT
+        self.copies = CopySet(self.count)
 
     def retire(self) -> None:
         """Let go of the memory: the owner is gone, and no entry translates any more."""
@@ -78,6 +85,10 @@ class TceTable:
             return H_PARAMETER
         if (tce & ACCESS) != 0 and (tce >> PAGE_SHIFT) >= self.memory_pages:
             return H_PARAMETER
+        if self.copies.tracked != 0:
+            code: cython.int = self.copies.change(index, 1)
+            if code != 0:
+                return code
         st64(self.entries, index * 8, tce)
         return 0
 
@@ -89,6 +100,10 @@ class TceTable:
             return H_PARAMETER
         if (tce & ACCESS) != 0 and (tce >> PAGE_SHIFT) >= self.memory_pages:
             return H_PARAMETER
+        if self.copies.tracked != 0:
+            code: cython.int = self.copies.change(index, count)
+            if code != 0:
+                return code
         if tce == 0:
             self._wipe(index, count)
             return 0
@@ -117,12 +132,17 @@ class TceTable:
             tce = be64(ld64(words, i * 8))
             if (tce & ACCESS) != 0 and (tce >> PAGE_SHIFT) >= self.memory_pages:
                 return H_PARAMETER
+        if self.copies.tracked != 0:
+            code: cython.int = self.copies.change(index, count)
+            if code != 0:
+                return code
         for i in range(count):
             st64(self.entries, (index + i) * 8, be64(ld64(words, i * 8)))
         return 0
 
     def clear(self) -> None:
-        """Forget every entry."""
+        """Forget every entry, and end every copy of one."""
+        self.copies.invalidate_all()
         self._map.madvise(mmap.MADV_DONTNEED)
 
     @cython.cfunc

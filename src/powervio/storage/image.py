@@ -18,6 +18,7 @@ import errno
 import fcntl
 import os
 import stat
+from collections.abc import Sequence
 from types import TracebackType
 
 from powervio.errors import LocalError
@@ -31,6 +32,8 @@ __all__ = ["SECTOR", "Image", "ImageBusy", "open_image"]
 SECTOR = 512
 """Bytes of a sector, the unit of every image's size."""
 
+_IOV_LIMIT = 1024
+"""Buffers of one preadv or pwritev (IOV_MAX of Linux)."""
 _ZEROES = memoryview(bytes(1 << 18))
 
 
@@ -40,6 +43,8 @@ class Image(Backing):
     Positions and lengths are bytes and may be any; multiples of `block_size` are the fast ones. `OSError`s carry the
     errno of the host, EIO for what the file does not have any more, EINVAL for a range outside the image.
     """
+
+    vectored = True
 
     def __init__(self, fd: int, path: str, *, read_only: bool, direct: bool) -> None:
         """Take over `fd`. Raises `OSError`, `LocalError`."""
@@ -130,6 +135,24 @@ class Image(Backing):
                 done += os.pwritev(self._fd, [buffer[done:]], position + done)
         if position + len(buffer) > self._length:
             self._length = position + len(buffer)
+
+    def read_vector(self, position: int, buffers: Sequence[memoryview]) -> None:
+        """See `Backing`: one preadv where that does it."""
+        length = sum(map(len, buffers))
+        self._check(position, length)
+        one_call = 1 < len(buffers) <= _IOV_LIMIT and self._direct_file is None
+        if not one_call or os.preadv(self._fd, buffers, position) != length:
+            super().read_vector(position, buffers)  # this knows what it means that it ended early
+
+    def write_vector(self, position: int, buffers: Sequence[memoryview]) -> None:
+        """See `Backing`: one pwritev where that does it."""
+        length = sum(map(len, buffers))
+        self._check(position, length)
+        one_call = 1 < len(buffers) <= _IOV_LIMIT and self._direct_file is None and position + length <= self._length
+        if one_call:
+            self.check_length()
+        if not one_call or os.pwritev(self._fd, buffers, position) != length:
+            super().write_vector(position, buffers)
 
     def flush(self) -> None:
         """See `Backing`: fdatasync. After one failure every later call fails."""

@@ -89,6 +89,9 @@ class Vios(_Section):
     thread: bool = True
     """Whether the partition has a thread of its own. Without, it shares the clients' one: a single small request takes
     about a fifth less time, and everything waits while one of its images does."""
+    redirect: bool = True
+    """Whether the partition has a physical storage adapter, whose DMA engine moves large transfers straight between
+    images and client memory (redirected DMA). Without, all is copied through the partition's own memory."""
 
 
 class Disk(_Section):

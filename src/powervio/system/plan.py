@@ -5,18 +5,26 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from powervio.errors import LocalError
-from powervio.phyp.adapter import VioAdapter
+from powervio.phyp.adapter import VioAdapter, VirtualAdapter
 from powervio.phyp.hypervisor import Hypervisor
 from powervio.phyp.partition import Partition
+from powervio.phyp.vterm import create_vterm
 from powervio.system.config import Config, Disk
+from powervio.system.types import AdapterSection
+
+DEVICE_WINDOW = 16 << 20
+"""Bytes that a device of the table of types can have mapped at a time, and its server likewise."""
 
 
-def make_partition(hypervisor: Hypervisor, name: str, memory: int) -> Partition:
-    """A partition of the declaration. Raises `LocalError`."""
+def make_partition(hypervisor: Hypervisor, name: str, memory: int, *, engine: bool = False) -> Partition:
+    """A partition of the declaration, with a physical storage adapter if it has an `engine`. Raises `LocalError`."""
     try:
-        return hypervisor.create_partition(name, memory)
+        partition = hypervisor.create_partition(name, memory)
     except OSError as error:
         raise LocalError(f"{memory} bytes of memory for partition {name}: {error.strerror}") from error
+    if engine:
+        hypervisor.create_physical_adapter(partition)
+    return partition
 
 
 def make_pair(
@@ -24,6 +32,23 @@ def make_pair(
 ) -> tuple[VioAdapter, VioAdapter]:
     """The adapters of a disk: `(server, client)`. Raises `LocalError` when the slot is taken."""
     return hypervisor.create_pair(partitions[disk.vios], partitions[client], client_slot=disk.slot)
+
+
+def make_device_pair(
+    hypervisor: Hypervisor, partitions: Mapping[str, Partition], client: str, section: AdapterSection
+) -> tuple[VirtualAdapter, VirtualAdapter]:
+    """The adapters of a device of the table of types: `(server, client)`. Raises `LocalError`."""
+    vios, owner = partitions[section.vios], partitions[client]
+    if is_vterm(section):
+        return create_vterm(hypervisor, vios, owner, client_slot=section.slot)
+    return hypervisor.create_pair(
+        vios, owner, client_slot=section.slot, client_window=DEVICE_WINDOW, server_window=DEVICE_WINDOW
+    )
+
+
+def is_vterm(section: AdapterSection) -> bool:
+    """Whether the device is the platform's own terminal and not a virtio one."""
+    return getattr(section, "type", "virtio") == "vterm"
 
 
 def tree_of_running(hypervisor: Hypervisor, partitions: Mapping[str, Partition], name: str) -> bytes:
@@ -36,8 +61,12 @@ def tree_of_running(hypervisor: Hypervisor, partitions: Mapping[str, Partition],
 def tree_of_declared(config: Config, name: str) -> bytes:
     """The device tree that a partition would start with. Raises `LocalError`."""
     with Hypervisor() as hypervisor:
-        sizes = [(vios.name, vios.memory) for vios in config.vios] + [(lpar.name, lpar.memory) for lpar in config.lpar]
-        partitions = {owner: make_partition(hypervisor, owner, memory) for owner, memory in sizes}
+        partitions = {
+            vios.name: make_partition(hypervisor, vios.name, vios.memory, engine=vios.redirect) for vios in config.vios
+        }
+        partitions |= {lpar.name: make_partition(hypervisor, lpar.name, lpar.memory) for lpar in config.lpar}
         for _, lpar, disk in config.disks():
             make_pair(hypervisor, partitions, lpar.name, disk)
+        for _, lpar, _, section in config.devices():
+            make_device_pair(hypervisor, partitions, lpar.name, section)
         return tree_of_running(hypervisor, partitions, name)

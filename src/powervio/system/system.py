@@ -27,12 +27,12 @@ from powervio.errors import LocalError
 from powervio.phyp.adapter import VioAdapter
 from powervio.phyp.hypervisor import Hypervisor
 from powervio.phyp.partition import Partition
-from powervio.phyp.vterm import create_vterm
+from powervio.phyp.vterm import Vty, VtyServer
 from powervio.storage.image import Image, open_image
 from powervio.system.config import Config, Disk, Lpar
 from powervio.system.hotplug import HotPlug
 from powervio.system.operator import OperatorPort
-from powervio.system.plan import make_pair, make_partition, tree_of_running
+from powervio.system.plan import make_device_pair, make_pair, make_partition, tree_of_running
 from powervio.system.served import ServedDevice, adapter_entry
 from powervio.system.sizing import BUFFER_SIZE, CLIENT_DEVICE, buffers_of_each
 from powervio.system.types import AdapterSection, DeviceType
@@ -48,8 +48,6 @@ CONNECT_LIMIT = 15.0
 """Seconds for a client to reach its VIO server and settle with it."""
 FLUSH_LIMIT = 30.0
 """Seconds for a disk's last flush."""
-DEVICE_WINDOW = 16 << 20
-"""Bytes that a device of the table of types can have mapped at a time, and its server likewise."""
 STOP_LIMIT = 15.0
 """Seconds for a VIO server to end what it is doing with an image."""
 
@@ -120,7 +118,7 @@ class System:
     async def _start(self) -> None:
         self._later("the hypervisor", self.hypervisor.close)
         for vios in self.config.vios:
-            self._make_partition(vios.name, vios.memory)
+            self._make_partition(vios.name, vios.memory, engine=vios.redirect)
         for lpar in self.config.lpar:
             self._make_partition(lpar.name, lpar.memory)
         self._later_each("closing {0.declared.image}", lambda disk: disk.image.close())
@@ -157,8 +155,8 @@ class System:
         self._later("disks that come and go", self.plug.close)
         self.plug.open()
 
-    def _make_partition(self, name: str, memory: int) -> None:
-        partition = make_partition(self.hypervisor, name, memory)
+    def _make_partition(self, name: str, memory: int, *, engine: bool = False) -> None:
+        partition = make_partition(self.hypervisor, name, memory, engine=engine)
         kernel = PartitionKernel(partition.port)
         self._partitions[name] = partition
         self._kernels[name] = kernel
@@ -212,19 +210,11 @@ class System:
     def _make_device(
         self, where: str, lpar: Lpar, row: DeviceType, declared: AdapterSection
     ) -> ServedDevice | ServedVterm:
-        vios, client = self._partitions[declared.vios], self._partitions[lpar.name]
         kernels = self._kernels[declared.vios], self._kernels[lpar.name]
-        if getattr(declared, "type", "virtio") == "vterm":
-            vty_server, vty = create_vterm(self.hypervisor, vios, client, client_slot=declared.slot)
-            return ServedVterm(row, where, declared, vty_server, vty, *kernels)
-        server_adapter, client_adapter = self.hypervisor.create_pair(
-            vios,
-            client,
-            client_slot=declared.slot,
-            client_window=DEVICE_WINDOW,
-            server_window=DEVICE_WINDOW,
-        )
-        return ServedDevice(row, where, declared, server_adapter, client_adapter, *kernels)
+        server, client = make_device_pair(self.hypervisor, self._partitions, lpar.name, declared)
+        if isinstance(server, VtyServer) and isinstance(client, Vty):
+            return ServedVterm(row, where, declared, server, client, *kernels)
+        return ServedDevice(row, where, declared, server, client, *kernels)
 
     async def in_partition(self, name: str, function: Callable[[], T]) -> T:
         """Call a function where a partition's objects live. Raises `TimeoutError` if its thread does not answer."""
@@ -393,7 +383,10 @@ class System:
                 "pid": os.getpid(),
                 "seconds": round(time.monotonic() - self._since, 3),
             },
-            "vios": [{"name": vios.name, "memory": vios.memory, "thread": vios.thread} for vios in self.config.vios],
+            "vios": [
+                {"name": vios.name, "memory": vios.memory, "thread": vios.thread, "redirect": vios.redirect}
+                for vios in self.config.vios
+            ],
             "lpar": [{"name": lpar.name, "memory": lpar.memory} for lpar in self.config.lpar],
             "adapters": adapters,
         }

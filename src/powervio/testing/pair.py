@@ -12,6 +12,7 @@ from powervio.phyp.hypervisor import Hypervisor
 from powervio.testing.clock import Clock
 from powervio.transport.crq.client import VirtioVio
 from powervio.transport.crq.driver_queue import IndirectPolicy
+from powervio.transport.crq.redirect import REDIRECT_MIN
 from powervio.transport.crq.server import VirtioCrq
 from powervio.vio.kernel import PartitionKernel
 from powervio.virtio.device import Device
@@ -37,11 +38,16 @@ class PartitionPair:
         event_idx: bool = False,
         channels: bool | None = None,
         server_channels: bool = True,
+        redirect: bool = False,
+        redirect_min: int = REDIRECT_MIN,
         memory: int = 16 << 20,
         hypervisor: Hypervisor | None = None,
         clock: Callable[[], float] | None = None,
     ) -> None:
-        """`memory` is the size of each partition in bytes."""
+        """`memory` is the size of each partition in bytes.
+
+        With `redirect` the server has a physical adapter, and transfers of `redirect_min` bytes or more go by it.
+        """
         self.clock = Clock()
         self.hypervisor = hypervisor or Hypervisor()
         self.server_partition = self.hypervisor.create_partition("vios1", memory)
@@ -49,6 +55,8 @@ class PartitionPair:
         self.server_adapter, self.client_adapter = self.hypervisor.create_pair(
             self.server_partition, self.client_partition
         )
+        if redirect:
+            self.hypervisor.create_physical_adapter(self.server_partition)
         self.steps: list[str] = []
         self.server_kernel = PartitionKernel(self.server_partition.port, clock=clock or self.clock)
         self.client_kernel = PartitionKernel(self.client_partition.port, clock=clock or self.clock)
@@ -60,6 +68,7 @@ class PartitionPair:
             device,
             highest_revision=server_revision,
             channels=server_channels,
+            redirect_min=redirect_min,
             trace=self.steps.append,
         )
         self.client = VirtioVio(

@@ -20,6 +20,7 @@ from itertools import count
 
 from powervio.papr.port import HcallPort
 from powervio.vio.dma import PartitionPages
+from powervio.vio.engine import EngineWindow
 
 _SOURCE_MASK = 0x00FF_FFFF
 _INTERRUPT_LIMIT = 64
@@ -47,6 +48,8 @@ class PartitionKernel:
     def __init__(self, port: HcallPort, *, clock: Callable[[], float] = time.monotonic) -> None:
         self.port = port
         self.pages = PartitionPages(port.memory)
+        self.engine = EngineWindow(port.engines[0]) if port.engines else None
+        """The DMA engine of the partition's physical adapter, if it has one."""
         self.clock = clock
         self._handlers: dict[int, Callable[[], None]] = {}
         self._timers: list[tuple[float, int, Timer]] = []

@@ -42,6 +42,7 @@ from powervio.transport.crq.protocol import (
     decode,
     encode,
 )
+from powervio.transport.crq.redirect import REDIRECT_MIN, Redirector
 from powervio.transport.crq.remote import RemoteWindow
 from powervio.transport.crq.service import QueueService
 from powervio.vio.crq import CrqEnd, CrqState
@@ -110,11 +111,14 @@ class VirtioCrq:
         highest_revision: int = HIGHEST_REVISION,
         event_idx: bool = True,
         channels: bool = True,
+        redirect_min: int | None = REDIRECT_MIN,
         trace: Callable[[str], None] | None = None,
     ) -> None:
         """`highest_revision` limits what is settled with the client; `trace` is told of each handshake step.
 
-        Without `channels` all queues stay on the CRQ, as with a platform that has no Sub-CRQs.
+        Without `channels` all queues stay on the CRQ, as with a platform that has no Sub-CRQs. Transfers of
+        `redirect_min` bytes or more go by redirected DMA if the partition has a physical adapter and the backing is a
+        file; None copies all.
         """
         self.node = node
         self.device = device
@@ -150,7 +154,10 @@ class VirtioCrq:
             on_hint=self._kicked,
             on_drained=self._channel_drained,
         )
-        self._service = QueueService(kernel, self._dma, self._window, device, self._needs_reset)
+        redirector = None
+        if kernel.engine is not None and redirect_min is not None:
+            redirector = Redirector(kernel.port, node, kernel.engine, kernel.pages, redirect_min)
+        self._service = QueueService(kernel, self._dma, self._window, device, self._needs_reset, redirector)
 
     # -- life
 

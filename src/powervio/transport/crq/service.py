@@ -14,6 +14,7 @@ from types import MappingProxyType
 from powervio.errors import LocalError, RemoteError, Verdict
 from powervio.transport.crq.channels import Channels, Notifier
 from powervio.transport.crq.protocol import Message, QueueAddresses, encode
+from powervio.transport.crq.redirect import RedirectedPayload, Redirector
 from powervio.transport.crq.remote import RdmaPayload, RemoteRing, RemoteWindow
 from powervio.vio.dma import DmaSpace
 from powervio.vio.kernel import PartitionKernel
@@ -40,8 +41,11 @@ class QueueService:
         window: RemoteWindow,
         device: Device,
         on_broken: Callable[[str], None],
+        redirector: Redirector | None = None,
     ) -> None:
-        """`on_broken` is called, with the reason, when the client broke a ring and only a reset can help."""
+        """`on_broken` is called, with the reason, when the client broke a ring and only a reset can help. `redirector`
+        moves large payloads past this partition.
+        """
         self.paused = False
         """Set while the device is suspended: kicks are dropped (P5.12)."""
         self.frozen = False
@@ -60,6 +64,7 @@ class QueueService:
         self.touched = False
         """Whether the device has something of this session, so that it has to be reset with it."""
         self._on_broken = on_broken
+        self._redirector = redirector
         self._rings: dict[int, RemoteRing] = {}
         self._queues: dict[int, DeviceQueue] = {}
         self._kicked: dict[int, int | None] = {}
@@ -123,6 +128,8 @@ class QueueService:
         self._builders[entry.index] = lambda: (high | ring.used_index, low)
 
     def _payload(self, queue: DeviceQueue, segments: list[tuple[int, int]]) -> RdmaPayload:
+        if self._redirector is not None:
+            return RedirectedPayload(self._window, queue, segments, self._redirector)
         return RdmaPayload(self._window, queue, segments)
 
     def reset(self, index: int) -> None:

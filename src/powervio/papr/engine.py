@@ -1,0 +1,50 @@
+"""What a VIO server's software sees of a physical adapter: a TCE table and a DMA engine on it (papr-vio 2.2, 2.5).
+
+The server puts entries of its clients into the table (H_PUT_RTCE) and gives the engine a position of a backing and a
+list of addresses in the table's window; the engine moves the bytes, the server never touches them. phyp implements it
+for partitions in its own process, the gateway for others.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from typing import TypeAlias
+
+from powervio.errors import PowervioError
+from powervio.memory.abstract import Backing
+from powervio.papr.nodes import PhysicalNode
+
+DmaSegment: TypeAlias = tuple[int, int]
+"""A run of bytes in an engine's window: I/O bus address, length in bytes."""
+
+
+class DmaFault(PowervioError):
+    """An operation met an entry that is not valid or lacks the access it needs; nothing was moved, nothing else
+    happened."""
+
+
+class DmaEngine(ABC):
+    """The DMA engine of one physical storage adapter.
+
+    Both operations return when they have ended, and until then their pages are pinned: the hypervisor neither lets the
+    pages' owners change the entries nor gives the memory to anybody else. An engine must end its operations by itself:
+    a hypervisor call of a client may be waiting for them (`Policy.drain_limit`).
+    """
+
+    node: PhysicalNode
+    """The adapter, with the LIOBN and the size of its window."""
+
+    @abstractmethod
+    def read(self, backing: Backing, position: int, segments: Sequence[DmaSegment]) -> None:
+        """Move bytes from `backing` at `position` (bytes) into the segments, in order. Entries need write access.
+
+        Raises `DmaFault`, or `OSError` from the backing: some of the bytes may have been moved then.
+        """
+
+    @abstractmethod
+    def write(self, backing: Backing, position: int, segments: Sequence[DmaSegment]) -> None:
+        """Move the bytes of the segments, in order, to `backing` at `position`. Entries need read access.
+
+        Raises as `read`.
+        """

@@ -1,0 +1,136 @@
+"""A physical storage adapter of a VIO server partition: a TCE table of its own and a DMA engine (papr-vio 2.5).
+
+An operation has two ends. `begin` resolves its addresses and pins the pages, `end` unpins them and puts the bytes on
+the ledgers; between the two it holds memoryviews of the memories themselves and no lock. `read` and `write` do all of
+it at once, in the caller's thread. An engine that works while others run (threads, io_uring) keeps what `begin` gave
+and calls `end` when the kernel is done with the memory, not sooner.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+from powervio.memory.abstract import Backing
+from powervio.papr.codes import ReturnCode
+from powervio.papr.engine import DmaEngine, DmaFault, DmaSegment
+from powervio.papr.nodes import DmaWindow, PhysicalNode
+from powervio.papr.tce import TCE_PAGE_MASK, TCE_PAGE_SHIFT, TCE_READ, TCE_WRITE
+from powervio.phyp.dma_table import DmaOperation, DmaTable
+from powervio.phyp.ledger import CostLedger
+from powervio.phyp.tce import TceTable
+
+if TYPE_CHECKING:
+    from powervio.phyp.partition import Partition
+
+_PARTIAL = int(ReturnCode.H_PARTIAL)
+
+
+class PhysicalAdapter(DmaEngine):
+    """Made by `Hypervisor.create_physical_adapter`; `window` is bytes, a multiple of 4096."""
+
+    def __init__(self, partition: Partition, number: int, window: int) -> None:
+        hypervisor = partition.hypervisor
+        self.partition = partition
+        self.size = window
+        self.liobn = hypervisor.new_liobn()
+        self.ledger = CostLedger()
+        self.own = TceTable(window, partition.memory)
+        self.table = DmaTable(self.own, partition)
+        self.node = PhysicalNode(
+            name="storage",
+            location_code=f"U9117.MMA.0000001-P{partition.partition_id}-C{number}",
+            window=DmaWindow(self.liobn, window),
+        )
+        self.alive = True
+        self.in_flight = 0
+        """Operations that have begun and not ended."""
+        self._hypervisor = hypervisor
+        self._lock = hypervisor.lock
+
+    # hcalls of the owner on this table, under the hypervisor's lock
+
+    def get_tce(self, ioba: int) -> tuple[int, int]:
+        """H_GET_TCE: of a client's page only the access bits are told (papr-vio 1.4)."""
+        tce = self.table.redirected(ioba >> TCE_PAGE_SHIFT)
+        if tce:
+            return _PARTIAL, tce | TCE_PAGE_MASK
+        return 0, self.own.get(ioba)
+
+    def changed(self, code: int, ioba: int, count: int) -> int:
+        """The owner put `count` entries of its own, if `code` is success: what was copied there is a copy no more."""
+        if code == 0:
+            self.table.forget(ioba >> TCE_PAGE_SHIFT, count)
+            self.ledger.updated(count)
+        return code
+
+    # operations, from any thread
+
+    def begin(self, segments: Sequence[DmaSegment], *, to_memory: bool) -> DmaOperation:
+        """Resolve and pin what the segments name. Raises `DmaFault`, with nothing pinned."""
+        need = TCE_WRITE if to_memory else TCE_READ
+        operation = DmaOperation()
+        with self._lock:
+            for ioba, length in segments:
+                inside = self.alive and ioba >= 0 <= length and ioba + length <= self.size
+                if not (inside and operation.take(self.table, ioba, length, need)):
+                    operation.release()
+                    self._wake()
+                    raise DmaFault(
+                        f"DMA of {length} bytes at {ioba:#x} of {self.node.location_code}: expected entries that are"
+                        f" valid for {'writing' if to_memory else 'reading'}"
+                    )
+            operation.finish()
+            self.in_flight += 1
+            for partition in operation.partitions:
+                partition.pins += 1
+        return operation
+
+    def end(self, operation: DmaOperation, *, moved: bool) -> None:
+        """The engine touches the memory no more; `moved` says whether all bytes are where they belong. Once."""
+        with self._lock:
+            operation.release()
+            self.in_flight -= 1
+            for partition in operation.partitions:
+                partition.unpin()
+            if moved:
+                for link, length in operation.moved.items():
+                    link.ledger.redirected(0, length)
+                    link.peer_ledger.redirected(0, length)
+            self._wake()
+
+    def _wake(self) -> None:
+        """Whoever waits for operations to end looks again."""
+        if self._hypervisor.waiting:
+            self._hypervisor.drained.notify_all()
+
+    def read(self, backing: Backing, position: int, segments: Sequence[DmaSegment]) -> None:
+        """See `DmaEngine`."""
+        operation = self.begin(segments, to_memory=True)
+        moved = False
+        try:
+            backing.read_vector(position, buffers_of(operation))
+            moved = True
+        finally:
+            self.end(operation, moved=moved)
+
+    def write(self, backing: Backing, position: int, segments: Sequence[DmaSegment]) -> None:
+        """See `DmaEngine`."""
+        operation = self.begin(segments, to_memory=False)
+        moved = False
+        try:
+            backing.write_vector(position, buffers_of(operation))
+            moved = True
+        finally:
+            self.end(operation, moved=moved)
+
+    def stop(self) -> None:
+        """The owner is gone: no operation begins any more; those under way end as they would."""
+        self.alive = False
+        self.table.forget(0, self.table.count)
+        self.own.retire()
+
+
+def buffers_of(operation: DmaOperation) -> list[memoryview]:
+    """The memory of an operation that has begun, run by run; to be dropped before it ends."""
+    return [memory[start:end] for memory, start, end in operation.runs]

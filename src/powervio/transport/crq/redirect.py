@@ -1,0 +1,194 @@
+"""Payloads moved by redirected DMA: the engine of a physical adapter, straight between medium and client memory.
+
+For one piece of a request: H_PUT_RTCE (or its INDIRECT form) puts the client's pages into the adapter's table, the
+engine moves the bytes, H_REMOVE_RTCE takes the pages out again, all before the request's used entry. Whatever stands
+in the way, nothing has been moved by then, and `RdmaPayload` copies instead.
+
+When it pays. Copying costs one hypervisor call for each segment and each 256 KiB of it; redirecting costs two calls and
+an engine operation for the whole piece, some 8 us here, and 0.08 us for each page mapped and taken out. It saves one
+pass of the bytes through the server's memory, 0.2 us a page when they are not in a cache. Page-cached image, medians of
+one request, copied and redirected: reads of 64 KiB 57 and 62 us, 128 KiB 69 and 70, 256 KiB 95 and 84, 1 MiB 246 and
+175; writes of 256 KiB 88 and 94, 1 MiB 210 and 207. So `REDIRECT_MIN` is 64 pages.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Sequence
+from struct import pack_into
+
+from powervio.errors import RemoteError
+from powervio.memory.abstract import Backing
+from powervio.papr.codes import ReturnCode
+from powervio.papr.engine import DmaFault, DmaSegment
+from powervio.papr.nodes import VdeviceNode
+from powervio.papr.port import HcallPort
+from powervio.papr.tce import MULTI_TCE_LIMIT, TCE_PAGE_SHIFT, TCE_PAGE_SIZE
+from powervio.transport.crq.remote import RdmaPayload, RemoteWindow
+from powervio.vio.dma import PartitionPages
+from powervio.vio.engine import EngineWindow
+from powervio.vio.ranges import RangeExhausted
+from powervio.virtio.queue import DeviceQueue
+
+REDIRECT_MIN = 64 * TCE_PAGE_SIZE
+"""Bytes from which on a transfer is redirected (see the module's text)."""
+_LARGEST = MULTI_TCE_LIMIT * TCE_PAGE_SIZE // 2
+"""Bytes of one piece: with any alignment its pages are one list of H_PUT_RTCE_INDIRECT."""
+_OFFSET = TCE_PAGE_SIZE - 1
+
+_log = logging.getLogger(__name__)
+
+
+class Redirector:
+    """Redirected DMA between the partner's window and backings, for one server adapter."""
+
+    def __init__(
+        self,
+        port: HcallPort,
+        node: VdeviceNode,
+        engine: EngineWindow,
+        pages: PartitionPages,
+        least: int = REDIRECT_MIN,
+    ) -> None:
+        """`least` is the smallest transfer that is redirected, in bytes."""
+        self.least = least
+        self.copied = 0
+        """Transfers that were large enough and had to be copied all the same."""
+        self._port = port
+        self._remote = node.windows[1].liobn
+        self._engine = engine
+        self._pages = pages
+        self._list_address = 0
+
+    def move(self, pieces: Sequence[DmaSegment], backing: Backing, position: int, *, to_memory: bool) -> bool:
+        """Move between `backing` at `position` and these pieces of the partner's window, in order.
+
+        False when nothing was moved and the bytes have to be copied. Raises `RemoteError` when the partner took its
+        memory away, `OSError` from the backing.
+        """
+        if len(pieces) == 1:
+            address, length = pieces[0]
+            lead = address & _OFFSET
+            count = (lead + length + _OFFSET) >> TCE_PAGE_SHIFT
+            return self._move([address >> TCE_PAGE_SHIFT], count, [(lead, length)], backing, position, to_memory)
+        numbers: list[int] = []
+        places: list[DmaSegment] = []
+        end = -1
+        for address, length in pieces:
+            if address == end:  # the same page may not be mapped twice, so neighbours are one
+                first = numbers[-1] + 1
+                places[-1] = places[-1][0], places[-1][1] + length
+            else:
+                first = address >> TCE_PAGE_SHIFT
+                places.append(((len(numbers) << TCE_PAGE_SHIFT) | (address & _OFFSET), length))
+            end = address + length
+            numbers.extend(range(first, (end + _OFFSET) >> TCE_PAGE_SHIFT))
+        count = len(numbers)
+        if numbers == list(range(numbers[0], numbers[0] + count)):
+            del numbers[1:]
+        return self._move(numbers, count, places, backing, position, to_memory)
+
+    def _move(
+        self,
+        numbers: list[int],
+        count: int,
+        places: list[DmaSegment],
+        backing: Backing,
+        position: int,
+        to_memory: bool,
+    ) -> bool:
+        """`count` pages of the partner's window, consecutive from the first if `numbers` is only that; `places` are
+        offsets and lengths in them."""
+        try:
+            start = self._engine.allocate(count)
+        except RangeExhausted:
+            return self._copy()
+        free = False
+        try:
+            mapped = self._map(numbers, count, start)
+            if mapped < count:
+                free = self._unmap(start, mapped)
+                return self._copy()
+            segments = [(start + at, length) for at, length in places]
+            try:
+                move = self._engine.engine.read if to_memory else self._engine.engine.write
+                move(backing, position, segments)
+            except DmaFault as fault:
+                raise RemoteError(f"redirected DMA: {fault}") from None
+            finally:
+                free = self._unmap(start, count)
+        finally:
+            if free:
+                self._engine.free(start, count)
+        return True
+
+    def _copy(self) -> bool:
+        self.copied += 1
+        return False
+
+    def _map(self, numbers: list[int], count: int, start: int) -> int:
+        """Put these pages of the partner's window into the engine's; how many are mapped."""
+        if len(numbers) == 1:
+            code, done = self._port.put_rtce(
+                self._remote, numbers[0] << TCE_PAGE_SHIFT, self._engine.liobn, start, count
+            )
+        elif count > MULTI_TCE_LIMIT or max(numbers) >> 52:  # more than a list holds, or no address at all
+            return 0
+        else:
+            try:
+                self._list_address = self._list_address or self._pages.allocate(TCE_PAGE_SIZE)
+            except RangeExhausted:
+                return 0
+            addresses = [number << TCE_PAGE_SHIFT for number in numbers]
+            pack_into(f">{count}Q", self._pages.memory, self._list_address, *addresses)
+            code, done = self._port.put_rtce_indirect(
+                self._list_address, self._remote, self._engine.liobn, start, count
+            )
+        return done if code else count
+
+    def _unmap(self, start: int, count: int) -> bool:
+        """Take pages out of the engine's window, whatever they were mapped to; True when they are free again."""
+        if not count:
+            return True
+        code = self._port.remove_rtce(self._remote, 0, self._engine.liobn, start, count)
+        if code != ReturnCode.H_SUCCESS:
+            _log.error("H_REMOVE_RTCE of %d pages at %#x returned %d: they stay out of use", count, start, code)
+        return code == ReturnCode.H_SUCCESS
+
+
+class RedirectedPayload(RdmaPayload):
+    """The readable or writable part of a request: large transfers by the engine, all else copied."""
+
+    __slots__ = ("_redirector",)
+
+    def __init__(
+        self, window: RemoteWindow, queue: DeviceQueue, segments: list[tuple[int, int]], redirector: Redirector
+    ) -> None:
+        super().__init__(window, queue, segments)
+        self._redirector = redirector
+
+    def fill_from(self, backing: Backing, position: int, offset: int, length: int) -> None:
+        """See `Payload`."""
+        if length < self._redirector.least or not backing.vectored:
+            super().fill_from(backing, position, offset, length)
+            return
+        while length:
+            part = min(length, _LARGEST)
+            if not self._redirector.move(self._pieces(offset, part), backing, position, to_memory=True):
+                super().fill_from(backing, position, offset, part)
+            position += part
+            offset += part
+            length -= part
+
+    def drain_to(self, backing: Backing, position: int, offset: int, length: int) -> None:
+        """See `Payload`."""
+        if length < self._redirector.least or not backing.vectored:
+            super().drain_to(backing, position, offset, length)
+            return
+        while length:
+            part = min(length, _LARGEST)
+            if not self._redirector.move(self._pieces(offset, part), backing, position, to_memory=False):
+                super().drain_to(backing, position, offset, part)
+            position += part
+            offset += part
+            length -= part
