@@ -98,7 +98,8 @@ def _show(result: Result) -> None:
     console.print(table)
     console.print(
         f"Medians of {result.slices} slices of {result.slice_seconds:.2g} s, all rows in turn."
-        f" One thread: client and VIO server take turns (`powervio up` does so). Two: the VIO server has its own."
+        f" One thread: client and VIO server take turns (`powervio up` with thread = false). Two: the VIO server"
+        f" has its own (`powervio up` as it is)."
     )
     console.print("\n[bold]Counted with the partitions polled in turn, a buffer mapped for each request[/bold]")
     console.print(cost_table(result.costs))

@@ -1,7 +1,7 @@
 """A managed system in this process: built from its declaration, started, looked at, stopped.
 
 The client partitions run in the event loop, because who uses their disks (NBD) is there too. A VIO server partition
-runs in the same loop, or in a thread of its own when its declaration says so.
+runs in a thread of its own, or in the same loop when its declaration says `thread = false`.
 
 What is begun is undone in the opposite order, on `stop` and when `start` fails half-way: the sockets close first,
 what is in a disk's cache is flushed, then the clients end, then the servers, and the images are closed when nothing
@@ -28,7 +28,7 @@ from powervio.phyp.adapter import VioAdapter
 from powervio.phyp.hypervisor import Hypervisor
 from powervio.phyp.partition import Partition
 from powervio.storage.image import Image, open_image
-from powervio.system.config import Config, Disk, Lpar
+from powervio.system.config import Config, Disk, Lpar, show_size
 from powervio.system.sizing import BUFFER_SIZE, buffers_of_each
 from powervio.transport.crq.client import ClientState, VirtioVio
 from powervio.transport.crq.server import VirtioCrq
@@ -66,12 +66,15 @@ class System:
 
     def __init__(self, config: Config) -> None:
         self.config = config
+        self.notes: list[str] = []
+        """What whoever started it should know."""
         self.hypervisor = Hypervisor()
         self.disks: list[ServedDisk] = []
         self._kernels: dict[str, PartitionKernel] = {}
         self._partitions: dict[str, Partition] = {}
         self._undo = AsyncExitStack()
         self._problems: list[str] = []
+        self._has_started = False
         self._since = time.monotonic()
 
     async def start(self) -> None:
@@ -113,6 +116,7 @@ class System:
         for disk in self.disks:
             if disk.declared.nbd is not None:
                 await self._export(disk, disk.declared.nbd)
+        self._has_started = True
 
     def _make_partition(self, name: str, memory: int) -> None:
         try:
@@ -125,10 +129,12 @@ class System:
         self._later(f"the kernel of partition {name}", kernel.close)
 
     def _make_disk(self, where: str, lpar: Lpar, declared: Disk) -> ServedDisk:
+        size_to_make = _size_to_make(declared)
         image = open_image(
-            declared.image, read_only=declared.readonly, direct=declared.direct, create_size=_size_to_make(declared)
+            declared.image, read_only=declared.readonly, direct=declared.direct, create_size=size_to_make
         )
         self._later(f"closing {declared.image}", image.close)
+        self._look_at_size(where, declared, image.size, made=size_to_make is not None)
         block_size = declared.block_size or image.block_size
         if image.size % block_size:
             raise LocalError(f"image {declared.image} has {image.size} bytes; expected whole blocks of {block_size}")
@@ -166,6 +172,20 @@ class System:
                 event_idx=declared.event_idx,
             ),
         )
+
+    def _look_at_size(self, where: str, declared: Disk, size: int, *, made: bool) -> None:
+        """An image that was made goes again if the system does not start; of one that was there, tell another size."""
+        if made:
+            self._later(f"removing {declared.image}", self._remove_unless_started, declared.image)
+        elif declared.size is not None and size != declared.size:
+            self.notes.append(
+                f"{where}.size: {declared.image} exists and keeps its {show_size(size)};"
+                f" size = {show_size(declared.size)} would only make it"
+            )
+
+    def _remove_unless_started(self, path: str) -> None:
+        if not self._has_started:
+            os.unlink(path)
 
     def _run_server(self, name: str, *, thread: bool) -> None:
         kernel = self._kernels[name]
@@ -283,7 +303,7 @@ class System:
         return {
             "system": {
                 "name": self.config.name,
-                "file": os.path.abspath(self.config.file),
+                "file": self.config.path,
                 "pid": os.getpid(),
                 "seconds": round(time.monotonic() - self._since, 3),
             },

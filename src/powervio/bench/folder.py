@@ -1,0 +1,44 @@
+"""A temporary folder that signals cannot leave behind."""
+
+from __future__ import annotations
+
+import shutil
+import signal
+import tempfile
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+
+
+@contextmanager
+def scratch_folder(prefix: str, place: Path | None = None) -> Iterator[Path]:
+    """A folder for as long as this is entered; a signal while it is removed takes effect afterwards."""
+    with tempfile.TemporaryDirectory(prefix=prefix, dir=place) as folder:
+        try:
+            yield Path(folder)
+        finally:
+            with _undisturbed():
+                shutil.rmtree(folder)
+
+
+@contextmanager
+def _undisturbed() -> Iterator[None]:
+    """Let Python's signal handlers wait. (Blocking the signals would not: another thread may take them.)"""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    came: list[int] = []
+    handlers = {number: signal.getsignal(number) for number in _SIGNALS}
+    waiting = [number for number, handler in handlers.items() if callable(handler)]
+    for number in waiting:
+        signal.signal(number, lambda number, frame: came.append(number))
+    try:
+        yield
+    finally:
+        for number in waiting:
+            signal.signal(number, handlers[number])
+    for number in came:
+        signal.raise_signal(number)
