@@ -38,14 +38,19 @@ def shell(house: House, command: str) -> subprocess.CompletedProcess[str]:
 
 
 def begin(house: House, *words: str) -> subprocess.Popen[bytes]:
-    return subprocess.Popen(
-        [sys.executable, "-m", "powervio", *words],
+    """Start `powervio`; returns when Python is there and our own code begins."""
+    script = "from powervio.__main__ import main; print('begin', flush=True); main()"
+    process = subprocess.Popen(
+        [sys.executable, "-c", script, *words],
         cwd=house.folder,
         env=house.environment,
         stdin=subprocess.DEVNULL,
-        stdout=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
     )
+    assert process.stdout is not None
+    assert process.stdout.readline() == b"begin\n"
+    return process
 
 
 @pytest.mark.parametrize("closed", ["<&-", "<&- >&-", "<&- >&- 2>&-"])
@@ -99,7 +104,7 @@ def test_signal_at_any_moment_of_up_leaves_nothing(house: House, how: signal.Sig
     file = house.declare()
     for number in range(8):
         system = begin(house, "up", file)
-        time.sleep(0.1 + 0.06 * number)
+        time.sleep(0.06 * number)
         system.send_signal(how)
         _, errors = system.communicate(timeout=30)
         assert b"Traceback" not in errors, errors.decode()

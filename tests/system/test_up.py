@@ -393,6 +393,14 @@ def test_ps_is_readable_in_80_columns(house: House) -> None:
     assert re.search(r"client1\s+2\s+block\s+running\s+vios1/2", said)
 
 
+def test_ps_is_readable_in_40_columns(house: House) -> None:
+    house.image("disk.img", MIB)
+    house.up(house.declare())
+    said = house.run("ps", COLUMNS="40").stdout
+    assert "client: client1\nslot: 2\ntype: block\nstate: running\nserved by: vios1/2\n" in said
+    assert "…" not in said
+
+
 def test_mistake_in_the_file_is_one_line_for_each(house: House) -> None:
     file = house.declare(image="no.img")
     assert house.refused("up", file).startswith("one.toml: lpar[0].disk[0].image: ")

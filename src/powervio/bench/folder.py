@@ -34,11 +34,11 @@ def _undisturbed() -> Iterator[None]:
     handlers = {number: signal.getsignal(number) for number in _SIGNALS}
     waiting = [number for number, handler in handlers.items() if callable(handler)]
     for number in waiting:
-        signal.signal(number, lambda number, frame: came.append(number))
+        signal.signal(number, lambda came_now, frame: came.append(came_now))
     try:
         yield
     finally:
         for number in waiting:
             signal.signal(number, handlers[number])
-    for number in came:
-        signal.raise_signal(number)
+    for late in came:
+        signal.raise_signal(late)
