@@ -15,13 +15,19 @@ _SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
 @contextmanager
 def scratch_folder(prefix: str, place: Path | None = None) -> Iterator[Path]:
-    """A folder for as long as this is entered; a signal while it is removed takes effect afterwards."""
-    with tempfile.TemporaryDirectory(prefix=prefix, dir=place) as folder:
-        try:
-            yield Path(folder)
-        finally:
-            with _undisturbed():
-                shutil.rmtree(folder)
+    """A folder for as long as this is entered; a signal while it is made or removed takes effect afterwards."""
+    folder: str | None = None
+    try:
+        with _undisturbed():  # mkdir takes its time on a busy disk
+            folder = tempfile.mkdtemp(prefix=prefix, dir=place)
+        yield Path(folder)
+    finally:
+        if folder is not None:
+            try:
+                with _undisturbed():
+                    shutil.rmtree(folder)
+            finally:
+                shutil.rmtree(folder, ignore_errors=True)  # if a signal came just before
 
 
 @contextmanager
