@@ -39,7 +39,10 @@ def shell(house: House, command: str) -> subprocess.CompletedProcess[str]:
 
 def begin(house: House, *words: str) -> subprocess.Popen[bytes]:
     """Start `powervio`; returns when Python is there and our own code begins."""
-    script = "from powervio.__main__ import main; print('begin', flush=True); main()"
+    script = (
+        "import signal; signal.signal(signal.SIGINT, signal.SIG_DFL)\n"  # main's first line, without the gap before it
+        "from powervio.__main__ import main; print('begin', flush=True); main()"
+    )
     process = subprocess.Popen(
         [sys.executable, "-c", script, *words],
         cwd=house.folder,
