@@ -90,4 +90,9 @@ def remove(wanted: dict[str, str]) -> None:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    try:
+        sys.exit(main())
+    except KeyboardInterrupt:
+        remove({})
+        print("run: interrupted; the hot path is not compiled", file=sys.stderr)
+        sys.exit(130)

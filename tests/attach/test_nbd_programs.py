@@ -48,7 +48,9 @@ class Served:
 def run(*command: object, status: int = 0) -> str:
     """The output of a program that ends with this exit status."""
     words = [str(word) for word in command]
-    done = subprocess.run(words, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, timeout=90, check=False)
+    done = subprocess.run(
+        words, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, errors="replace", timeout=90, check=False
+    )
     assert done.returncode == status, f"{words}: status {done.returncode}\n{done.stdout}"
     return done.stdout
 

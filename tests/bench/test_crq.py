@@ -19,7 +19,7 @@ from powervio.storage.image import open_image
 
 def powervio(*words: str) -> subprocess.CompletedProcess[str]:
     command = [sys.executable, "-m", "powervio", *words]
-    return subprocess.run(command, capture_output=True, text=True, timeout=100, check=False)
+    return subprocess.run(command, capture_output=True, text=True, errors="replace", timeout=100, check=False)
 
 
 def read(path: Path, act: Callable[[Disk], object], *, threaded: bool = False) -> None:

@@ -49,7 +49,13 @@ def powervio(*words: str, **environment: str) -> subprocess.CompletedProcess[str
     command = [sys.executable, "-m", "powervio", *words]
     inherited = {name: value for name, value in os.environ.items() if name not in ("COLUMNS", "FORCE_COLOR")}
     return subprocess.run(
-        command, capture_output=True, text=True, timeout=100, check=False, env={**inherited, **environment}
+        command,
+        capture_output=True,
+        text=True,
+        errors="replace",
+        timeout=100,
+        check=False,
+        env={**inherited, **environment},
     )
 
 
@@ -264,3 +270,32 @@ def test_project_files_are_those_that_people_wrote() -> None:
     assert "src/powervio/evaluate/demo.py" in names
     assert "pyproject.toml" in names
     assert not [name for name in names if name.startswith((".git/", ".venv", "build/")) or name.endswith(".so")]
+
+
+def test_project_files_leave_out_what_is_not_the_projects(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    package = tmp_path / "src" / "powervio"
+    package.mkdir(parents=True)
+    for name in ("src/powervio/a.py", "src/powervio/large.py", "mine.iso", "src/mine.txt", "docs.md"):
+        (tmp_path / name).write_bytes(b"x" * ((1 << 20) + 1 if "large" in name else 10))
+    monkeypatch.setattr(filesystem.powervio, "__file__", str(package / "__init__.py"))  # type: ignore[attr-defined]
+    assert filesystem.project_files() == (package, [package / "a.py"])
+    git = ["git", "-C", str(tmp_path)]
+    subprocess.run([*git, "init", "-q"], check=True, capture_output=True)
+    subprocess.run([*git, "add", "src/powervio", "docs.md"], check=True, capture_output=True)
+    assert filesystem.project_files() == (tmp_path, [tmp_path / "docs.md", package / "a.py"])
+
+
+def test_empty_image_path_is_wrong_usage() -> None:
+    result = powervio("demo", "--image", "")
+    assert result.returncode == 2
+    assert "it is empty; expected the path of a disk image" in result.stderr
+
+
+@pytest.mark.parametrize("command", ["demo", "doctor", "bench"])
+def test_screens_fit_40_columns(command: str) -> None:
+    words = ["bench", "crq", "--seconds", "0.05", "--size", "1M"] if command == "bench" else [command]
+    result = powervio(*words, COLUMNS="40")
+    assert result.returncode == 0, result.stderr
+    lines = [line for line in result.stdout.splitlines() if "apt-get" not in line]
+    assert max(map(len, lines)) <= 40
+    assert "…" not in result.stdout, "something was cut off"

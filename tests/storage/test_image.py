@@ -28,6 +28,14 @@ def read(image: Image, position: int, length: int) -> bytes:
     return bytes(buffer)
 
 
+def may(*command: str, needs: str) -> str:
+    """What a program says that the machine has to let us run."""
+    done = subprocess.run(command, check=False, capture_output=True, text=True, errors="replace")
+    if done.returncode:
+        pytest.fail(f"this test needs {needs}: {' '.join(command)}: {done.stderr.strip()}", pytrace=False)
+    return done.stdout
+
+
 def write(image: Image, position: int, data: bytes) -> None:
     image.write_from(position, memoryview(data))
 
@@ -320,12 +328,18 @@ def test_write_to_a_full_file_system_is_enospc_and_the_rest_goes_on(tmp_path: Pa
     """
     (tmp_path / "script.py").write_text(textwrap.dedent(script))
     mount = "mount -t tmpfs -o size=1m none /mnt"
-    subprocess.run(
-        ["unshare", "--map-root-user", "--mount", "sh", "-ec", f'{mount}; "$0" "$1"', sys.executable, "script.py"],
-        check=True,
+    namespace = ["unshare", "--map-root-user", "--mount"]
+    may(*namespace, "true", needs="an unprivileged user namespace (sysctl kernel.unprivileged_userns_clone)")
+    done = subprocess.run(
+        [*namespace, "sh", "-ec", f'{mount}; "$0" "$1"', sys.executable, "script.py"],
+        check=False,
+        capture_output=True,
+        text=True,
+        errors="replace",
         cwd=tmp_path,
         env={**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, sys.path))},
     )
+    assert done.returncode == 0, done.stderr
 
 
 def test_flush_that_failed_once_fails_for_ever(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -469,10 +483,8 @@ def test_lock_ends_with_a_killed_process(tmp_path: Path) -> None:
 @pytest.fixture
 def loop_device(tmp_path: Path) -> Iterator[str]:
     (tmp_path / "medium").write_bytes(os.urandom(4 * MIB))
-    made = subprocess.run(
-        [*ROOT, "losetup", "--find", "--show", tmp_path / "medium"], check=True, capture_output=True, text=True
-    )
-    device = made.stdout.strip()
+    command = [*ROOT, "losetup", "--find", "--show", str(tmp_path / "medium")]
+    device = may(*command, needs="root (or sudo without a password) and loop devices").strip()
     if ROOT:
         subprocess.run([*ROOT, "chown", str(os.geteuid()), device], check=True)
     yield device

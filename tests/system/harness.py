@@ -58,6 +58,7 @@ class House:
             env={**self.environment, **environment},
             capture_output=True,
             text=True,
+            errors="replace",
             timeout=timeout,
             check=False,
         )
@@ -85,6 +86,7 @@ class House:
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
             text=True,
+            errors="replace",
         )
         self._started.append(process)
         assert process.stdout is not None
@@ -127,7 +129,9 @@ class House:
 
 def program(*words: str, timeout: float = 90, env: Mapping[str, str] | None = None) -> str:
     """Run a program that must succeed; its output."""
-    result = subprocess.run(words, capture_output=True, text=True, timeout=timeout, check=False, env=env)
+    result = subprocess.run(
+        words, capture_output=True, text=True, errors="replace", timeout=timeout, check=False, env=env
+    )
     assert result.returncode == 0, f"{' '.join(words)}: {result.returncode}\n{result.stdout}\n{result.stderr}"
     return result.stdout
 

@@ -127,7 +127,7 @@ MISTAKES = [
     (DISK, 'image = "."', "lpar[0].disk[0].image: {folder} is a directory; expected a file or a block device"),
     (DISK, 'image = "/dev/null"', "lpar[0].disk[0].image: /dev/null is neither a file nor a block device"),
     (DISK, 'image = "no.img"', 'lpar[0].disk[0].image: {folder}/no.img does not exist (size = "1G" would make it)'),
-    (DISK, 'image = "a\\u0000b"', "lpar[0].disk[0].image: {folder}/a\0b: embedded null byte"),
+    (DISK, 'image = "a\\u0000b"', "lpar[0].disk[0].image: {folder}/a\\x00b: embedded null byte"),
     (DISK, 'image = "disk.img/x"', "lpar[0].disk[0].image: {folder}/disk.img/x: Not a directory"),
     (
         DISK,
@@ -138,6 +138,19 @@ MISTAKES = [
         DISK,
         'image = "no/no.img"\nsize = "1G"',
         "lpar[0].disk[0].image: the folder of {folder}/no/no.img does not exist",
+    ),
+    (DISK, f'{DISK}\nsize = "9999999T"', 'lpar[0].disk[0].size: expected a size of at most 4194304T, found "9999999T"'),
+    ('"256M"', "9" * 90, f"lpar[0].memory: expected a size of at most 4194304T, found {'9' * 57}..."),
+    ("[[lpar.disk]]", "[lpar.disk]", "lpar[0].disk: expected an array of tables, [[lpar.disk]], found a table"),
+    (
+        "memory =",
+        '"a\\nb" =',
+        "lpar[0].a\\nb: there is no such option; expected one of name, memory, disk, console, rng",
+    ),
+    (
+        'vios = "vios1"',
+        f'vios = "{"v" * 99}"',
+        f'lpar[0].disk[0].vios: "{"v" * 57}..." is not one of the VIO servers (vios1)',
     ),
     (DISK, f"{DISK}\nsize = 1000", "lpar[0].disk[0].size: 1000 bytes; expected a multiple of 512"),
     (DISK, f"{DISK}\nsize = 512\nreadonly = true", "lpar[0].disk[0].size: a disk that is readonly cannot be made"),
@@ -292,6 +305,28 @@ def test_size_forms(text: str, size: int) -> None:
 def test_size_refused(text: str) -> None:
     with pytest.raises(ValueError, match="expected a size"):
         Size.parse(text)
+
+
+def test_mark_at_the_beginning_of_the_file_is_no_mistake(folder: Path) -> None:
+    (folder / "s.toml").write_bytes(b"\xef\xbb\xbf" + SMALLEST.encode())
+    assert load(folder / "s.toml").name == "s"
+
+
+@pytest.mark.parametrize("number", ["9" * 3000, "9" * 6000, "0x" + "f" * 6000])
+def test_number_of_thousands_of_digits_is_told_in_one_line(number: str, folder: Path) -> None:
+    (said,) = problems(SMALLEST + f"slot = {number}", folder)
+    assert len(said) < 300
+
+
+def test_any_message_is_one_line(folder: Path) -> None:
+    text = SMALLEST.replace("disk.img", "a\\nb\\u0085" + "x" * 4000).replace('"client1"', '"a\\n\\u2028b"')
+    with pytest.raises(ConfigError) as caught:
+        parse(text, "s\n.toml", folder)
+    assert len(str(caught.value).splitlines()) == 1
+    text = text.replace('"a\\n\\u2028b"', '"client1"')
+    (said,) = problems(text, folder)
+    assert len(said.splitlines()) == 1
+    assert len(said) < 600
 
 
 @given(st.text(max_size=80))

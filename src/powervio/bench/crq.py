@@ -24,6 +24,7 @@ from statistics import median
 
 from powervio import _compiled
 from powervio.bench.cost import DEPTHS, Cost, cost_of, count_costs
+from powervio.bench.folder import scratch_folder
 from powervio.bench.reads import AwaitReader, BatchReader, write_numbered
 from powervio.bench.rig import Rig
 from powervio.drivers.block import BlockDriver
@@ -143,8 +144,8 @@ def measure(
     tell = progress or (lambda what, part: None)
     try:
         place = folder or default_folder()
-        with tempfile.TemporaryDirectory(prefix="powervio-bench-", dir=place) as own:
-            return _measure(Path(own), size, seconds, revision, tell)
+        with scratch_folder("powervio-bench-", place) as own:
+            return _measure(own, size, seconds, revision, tell)
     except OSError as error:
         raise LocalError(f"the benchmark failed: {error}") from error
 

@@ -12,6 +12,8 @@ import click
 from powervio.bench.cost import DEPTHS
 from powervio.bench.crq import SCHEDULES, STYLES, Result, measure
 
+_WIDE = 70
+"""Columns of a terminal from which all columns of the tables fit."""
 _UNITS = {"": 1, "k": 1 << 10, "m": 1 << 20, "g": 1 << 30}
 
 
@@ -95,12 +97,18 @@ def _show(result: Result) -> None:
         table.add_column(f"{schedule.replace('_', ' ')}\n{style}", justify="right")
     for depth in DEPTHS:
         table.add_row(f"depth {depth}", *(f"{result.row(*column, depth).rate:,.0f}" for column in columns))
+    if console.width < _WIDE:
+        table = Table("per second", *(f"depth {depth}" for depth in DEPTHS), box=box.SIMPLE_HEAD, pad_edge=False)
+        for schedule, style in columns:
+            rates = (f"{result.row(schedule, style, depth).rate:,.0f}" for depth in DEPTHS)
+            table.add_row(f"{schedule.replace('_', ' ')}, {style}", *rates)
     console.print(table)
     console.print(
         f"Medians of {result.slices} slices of {result.slice_seconds:.2g} s, all rows in turn."
-        f" One thread: client and VIO server take turns (`powervio up` does so). Two: the VIO server has its own."
+        f" One thread: client and VIO server take turns (`powervio up` with thread = false). Two: the VIO server"
+        f" has its own (`powervio up` as it is)."
     )
     console.print("\n[bold]Counted with the partitions polled in turn, a buffer mapped for each request[/bold]")
-    console.print(cost_table(result.costs))
+    console.print(cost_table(result.costs, narrow=console.width < _WIDE))
     kept = ", ".join(f"{cost.hcalls['total']:.2f} at depth {depth}" for depth, cost in result.kept_mapped.items())
     console.print(f"With buffers that stay mapped, hypervisor calls: {kept}.")

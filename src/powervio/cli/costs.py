@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 
 from rich import box
 from rich.table import Table
@@ -20,21 +20,28 @@ _MEANING = {
 }
 
 
-def cost_table(costs: Mapping[int, Cost]) -> Table:
-    """Hypervisor calls per request by name, a column for each depth, and the remote copies among them."""
+def cost_table(costs: Mapping[int, Cost], *, narrow: bool = False) -> Table:
+    """Hypervisor calls per request by name, a column for each depth, and the remote copies among them.
+
+    A `narrow` one does not say what the calls are for.
+    """
+
     table = Table("calls per request", box=box.SIMPLE_HEAD, pad_edge=False)
     for depth in costs:
         table.add_column(f"depth {depth}", justify="right")
-    table.add_column("for")
+    if not narrow:
+        table.add_column("for")
+
+    def add(name: str, numbers: Iterable[float], meaning: str, style: str = "") -> None:
+        table.add_row(name, *map(_number, numbers), *([] if narrow else [meaning]), style=style)
+
     names = sorted({name for cost in costs.values() for name in cost.hcalls} - {"total"})
     for name in names:
-        table.add_row(name, *(_number(cost.hcalls.get(name, 0.0)) for cost in costs.values()), _MEANING.get(name, ""))
+        add(name, (cost.hcalls.get(name, 0.0) for cost in costs.values()), _MEANING.get(name, ""))
     table.add_section()
-    table.add_row("all hypervisor calls", *(_number(cost.hcalls["total"]) for cost in costs.values()), "", style="bold")
+    add("all hypervisor calls", (cost.hcalls["total"] for cost in costs.values()), "", "bold")
     copies = " + ".join(name.removeprefix("H_").removesuffix("_RDMA") for name in RDMA_CALLS)
-    table.add_row(
-        "remote copies", *(_number(cost.remote_copies["total"]) for cost in costs.values()), copies, style="bold"
-    )
+    add("remote copies", (cost.remote_copies["total"] for cost in costs.values()), copies, "bold")
     return table
 
 

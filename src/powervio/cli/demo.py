@@ -18,12 +18,20 @@ from powervio.evaluate.demo import Programs, Report, Watcher, run_demo
 from powervio.evaluate.handshake import Step
 
 _WIDTH = 78
+_NARROWEST = 40
+
+
+def _path(context: click.Context, parameter: click.Parameter, value: str | None) -> Path | None:
+    if value == "":
+        raise click.BadParameter("it is empty; expected the path of a disk image")
+    return None if value is None else Path(value)
 
 
 @click.command()
 @click.option(
     "--image",
-    type=click.Path(path_type=Path),
+    type=click.Path(),
+    callback=_path,
     metavar="FILE",
     help="Work on this disk image (read only; it is not changed) and not on one made from the project's files.",
 )
@@ -56,6 +64,7 @@ class _Screen(Watcher):
     def __init__(self, console: Console) -> None:
         self.console = console
         self._ascii = console.options.ascii_only
+        self._width = max(_NARROWEST, min(_WIDTH, console.width))
         self._progress = Progress(
             TextColumn("   {task.description}"),
             BarColumn(bar_width=24),
@@ -85,8 +94,11 @@ class _Screen(Watcher):
         self._title(f"Configuration handshake, revision {revision}")
         left, right = "Guest LPAR: client1, virtio_vio", "VIO LPAR: vios1, virtio_crq"
         self.console.print()
-        self.console.print(Text(left + right.rjust(_WIDTH - len(left)), "cyan"))
-        self.console.print(Text(("-" if self._ascii else "─") * _WIDTH, "cyan"))
+        if len(left) + len(right) < self._width:
+            self.console.print(Text(left + right.rjust(self._width - len(left)), "cyan"))
+        else:
+            self.console.print(Text(f"{left}\n{right.rjust(self._width)}", "cyan"))
+        self.console.print(Text(("-" if self._ascii else "─") * self._width, "cyan"))
         for step in steps:
             self._step(step)
         self._section = "Work of the client"
@@ -97,17 +109,17 @@ class _Screen(Watcher):
         if not label:
             self.console.print(Text.assemble((step.name, "bold green"), ("  (in its own memory)", "dim")))
         else:
-            room = _WIDTH - len(step.name) - 1
+            room = self._width - len(step.name) - 1
             arrow = f" {label} ".center(room - 1, line)
             arrow = head_left + arrow if step.to_client else arrow + head_right
             if step.by_client:
                 self.console.print(Text.assemble((step.name, "bold green"), " ", arrow))
             else:
                 self.console.print(Text.assemble(arrow, " ", (step.name, "bold yellow")))
-        indent = " " * (3 if step.by_client else 26)
+        indent = " " * (3 if step.by_client else self._width // 3)
         for carried in step.carried:
             wrapped = textwrap.wrap(
-                carried, _WIDTH, initial_indent=indent, subsequent_indent=indent + "  ", break_long_words=False
+                carried, self._width, initial_indent=indent, subsequent_indent=indent + "  ", break_long_words=False
             )
             for row in wrapped:
                 self.console.print(Text(row, "dim"))
@@ -118,7 +130,7 @@ class _Screen(Watcher):
             self._title(self._section)
             self._section = ""
         mark = "*" if self._ascii else "•"
-        for row in textwrap.wrap(text, _WIDTH, initial_indent=f" {mark} ", subsequent_indent="   "):
+        for row in textwrap.wrap(text, self._width, initial_indent=f" {mark} ", subsequent_indent="   "):
             self.console.print(Text(row))
 
     def begin(self, what: str, total: int) -> None:
@@ -139,9 +151,10 @@ class _Screen(Watcher):
         """Costs, rates, and the verdict."""
         if report.costs:
             self._title("Cost of a random read of 4 KiB, both partitions together")
-            self.console.print(cost_table(report.costs))
+            self.console.print(cost_table(report.costs, narrow=self._width < _WIDTH))
             rates = ", ".join(f"{rate:,.0f}/s at depth {depth}" for depth, rate in report.rates.items())
-            self.console.print(f"In one thread: {rates}.")
+            hot_path = "compiled" if report.compiled else "interpreted"
+            self.console.print(f"In one thread, hot path {hot_path}: {rates}.")
         if not report.failures:
             checked = ", e2fsck clean" if report.fsck_clean else ""
             self.console.print()

@@ -12,6 +12,9 @@ import click
 from powervio import __version__, _compiled
 from powervio.cli import peers
 
+_WIDE = 70
+"""Columns of a terminal from which the table fits."""
+
 
 @click.command()
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
@@ -57,8 +60,13 @@ def _show(report: dict[str, object]) -> None:
     for peer in peers.PEERS:
         there = peer.find() is not None
         mark = "[green]yes[/green]" if there else "[yellow]no[/yellow]"
-        table.add_row(mark, escape(peer.name), peer.package or "(kernel)", peer.enables)
-    console.print(table)
+        cells = (escape(peer.name), peer.package or "(kernel)", peer.enables)
+        if console.width < _WIDE:
+            console.print(f"{mark}: {cells[0]} ({cells[1]})\n  {cells[2]}", highlight=False)
+        else:
+            table.add_row(mark, *cells)
+    if table.row_count:
+        console.print(table)
     if report["install"]:
         console.print("All that is missing comes with:", highlight=False)
         console.print(f"  sudo {report['install']}", highlight=False, soft_wrap=True, markup=False)

@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 import importlib
-import os
-import signal
 import sys
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 
 import click
 
 from powervio import __version__
+from powervio.cli import process
 from powervio.errors import PowervioError
 
 
@@ -85,31 +85,50 @@ def cli(options: Options, debug: bool) -> None:
     options.debug = debug
 
 
-def _terminated(number: int, frame: object) -> None:
-    raise SystemExit(128 + number)
-
-
 def main(arguments: Sequence[str] | None = None) -> None:
     """Run the command and end the process: 0 done, 1 failed, 2 wrong usage, 130 interrupted, 143 terminated."""
+    process.open_standard_files()
     options = Options()
-    # temporary files and partitions go as they do after Ctrl-C; `up` has its own way to end
-    signal.signal(signal.SIGTERM, _terminated)
+    # temporary files and partitions go; `up` has its own way to end
+    process.end_on_signals()
+    try:
+        sys.exit(_run(options, arguments))
+    except KeyboardInterrupt:
+        _say("interrupted")
+        sys.exit(130)
+    finally:
+        process.let_go()
+
+
+def _run(options: Options, arguments: Sequence[str] | None) -> int:
+    """Run the command; the exit status. Every failure that is foreseen is one line for people."""
     try:
         status = cli.main(arguments, prog_name="powervio", standalone_mode=False, obj=options)
-        sys.exit(status if isinstance(status, int) else 0)
+        sys.stdout.flush()
     except click.ClickException as error:
-        error.show()
-        sys.exit(error.exit_code)
-    except (click.Abort, KeyboardInterrupt):
-        click.echo("powervio: interrupted", err=True)
-        sys.exit(130)
-    except BrokenPipeError:
-        # whoever read our output has what it wanted; Python would complain again when it flushes at exit
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        sys.exit(1)
+        with suppress(OSError):
+            error.show()
+        return error.exit_code
+    except click.Abort:
+        raise KeyboardInterrupt from None
+    except OSError as error:
+        if options.debug:
+            raise
+        process.give_up_output()
+        if isinstance(error, BrokenPipeError):
+            return 1  # whoever read our output has what it wanted
+        what = "the output cannot be written" if process.is_output_failure(error) else error.filename or "failed"
+        _say(f"{what}: {error.strerror or error}")
+        return 1
     except PowervioError as error:
         if options.debug:
             raise
         for line in str(error).splitlines():
-            click.echo(f"powervio: {line}", err=True)
-        sys.exit(1)
+            _say(line)
+        return 1
+    return status if isinstance(status, int) else 0
+
+
+def _say(line: str) -> None:
+    with suppress(OSError):
+        click.echo(f"powervio: {line}", err=True)

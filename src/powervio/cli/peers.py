@@ -46,20 +46,13 @@ PEERS = (
     Peer("e2fsck", "e2fsprogs", "proof that a served file system is sound", tests=True),
     Peer("nbdcopy", "libnbd-bin", "copying to and from an attached disk", tests=True),
     Peer("nbdinfo", "libnbd-bin", "looking at an attached disk", tests=True),
+    Peer("file", "file", "what nbdinfo says of a disk's content", tests=True),
     Peer("nbdkit", "nbdkit", "another NBD program in front of or behind an attached disk", tests=True),
     Peer("fio", "fio", "data verification and throughput on attached disks", tests=True),
     Peer("qemu-img", "qemu-utils", "making and comparing images", tests=True),
-    Peer("qemu-io", "qemu-utils", "single reads, writes and discards over NBD and vhost-user", tests=True),
-    Peer("qemu-storage-daemon", "qemu-system-common", "qcow2 and remote images behind a VIO server"),
-    Peer("qemu-system-x86_64", "qemu-system-x86", "booting stock amd64 guests"),
-    Peer("qemu-system-ppc64", "qemu-system-ppc", "booting stock ppc64le guests"),
+    Peer("qemu-io", "qemu-utils", "single reads, writes and discards over NBD", tests=True),
     Peer("dtc", "device-tree-compiler", "reading the device trees that the hypervisor hands out", tests=True),
     Peer("nbd-client", "nbd-client", "attached disks as /dev/nbdN (needs the kernel's nbd)"),
-    Peer("tshark", "tshark", "reading traces on the command line"),
-    Peer("ip", "iproute2", "TAP devices and bridges for virtual networks"),
-    Peer("/dev/net/tun", "", "TAP devices: a virtual network that reaches the host", file=Path("/dev/net/tun")),
-    Peer("/dev/fuse", "", "mounting a shared folder without root", file=Path("/dev/fuse")),
-    Peer("/dev/kvm", "", "guests at full speed; without it QEMU emulates", file=Path("/dev/kvm")),
 )
 
 

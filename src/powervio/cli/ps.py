@@ -9,6 +9,9 @@ import click
 
 from powervio.system import control
 
+_TABLE_WIDTH = 72
+"""Columns of a terminal below which the table is told line by line."""
+
 
 @click.command()
 @click.argument("name", required=False)
@@ -68,7 +71,14 @@ def show(report: dict[str, Any]) -> None:
             _bytes(adapter["rdma_bytes"]),
             _bytes(adapter["redirected_bytes"]),
         )
-    console.print(table)
+    if console.width >= _TABLE_WIDTH:
+        console.print(table)
+    else:
+        for row in zip(*(column.cells for column in table.columns), strict=True):
+            console.print()
+            for column, cell in zip(table.columns, row, strict=True):
+                console.print(f"{column.header}: {cell}", soft_wrap=True)
+        console.print()
     for adapter in clients:
         served = adapter.get("image") or adapter.get("socket")
         if served:

@@ -14,15 +14,16 @@ import asyncio
 import hashlib
 import os
 import shutil
-import tempfile
 import time
 from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from powervio import _compiled
 from powervio.bench.cost import Cost, count_costs
 from powervio.bench.crq import measure_rates
+from powervio.bench.folder import scratch_folder
 from powervio.bench.rig import Rig
 from powervio.drivers.block import BlockDriver
 from powervio.errors import LocalError
@@ -102,6 +103,8 @@ class Report:
     write_rate: float = 0.0
     """Bytes per second of writing it to the second disk, which reads it again."""
     seconds: float = 0.0
+    compiled: bool = field(default_factory=_compiled.is_compiled)
+    """Whether the hot path ran compiled."""
 
     @property
     def digest_match(self) -> bool:
@@ -126,6 +129,7 @@ class Report:
             "digest_match": self.digest_match,
             "fsck_clean": self.fsck_clean,
             "revision": self.revision,
+            "compiled": self.compiled,
             "handshake": self.handshake,
             "hcalls_per_request": {f"qd{depth}": cost.hcalls for depth, cost in self.costs.items()},
             "remote_copies_per_request": {f"qd{depth}": cost.remote_copies for depth, cost in self.costs.items()},
@@ -149,8 +153,8 @@ def run_demo(programs: Programs, image: Path | None, revision: int, watcher: Wat
     began = time.monotonic()
     report = Report(revision=revision)
     try:
-        with tempfile.TemporaryDirectory(prefix="powervio-demo-") as folder:
-            _Demo(programs, image, Path(folder), report, watcher).run()
+        with scratch_folder("powervio-demo-") as folder:
+            _Demo(programs, image, folder, report, watcher).run()
     except OSError as error:
         raise LocalError(f"the demo failed: {error}") from error
     report.seconds = time.monotonic() - began

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import shutil
+import stat
 import subprocess
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -21,7 +22,8 @@ _LIMIT = 120.0
 _MAGIC_AT = 1024 + 56
 """Where the superblock of ext2, ext3 and ext4 has its magic number, in bytes."""
 _MAGIC = b"\x53\xef"
-_NOT_PROJECT = frozenset(("build", "dist", "node_modules"))
+_LARGEST = _MIB
+"""Bytes of a file that is worth copying: larger ones are somebody's data."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,25 +35,45 @@ class FsckResult:
 
 
 def project_files() -> tuple[Path, list[Path]]:
-    """The project's folder and the files in it; the package's own where the source tree is not there (a wheel)."""
+    """A folder and the project's own files in it: what git knows of a checkout, else the package's sources.
+
+    Whatever else lies there (images, downloads) is the user's.
+    """
     package = Path(powervio.__file__).resolve().parent
     root = package.parents[1]
-    if not ((root / "pyproject.toml").is_file() and (root / "src" / "powervio").is_dir()):
-        root = package
-    return root, sorted(_walk(root))
+    files = _known_to_git(root) if (root / ".git").exists() and (root / "src" / "powervio").is_dir() else []
+    if not files:
+        root, files = package, list(_walk(package))
+    return root, sorted(path for path in files if _is_worth_copying(path))
+
+
+def _known_to_git(root: Path) -> list[Path]:
+    """Nothing if there is no git, or it does not trust the folder."""
+    git = shutil.which("git")
+    result = _run([git, "-C", str(root), "ls-files", "-z"]) if git else None
+    if result is None or result.returncode:
+        return []
+    return [root / name for name in result.stdout.split("\0") if name]
+
+
+def _is_worth_copying(path: Path) -> bool:
+    try:
+        status = path.lstat()
+    except OSError:
+        return False  # deleted, and git does not know it yet
+    return stat.S_ISREG(status.st_mode) and status.st_size <= _LARGEST
 
 
 def _walk(folder: Path) -> Iterator[Path]:
-    """Files a person wrote: no virtual environment, cache or compiler output."""
+    """Files a person wrote: no cache or compiler output."""
     for entry in os.scandir(folder):
         name = entry.name
         if entry.is_dir(follow_symlinks=False):
-            hidden = name.startswith(".") and name != ".ci"
-            if not (hidden or name in _NOT_PROJECT or name.startswith("__pycache__") or name.endswith(".egg-info")):
+            if not name.startswith((".", "__pycache__")):
                 yield from _walk(Path(entry.path))
         elif entry.is_file(follow_symlinks=False):
             generated = name.endswith(".c") and Path(entry.path).with_suffix(".py").exists()
-            if not generated and not name.endswith((".so", ".pyc", ".img")):
+            if not generated and not name.endswith((".so", ".pyc")):
                 yield Path(entry.path)
 
 

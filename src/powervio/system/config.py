@@ -35,6 +35,8 @@ MIN_VIOS_MEMORY = 4 << 20
 """Bytes; what the disks need comes on top (`sizing`)."""
 MAX_MEMORY = 1 << 44
 """Bytes; it is only reserved, not used, so this bounds nothing but typing errors."""
+MAX_SIZE = 1 << 62
+"""Bytes; the kernel's numbers for positions in files end at twice that."""
 MAX_SOCKET_PATH = 107
 """Bytes of a Unix socket's path (unix(7))."""
 
@@ -50,8 +52,8 @@ class ConfigError(LocalError):
     """Mistakes in a system file; the message has one line for each."""
 
     def __init__(self, file: str, problems: list[str]) -> None:
-        super().__init__("\n".join(f"{file}: {problem}" for problem in problems))
-        self.problems = problems
+        self.problems = [_one_line(problem) for problem in problems]
+        super().__init__("\n".join(f"{_one_line(file)}: {problem}" for problem in self.problems))
 
 
 class Size(int):
@@ -67,6 +69,8 @@ class Size(int):
             found = int(match[1]) << _UNITS[match[2].upper()]
         if found is None or found <= 0:
             raise ValueError('expected a size such as "256M", "1G" or a positive number of bytes')
+        if found > MAX_SIZE:
+            raise ValueError(f"expected a size of at most {show_size(MAX_SIZE)}")
         return cls(found)
 
 
@@ -85,7 +89,9 @@ class Vios(_Section):
     """`[[vios]]`: a VIO server partition."""
 
     name: Name
+    """No other partition may have it."""
     memory: Size = Size(64 << 20)
+    """From 4M; a multiple of 4096 bytes. What its disks need is checked."""
     thread: bool = True
     """Whether the partition has a thread of its own. Without, it shares the clients' one: a single small request takes
     about a fifth less time, and everything waits while one of its images does."""
@@ -102,12 +108,13 @@ class Disk(_Section):
     image: str
     """A raw image or a block device; relative to the system file."""
     size: Size | None = None
-    """Make the image, sparse and this long, if it does not exist."""
+    """Make the image, sparse and this long, if it does not exist. One that exists keeps its size, and that is said."""
     nbd: str | None = None
     """Path of the Unix socket at which programs of the host find the client's disk; relative to the system file."""
     slot: Annotated[int, Meta(ge=2, le=0xFFFF)] | None = None
     """The client adapter's virtual slot; the lowest free one if it is not given."""
     readonly: bool = False
+    """Whether the client can only read it."""
     discard: bool | None = None
     """Whether to offer DISCARD; if not given, as the image can."""
     direct: bool = False
@@ -115,9 +122,11 @@ class Disk(_Section):
     write_cache: bool = True
     """Whether the disk says that it has a volatile write cache; without, each write is made stable at once."""
     serial: Annotated[str, Meta(max_length=20, pattern="^[ -~]*$")] = ""
+    """What the client reads as the disk's serial number."""
     block_size: Annotated[int, Meta(ge=512, le=65536)] | None = None
     """Logical block in bytes, a power of two; if not given, the image's."""
     queues: Annotated[int, Meta(ge=1, le=64)] = 1
+    """Request queues."""
     queue_size: Annotated[int, Meta(ge=4, le=1024)] = 128
     """Descriptors in each queue, a power of two; revision 0 uses at most 128."""
     revision: Literal[0, 1] = 1
@@ -134,16 +143,22 @@ class Lpar(_Section):
     """`[[lpar]]`: a client partition."""
 
     name: Name
+    """No other partition may have it."""
     memory: Size = Size(256 << 20)
+    """From 8M; a multiple of 4096 bytes. Reserved, used only as far as its disks need it."""
     disk: list[Disk] = []
+    """`[[lpar.disk]]` below the `[[lpar]]` that it belongs to."""
 
 
 class SystemFile(_Section):
     """A system file as it is written."""
 
     vios: list[Vios]
+    """`[[vios]]`: at least one."""
     lpar: list[Lpar] = []
+    """`[[lpar]]`: any number."""
     system: SystemSection = msgspec.field(default_factory=SystemSection)
+    """`[system]`: not needed."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -155,6 +170,8 @@ class Config:
     lpar: list[Lpar]
     file: str = "(declared in Python)"
     """Where it was read from, for messages."""
+    path: str | None = None
+    """The same as an absolute path, if it was read from a file."""
 
     def devices(self) -> Iterator[tuple[str, Lpar, DeviceType, AdapterSection]]:
         """Every device of the table of types, with its path in the file, its client and its row."""
@@ -183,11 +200,12 @@ def load(file: str | os.PathLike[str]) -> Config:
     except OSError as error:
         raise ConfigError(shown, [f"cannot be read ({error.strerror})"]) from error
     try:
-        text = data.decode()
+        text = data.decode("utf-8-sig")  # some editors begin a file with a mark
     except UnicodeDecodeError as error:
         line = data.count(b"\n", 0, error.start) + 1
         raise ConfigError(shown, [f"line {line}: not UTF-8, which TOML has to be"]) from error
-    return parse(text, shown, Path(file).absolute().parent)
+    path = Path(file).absolute()  # now: a system in the background leaves its folder
+    return dataclasses.replace(parse(text, shown, path.parent), path=str(path))
 
 
 def parse(text: str, file: str, folder: Path) -> Config:
@@ -197,7 +215,7 @@ def parse(text: str, file: str, folder: Path) -> Config:
     """
     try:
         raw = tomllib.loads(text)
-    except (tomllib.TOMLDecodeError, RecursionError) as error:
+    except (ValueError, RecursionError) as error:  # ValueError: also for an integer of thousands of digits
         reason = str(error) or "nested too deeply"
         place = re.fullmatch(r"(.*) \(at (line \d+, column \d+|end of document)\)", reason, re.DOTALL)
         told = f"{place[2]}: {_lower(place[1])}" if place else _lower(reason)
@@ -304,7 +322,7 @@ def _check(config: Config) -> Iterator[str]:
     slots: dict[tuple[str, int], str] = {}
     for where, lpar, disk in config.disks():
         if servers and disk.vios not in servers:
-            yield f'{where}.vios: "{disk.vios}" is not one of the VIO servers ({", ".join(sorted(servers))})'
+            yield f"{where}.vios: {_show(disk.vios)} is not one of the VIO servers ({', '.join(sorted(servers))})"
         yield from _check_options(where, disk)
         yield from _check_image(where, disk, images)
         if disk.nbd is not None:
@@ -466,15 +484,16 @@ def _explain(message: str, raw: dict[str, Any]) -> str:
     kind, value = _follow(path, raw)
     if match := re.fullmatch(r"Object missing required field `(\w+)`", what):
         section = f"{path}.{match[1]}" if path else match[1]
-        return f"{section}: it is missing; expected {_expected(*_field(kind, match[1]))}"
+        return f"{section}: it is missing; expected {_expected(_field(kind, match[1])[0], section)}"
     if match := re.fullmatch(r"Object contains unknown field `(.*)`", what, re.DOTALL):
         return _unknown_field(kind, path, match[1])
     if what.startswith("expected"):  # our own `Size.parse`
         return f"{path}: {what}, found {_show(value)}"
-    return f"{path}: expected {_expected(kind, path.rpartition('.')[2])}, found {_show(value)}"
+    return f"{path}: expected {_expected(kind, path)}, found {_show(value)}"
 
 
 def _unknown_field(kind: Any, path: str, name: str) -> str:
+    name = _shortened(name)
     known = [field.name for field in msgspec.structs.fields(kind)]
     close = difflib.get_close_matches(name, known, n=1)
     hint = f'did you mean "{close[0]}"?' if close else f"expected one of {', '.join(known)}"
@@ -508,8 +527,8 @@ def expected(kind: type[Struct], name: str) -> str:
     return _expected(*_field(kind, name))
 
 
-def _expected(kind: Any, name: str) -> str:
-    """What a field takes, in words."""
+def _expected(kind: Any, path: str) -> str:
+    """What the field at a path takes, in words."""
     if typing.get_origin(kind) is Annotated:
         base, meta = typing.get_args(kind)
         if meta.pattern == _NAME:
@@ -522,7 +541,8 @@ def _expected(kind: Any, name: str) -> str:
     if kind is Size:
         return 'a size such as "256M" or a number of bytes'
     if typing.get_origin(kind) is list:
-        return f"an array of tables, [[{name}]]"
+        section = re.sub(r"\[\d+\]", "", path)
+        return f"an array of tables, [[{section}]]"
     if isinstance(kind, type) and issubclass(kind, Struct):
         return "a table"
     return _WORDS[kind.__name__]
@@ -532,13 +552,24 @@ def _show(value: object) -> str:
     if isinstance(value, bool):
         return "true" if value else "false"
     if isinstance(value, str):
-        return f'"{value}"' if len(value) < 60 else f'"{value[:57]}..."'
+        return f'"{_shortened(value)}"'
     if isinstance(value, Mapping):
         return "a table"
     if isinstance(value, list):
         return "an array"
-    text = str(value)
+    if isinstance(value, int) and value.bit_length() > 4000:
+        return "a number of more than a thousand digits"  # Python writes none of those
+    return _shortened(str(value))
+
+
+def _shortened(text: str) -> str:
     return text if len(text) < 60 else f"{text[:57]}..."
+
+
+def _one_line(text: str) -> str:
+    """Text of the user's as a part of one line: control characters escaped, what nobody reads cut out."""
+    text = re.sub(r"[\x00-\x1f\x7f-\x9f\u2028\u2029]", lambda match: match[0].encode("unicode_escape").decode(), text)
+    return re.sub(r"\S{300,}", lambda match: f"{match[0][:150]}...{match[0][-100:]}", text)
 
 
 def _lower(sentence: str) -> str:

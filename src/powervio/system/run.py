@@ -18,7 +18,7 @@ from powervio.system.operator import operate
 from powervio.system.rundir import RunName
 from powervio.system.system import System
 
-SIGNALS = (signal.SIGINT, signal.SIGTERM)
+SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
 
 async def run(
@@ -27,8 +27,12 @@ async def run(
     *,
     on_ready: Callable[[System], None] = lambda system: None,
     on_stopping: Callable[[], None] = lambda: None,
+    starter: int | None = None,
 ) -> None:
-    """Run a system until SIGINT, SIGTERM or the request `down`; a second signal ends the process at once.
+    """Run a system until SIGINT, SIGTERM, SIGHUP or the request `down`; a second signal ends the process at once.
+
+    Signals that the caller blocks are let in here, and blocked again at the end: so none is lost in between.
+    `starter` is the writing end of a pipe: when nobody reads it any more before the system is ready, it stops.
 
     Returns when it ended well, also while it was starting. Raises `LocalError` when it could not be started, or when
     something was wrong at its end; nothing of it is left then either.
@@ -52,7 +56,11 @@ async def run(
         return {}
 
     for number in SIGNALS:
-        loop.add_signal_handler(number, signalled)
+        if number != signal.SIGHUP or signal.getsignal(number) != signal.SIG_IGN:  # nohup has it ignored
+            loop.add_signal_handler(number, signalled)
+    mask = signal.pthread_sigmask(signal.SIG_UNBLOCK, SIGNALS)
+    if starter is not None:
+        loop.add_reader(starter, stop.set)  # a pipe without a reader is an event, and there is no other here
 
     async def console(arguments: dict[str, Any]) -> tuple[dict[str, Any], TakeOver]:
         """`client`, and `port` by name or number: the connection becomes the operator's terminal (`operator`)."""
@@ -72,6 +80,8 @@ async def run(
         await control.start()
         try:
             if await _started(system, stop):
+                if starter is not None:
+                    loop.remove_reader(starter)
                 on_ready(system)
                 await stop.wait()
             on_stopping()
@@ -85,8 +95,7 @@ async def run(
         finished.set_result(None)
     finally:
         await control.close()
-        for number in SIGNALS:
-            loop.remove_signal_handler(number)
+        signal.pthread_sigmask(signal.SIG_SETMASK, mask)  # the handlers go with the loop
 
 
 async def _started(system: System, stop: asyncio.Event) -> bool:

@@ -24,11 +24,12 @@ class NameInUse(LocalError):
 def run_folder() -> Path:
     """`$XDG_RUNTIME_DIR/powervio`, else `/run/powervio` (root) or `/tmp/powervio-UID`.
 
+    XDG_RUNTIME_DIR counts only if it is an absolute path: the XDG specification has others ignored.
     It is made if it is not there, with access for its owner alone. Raises `LocalError` when somebody else could write
     there: control sockets take commands from whoever reaches them.
     """
     base = os.environ.get("XDG_RUNTIME_DIR")
-    if base:
+    if base and os.path.isabs(base):
         folder = Path(base, "powervio")
     elif os.getuid() == 0:
         folder = Path("/run/powervio")
@@ -38,10 +39,13 @@ def run_folder() -> Path:
         folder.mkdir(mode=0o700, exist_ok=True)
         status = folder.lstat()
     except OSError as error:
-        where = " (from XDG_RUNTIME_DIR)" if base else ""
+        where = " (from XDG_RUNTIME_DIR)" if base and os.path.isabs(base) else ""
         raise LocalError(f"the folder {folder}{where} for control sockets: {error.strerror}") from error
     if not stat.S_ISDIR(status.st_mode) or status.st_uid != os.getuid() or status.st_mode & 0o022:
-        raise LocalError(f"{folder} must be a folder that is yours and that only you can write to")
+        raise LocalError(
+            f"{folder} must be a folder that is yours and that only you can write to"
+            " (XDG_RUNTIME_DIR names another place for it)"
+        )
     return folder
 
 
@@ -64,9 +68,14 @@ class RunName:
                 f'a system named "{name}" is running ({owner}): end it with `powervio down {name}`, or give this one'
                 " another name, [system] name"
             )
-        os.truncate(self._fd, 0)
-        os.write(self._fd, f"process {os.getpid()}\n".encode())
-        self.socket.unlink(missing_ok=True)
+        try:
+            os.truncate(self._fd, 0)
+            os.write(self._fd, f"process {os.getpid()}\n".encode())
+            self.socket.unlink(missing_ok=True)
+        except OSError as error:
+            self._lock.unlink(missing_ok=True)
+            os.close(self._fd)
+            raise LocalError(f"{self._lock}: {error.strerror}") from error
 
     def release(self) -> None:
         """Let the name go; the socket goes first."""

@@ -1,7 +1,7 @@
 """A managed system in this process: built from its declaration, started, looked at, stopped.
 
 The client partitions run in the event loop, because who uses their disks (NBD) is there too. A VIO server partition
-runs in the same loop, or in a thread of its own when its declaration says so.
+runs in a thread of its own, or in the same loop when its declaration says `thread = false`.
 
 What is begun is undone in the opposite order, on `stop` and when `start` fails half-way: the sockets close first,
 what is in a disk's cache is flushed, then the clients end, then the servers, and the images are closed when nothing
@@ -11,6 +11,7 @@ can touch them any more. An undoing that fails is told at the end and keeps noth
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import dataclasses
 import logging
 import os
@@ -29,7 +30,7 @@ from powervio.phyp.hypervisor import Hypervisor
 from powervio.phyp.partition import Partition
 from powervio.phyp.vterm import Vty, VtyServer
 from powervio.storage.image import Image, open_image
-from powervio.system.config import Config, Disk, Lpar
+from powervio.system.config import Config, Disk, Lpar, show_size
 from powervio.system.hotplug import HotPlug
 from powervio.system.operator import OperatorPort
 from powervio.system.plan import make_device_pair, make_pair, make_partition, tree_of_running
@@ -86,6 +87,8 @@ class System:
 
     def __init__(self, config: Config) -> None:
         self.config = config
+        self.notes: list[str] = []
+        """What whoever started it should know."""
         self.hypervisor = Hypervisor()
         self.disks: list[ServedDisk] = []
         self.devices: list[ServedDevice | ServedVterm] = []
@@ -95,6 +98,7 @@ class System:
         self.plug = HotPlug(self)
         self._undo = AsyncExitStack()
         self._problems: list[str] = []
+        self._has_started = False
         self._since = time.monotonic()
 
     async def start(self) -> None:
@@ -154,6 +158,7 @@ class System:
                 self._later(f"what uses {device.where}", attachment.close)
         self._later("disks that come and go", self.plug.close)
         self.plug.open()
+        self._has_started = True
 
     def _make_partition(self, name: str, memory: int, *, engine: bool = False) -> None:
         partition = make_partition(self.hypervisor, name, memory, engine=engine)
@@ -165,10 +170,14 @@ class System:
     async def make_disk(self, where: str, lpar: Lpar, declared: Disk) -> ServedDisk:
         """Both ends of a disk, not started yet. Raises `LocalError`, and leaves nothing then."""
         async with AsyncExitStack() as undo:
+            size_to_make = _size_to_make(declared)
             image = open_image(
-                declared.image, read_only=declared.readonly, direct=declared.direct, create_size=_size_to_make(declared)
+                declared.image, read_only=declared.readonly, direct=declared.direct, create_size=size_to_make
             )
+            if size_to_make is not None:
+                undo.callback(os.unlink, declared.image)
             undo.callback(image.close)
+            self._look_at_size(where, declared, image.size, made=size_to_make is not None)
             block_size = declared.block_size or image.block_size
             if image.size % block_size:
                 raise LocalError(
@@ -223,6 +232,21 @@ class System:
             # Elsewhere than in the loop: a thread that waits for a slow disk must not keep everything else waiting.
             return cast(T, await asyncio.to_thread(kernel.call, function, STOP_LIMIT))
         return function()
+
+    def _look_at_size(self, where: str, declared: Disk, size: int, *, made: bool) -> None:
+        """An image that was made goes again if the system does not start; of one that was there, tell another size."""
+        if made and not self._has_started:
+            self._later(f"removing {declared.image}", self._remove_unless_started, declared.image)
+        elif not made and declared.size is not None and size != declared.size:
+            self.notes.append(
+                f"{where}.size: {declared.image} exists and keeps its {show_size(size)};"
+                f" size = {show_size(declared.size)} would only make it"
+            )
+
+    def _remove_unless_started(self, path: str) -> None:
+        if not self._has_started:
+            with contextlib.suppress(FileNotFoundError):
+                os.unlink(path)
 
     def _run_server(self, name: str, *, thread: bool) -> None:
         kernel = self._kernels[name]
@@ -379,7 +403,7 @@ class System:
         return {
             "system": {
                 "name": self.config.name,
-                "file": os.path.abspath(self.config.file),
+                "file": self.config.path,
                 "pid": os.getpid(),
                 "seconds": round(time.monotonic() - self._since, 3),
             },
