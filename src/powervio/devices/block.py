@@ -10,13 +10,15 @@ of the header, one move of the data, one write of the status.
 
 from __future__ import annotations
 
+import errno
 from dataclasses import dataclass, field
 
+from powervio.devices.throttle import Limits, Throttle, Waiting
 from powervio.errors import LocalError, RemoteError
 from powervio.memory.abstract import Backing, Payload
 from powervio.virtio import block as blk
-from powervio.virtio.device import Device, DeviceSession
-from powervio.virtio.queue import ByteOrder, Request
+from powervio.virtio.device import Cancellable, Device, DeviceSession
+from powervio.virtio.queue import ByteOrder, DeviceQueue, Request
 
 _SECTOR = 512
 _ID_BYTES = 20
@@ -55,8 +57,12 @@ class BlockOptions:
     """Largest discard in sectors of 512 bytes."""
     max_write_zeroes_sectors: int = 1 << 17
     """Largest write of zeroes in sectors of 512 bytes; where the host has no fast way it takes as long as a write."""
+    max_secure_erase_sectors: int = 1 << 17
+    """Largest secure erase in sectors of 512 bytes."""
     max_segments: int = 16
-    """Most ranges in one discard or write of zeroes."""
+    """Most ranges in one discard, write of zeroes or secure erase."""
+    limits: Limits | None = None
+    """How much the driver may do; what is over waits."""
 
 
 @dataclass(slots=True)
@@ -70,8 +76,13 @@ class BlockCounters:
     flushes: int = 0
     discards: int = 0
     write_zeroes: int = 0
+    secure_erases: int = 0
     bytes_read: int = 0
     bytes_written: int = 0
+    throttled: int = 0
+    """Requests that had to wait because of the limits."""
+    throttled_seconds: float = 0.0
+    """Their waiting times together."""
     errors: dict[str, int] = field(default_factory=dict)
     """Failed requests by kind: `malformed`, `range`, `read-only`, `unsupported`, `backing`, `memory`, `no status`."""
 
@@ -94,11 +105,15 @@ class BlockDevice(Device):
         self.queue_size = options.queue_size
         self._serial = _check_options(options, self.block_size)
         self._discard = not self.read_only and (backing.can_discard if options.discard is None else options.discard)
+        self._secure_erase = not self.read_only and backing.can_secure_erase
         self._capacity = backing.size // _SECTOR * _SECTOR
         self._writeback = options.writeback
         self._header = blk.REQUEST_HEADER["little"]
         self._segment = blk.SEGMENT["little"]
         self._negotiated = 0
+        self._throttle = None if options.limits is None else Throttle(options.limits)
+        self._throttle_timer: Cancellable | None = None
+        self._hurried = False
 
     # What the driver sees
 
@@ -117,10 +132,12 @@ class BlockDevice(Device):
             return bits | blk.F_RO
         if self._discard:
             bits |= blk.F_DISCARD
+        if self._secure_erase:
+            bits |= blk.F_SECURE_ERASE
         return bits | blk.F_WRITE_ZEROES
 
     def config(self, byteorder: ByteOrder) -> bytes:
-        """The config space (virtio 1.4, 5.2.4), all fields up to those of WRITE_ZEROES."""
+        """The config space (virtio 1.4, 5.2.4), all fields up to those of WRITE_ZEROES, or of SECURE_ERASE."""
         options = self.options
         physical = max(options.physical_block_size, self.block_size)
         changes = not self.read_only
@@ -142,8 +159,12 @@ class BlockDevice(Device):
                 max_write_zeroes_sectors=options.max_write_zeroes_sectors if changes else 0,
                 max_write_zeroes_seg=options.max_segments if changes else 0,
                 write_zeroes_may_unmap=int(changes and self.backing.can_discard),
+                max_secure_erase_sectors=options.max_secure_erase_sectors if self._secure_erase else 0,
+                max_secure_erase_seg=options.max_segments if self._secure_erase else 0,
+                secure_erase_sector_alignment=self.backing.block_size // _SECTOR if self._secure_erase else 0,
             ),
             byteorder,
+            blk.USUAL_FIELDS | (blk.F_SECURE_ERASE if self._secure_erase else 0),
         )
 
     def write_config(self, offset: int, data: bytes, byteorder: ByteOrder) -> None:
@@ -161,6 +182,8 @@ class BlockDevice(Device):
 
     def start(self, session: DeviceSession) -> None:
         """Without FLUSH the driver cannot ask for stability, so every write is stable when it completes (5.2.6.2)."""
+        if self._throttle is not None and self.timers is None:
+            raise LocalError("a disk with limits needs a transport that has timers")
         super().start(session)
         self._negotiated = session.features
         if not session.features & blk.F_FLUSH:
@@ -169,8 +192,12 @@ class BlockDevice(Device):
         self._segment = blk.SEGMENT[session.byteorder]
 
     def reset(self) -> None:
-        """Back to the cache mode that the device starts with."""
+        """Back to the cache mode that the device starts with. What waits because of a limit is the driver's again."""
         super().reset()
+        if self._throttle is not None:
+            self._throttle.clear()
+            self._stop_timer()
+            self._hurried = False
         self._negotiated = 0
         self._writeback = self.options.writeback
 
@@ -215,8 +242,19 @@ class BlockDevice(Device):
 
     # Requests
 
+    def process(self, queue: DeviceQueue) -> None:
+        """Serve what is available; with limits, what may be served now."""
+        if self._throttle is None:
+            super().process(queue)
+        else:
+            self._process_limited(queue, self._throttle)
+
     def handle(self, request: Request) -> None:
         """Serve one request (virtio 1.4, 5.2.6)."""
+        self._handle(request, b"")
+
+    def _handle(self, request: Request, header: bytes | None) -> None:
+        """`header` is what was read of it already: nothing yet, 16 bytes, or None when they cannot be read."""
         readable, writable = request.readable, request.writable
         self.requests += 1
         room = writable.length - 1
@@ -225,7 +263,10 @@ class BlockDevice(Device):
             request.complete(0)
             return
         try:
-            filled = self._serve(readable, writable, room)
+            if header is None:
+                filled = self._failed("memory", blk.S_IOERR)
+            else:
+                filled = self._serve(readable, writable, room, header)
         except OSError:
             filled = self._failed("backing", blk.S_IOERR)
         except RemoteError:
@@ -243,13 +284,13 @@ class BlockDevice(Device):
         # left out (2.7.8.2: a driver may rely on all of it).
         request.complete(filled + 1 if filled == room else filled)
 
-    def _serve(self, readable: Payload, writable: Payload, room: int) -> int:
+    def _serve(self, readable: Payload, writable: Payload, room: int, header: bytes) -> int:
         """Do it; returns the bytes of data written to the driver, or the status of a failure, negative."""
         counters = self.counters
         length = readable.length - 16
         if length < 0:
             return self._failed("malformed", blk.S_IOERR)
-        kind, _, sector = self._header.unpack(readable.read(0, 16))
+        kind, _, sector = self._header.unpack(header or readable.read(0, 16))
         position = sector * _SECTOR
         if kind == blk.T_IN:
             if room % _SECTOR or position + room > self._capacity:
@@ -276,41 +317,120 @@ class BlockDevice(Device):
             counters.flushes += 1
             return 0
         if kind == blk.T_DISCARD and self._negotiated & blk.F_DISCARD:
-            return self._change_ranges(readable, length, zeroes=False)
+            return self._change_ranges(readable, length, kind)
         if kind == blk.T_WRITE_ZEROES and self._negotiated & blk.F_WRITE_ZEROES:
-            return self._change_ranges(readable, length, zeroes=True)
+            return self._change_ranges(readable, length, kind)
+        if kind == blk.T_SECURE_ERASE and self._negotiated & blk.F_SECURE_ERASE:
+            return self._change_ranges(readable, length, kind)
         if kind == blk.T_GET_ID:
             answer = self._serial[:room]
             writable.write(0, answer)
             return len(answer)
         return self._failed("unsupported", blk.S_UNSUPP)
 
-    def _change_ranges(self, readable: Payload, length: int, *, zeroes: bool) -> int:
-        """DISCARD and WRITE_ZEROES: all ranges are checked before the first is touched."""
-        options, size = self.options, self._segment.size
+    def _change_ranges(self, readable: Payload, length: int, kind: int) -> int:
+        """DISCARD, WRITE_ZEROES and SECURE_ERASE: all ranges are checked before the first is touched."""
+        options, size, counters = self.options, self._segment.size, self.counters
         if self.read_only:
             return self._failed("read-only", blk.S_IOERR)
         if length == 0 or length % size or length > options.max_segments * size:
             return self._failed("malformed", blk.S_IOERR)
-        allowed = blk.SEGMENT_UNMAP if zeroes else 0
-        limit = options.max_write_zeroes_sectors if zeroes else options.max_discard_sectors
+        allowed = blk.SEGMENT_UNMAP if kind == blk.T_WRITE_ZEROES else 0
+        limit = {
+            blk.T_DISCARD: options.max_discard_sectors,
+            blk.T_WRITE_ZEROES: options.max_write_zeroes_sectors,
+            blk.T_SECURE_ERASE: options.max_secure_erase_sectors,
+        }[kind]
         ranges = list(self._segment.iter_unpack(readable.read(16, length)))
         if any(flags & ~allowed for _, _, flags in ranges):
             return self._failed("unsupported", blk.S_UNSUPP)
         if any(count > limit or (sector + count) * _SECTOR > self._capacity for sector, count, _ in ranges):
             return self._failed("range", blk.S_IOERR)
         for sector, count, flags in ranges:
-            if zeroes:
-                self.backing.write_zeroes(sector * _SECTOR, count * _SECTOR, unmap=bool(flags & blk.SEGMENT_UNMAP))
-            else:
-                self.backing.discard(sector * _SECTOR, count * _SECTOR)
+            position, count = sector * _SECTOR, count * _SECTOR
+            if kind == blk.T_WRITE_ZEROES:
+                self.backing.write_zeroes(position, count, unmap=bool(flags & blk.SEGMENT_UNMAP))
+            elif kind == blk.T_DISCARD:
+                self.backing.discard(position, count)
+            elif count:
+                try:
+                    self.backing.secure_erase(position, count)
+                except OSError as error:
+                    if error.errno != errno.EOPNOTSUPP:
+                        raise
+                    return self._failed("unsupported", blk.S_UNSUPP)
         if not self._writeback:
             self.backing.flush()
-        if zeroes:
-            self.counters.write_zeroes += 1
+        if kind == blk.T_WRITE_ZEROES:
+            counters.write_zeroes += 1
+        elif kind == blk.T_DISCARD:
+            counters.discards += 1
         else:
-            self.counters.discards += 1
+            counters.secure_erases += 1
         return 0
+
+    # Limits
+
+    @property
+    def delayed(self) -> int:
+        """Requests that wait now because of the limits."""
+        return 0 if self._throttle is None else len(self._throttle)
+
+    def hurry(self) -> bool:
+        """What waits because of a limit is served at once, in debt: a client that suspends waits for all of it."""
+        self._hurried = bool(self.delayed)
+        return self._hurried
+
+    def _process_limited(self, queue: DeviceQueue, throttle: Throttle) -> None:
+        timers = self.timers
+        assert timers is not None  # `start` looked
+        now = timers.clock()
+        new: list[Waiting] = []
+        while (request := queue.pop()) is not None:
+            new.append(self._classify(queue, request, now))
+            throttle.add(new[-1])
+        touched: set[DeviceQueue] = set()
+        while isinstance(found := throttle.next(now, unlimited=self._hurried), Waiting):
+            self.counters.throttled_seconds += now - found.since
+            self._handle(found.request, found.header)
+            if found.queue is not queue:
+                touched.add(found.queue)
+        self._hurried = False
+        self.counters.throttled += sum(not waiting.served for waiting in new)
+        self._stop_timer()
+        if found is not None:
+            self._throttle_timer = timers.call_later(found, self._go_on)
+        for other in touched:
+            other.flush()
+
+    def _go_on(self) -> None:
+        """A request that waited may be served now."""
+        self._throttle_timer = None
+        if self._throttle and self.request_service is not None:
+            self.request_service(self._throttle.first())
+
+    def _stop_timer(self) -> None:
+        if self._throttle_timer is not None:
+            self._throttle_timer.cancel()
+            self._throttle_timer = None
+
+    def _classify(self, queue: DeviceQueue, request: Request, now: float) -> Waiting:
+        """What a request costs. Its header is read here and not again."""
+        header: bytes | None = b""
+        size, is_flush = 0, False
+        if request.readable.length >= 16:
+            try:
+                header = request.readable.read(0, 16)
+            except RemoteError:
+                header = None
+        if header:
+            kind = self._header.unpack(header)[0]
+            if kind == blk.T_IN:
+                size = max(0, request.writable.length - 1)
+            elif kind == blk.T_OUT:
+                size = request.readable.length - 16
+            is_flush = kind in (blk.T_FLUSH, blk.T_FLUSH_OUT)
+        return Waiting(queue, request, header, size, is_flush, now)
 
     def _failed(self, kind: str, status: int) -> int:
         self._count(kind)
@@ -340,6 +460,7 @@ def _check_options(options: BlockOptions, block_size: int) -> bytes:
     for name, value in (
         ("max_discard_sectors", options.max_discard_sectors),
         ("max_write_zeroes_sectors", options.max_write_zeroes_sectors),
+        ("max_secure_erase_sectors", options.max_secure_erase_sectors),
         ("max_segments", options.max_segments),
     ):
         if not 1 <= value <= 0xFFFF_FFFF:

@@ -275,6 +275,7 @@ class DirectLink:
         self.device_queues: list[DeviceQueue] = []
         self.driver_queues: list[DirectDriverQueue] = []
         device.on_config_change = driver.config_changed
+        device.request_service = self._service_requested
 
     def connect(self) -> None:
         """Begin a session: negotiate, make the rings, start both."""
@@ -317,6 +318,11 @@ class DirectLink:
 
     def _payload(self, segments: list[Segment]) -> Payload:
         return MappedPayload(self.memory, segments)
+
+    def _service_requested(self, index: int) -> None:
+        self._kicked.add(index)
+        if self._schedule is not None:
+            self._schedule(self.run)
 
     def kicked(self, index: int) -> None:
         """The driver's notification."""

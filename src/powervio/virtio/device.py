@@ -5,7 +5,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import ClassVar, Protocol
 
 from powervio.errors import LocalError
 from powervio.virtio.queue import ByteOrder, DeviceQueue, Request
@@ -21,6 +21,24 @@ class DeviceSession:
     """"little" or "big": of the device's structures in requests (legacy devices follow the guest)."""
     queues: Mapping[int, DeviceQueue]
     """By number; a queue that the driver resets and sets up again is another object from then on."""
+
+
+class Cancellable(Protocol):
+    """A call that is still to come."""
+
+    def cancel(self) -> None:
+        """Make it never happen; harmless when it did."""
+
+
+class Timers(Protocol):
+    """Time as a device has it from its transport: in its partition's thread, and a test's own clock in a test."""
+
+    @property
+    def clock(self) -> Callable[[], float]:
+        """Seconds that only grow."""
+
+    def call_later(self, delay: float, call: Callable[[], None]) -> Cancellable:
+        """Call after `delay` seconds."""
 
 
 class Device(ABC):
@@ -43,6 +61,11 @@ class Device(ABC):
         self.config_generation = 0
         self.on_config_change: Callable[[], None] | None = None
         """Set by the transport: called when the driver has to be told that config changed."""
+        self.timers: Timers | None = None
+        """Set by the transport."""
+        self.request_service: Callable[[int], None] | None = None
+        """Set by the transport: has `process` called for the queue of this number, as a kick does. Not to be called
+        from within `process`."""
 
     @property
     @abstractmethod
@@ -69,6 +92,11 @@ class Device(ABC):
         """The driver made buffers available. Raises `RemoteError` when the ring is broken."""
         while (request := queue.pop()) is not None:
             self.handle(request)
+
+    def hurry(self) -> bool:
+        """The transport wants the device to have nothing in hand soon: what it holds back by itself it holds back no
+        longer. Whether `process` should be called for that, for every queue."""
+        return False
 
     def handle(self, request: Request) -> None:
         """Serve one request and complete it, now or later. Must not raise for anything a driver can send."""

@@ -113,6 +113,8 @@ class VirtioCrq:
         self._window = RemoteWindow(kernel.port, node, self._dma)
         self._session: ServerSession | None = None
         device.on_config_change = self._config_changed
+        device.timers = kernel
+        device.request_service = self._service_requested
         self.crq = CrqEnd(
             kernel,
             node,
@@ -166,6 +168,10 @@ class VirtioCrq:
         return "negotiating" if session.status.status else "probed"
 
     def _serve(self) -> None:
+        self._service.serve()
+
+    def _service_requested(self, index: int) -> None:
+        self._service.kick(index, None)
         self._service.serve()
 
     def _lost(self) -> None:
@@ -543,6 +549,8 @@ class VirtioCrq:
             raise _Refused(Status.BAD_FEATURES, "SUSPEND without the feature negotiated")
         if not session.status.running:
             raise _Refused(Status.BAD_STATE, "SUSPEND of a device that is not running")
+        if self.device.hurry():
+            self._service.kick_all()
         self._service.serve()
         if not session.status.running:
             raise _Refused(Status.BAD_STATE, "a ring broke while the device was being suspended")
