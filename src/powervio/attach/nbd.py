@@ -8,6 +8,7 @@ MULTI_CONN.
 from __future__ import annotations
 
 import asyncio
+import dataclasses
 import logging
 import socket
 from functools import partial
@@ -47,7 +48,7 @@ class NbdServer(Generic[B]):
         """
         self.disk = disk
         self.path = Path(path)
-        self.export = _export_of(disk, name, description)
+        self.export = _export_of(disk, name, description)  # replaced by `resized`; connections keep theirs
         self._mode = mode
         self._max_clients = max_clients
         self._patience = patience
@@ -61,6 +62,11 @@ class NbdServer(Generic[B]):
     def clients(self) -> int:
         """How many clients are connected."""
         return len(self._connections)
+
+    def resized(self, size: int) -> None:
+        """The disk has another size now, in bytes; clients that connect from now on see it."""
+        self.disk.size = size
+        self.export = dataclasses.replace(self.export, size=size)
 
     async def start(self) -> None:
         """Listen. A socket file that nobody answers on any more is replaced.

@@ -30,6 +30,7 @@ COMMANDS = (
     Entry("up", "cli.up:up", "Start a system that is declared in a file."),
     Entry("ps", "cli.ps:ps", "List the adapters of a running system, and what they have done."),
     Entry("down", "cli.down:down", "Stop a running system."),
+    Entry("pool", "cli.pool:pool", "Make, resize, delete and list the logical volumes of storage pools."),
     Entry("bench", "cli.bench:bench", "Measure."),
     Entry("doctor", "cli.doctor:doctor", "Say what is here, and what each missing program would enable."),
 )

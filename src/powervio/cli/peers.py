@@ -50,7 +50,7 @@ PEERS = (
     Peer("fio", "fio", "data verification and throughput on attached disks", tests=True),
     Peer("qemu-img", "qemu-utils", "making and comparing images", tests=True),
     Peer("qemu-io", "qemu-utils", "single reads, writes and discards over NBD and vhost-user", tests=True),
-    Peer("qemu-storage-daemon", "qemu-system-common", "qcow2 and remote images behind a VIO server"),
+    Peer("qemu-storage-daemon", "qemu-system-common", "qcow2, vmdk and vhdx images behind a VIO server", tests=True),
     Peer("qemu-system-x86_64", "qemu-system-x86", "booting stock amd64 guests"),
     Peer("qemu-system-ppc64", "qemu-system-ppc", "booting stock ppc64le guests"),
     Peer("dtc", "device-tree-compiler", "reading the device trees that the hypervisor hands out"),

@@ -49,18 +49,36 @@ def show(report: dict[str, Any]) -> None:
             escape(f"{partner['partition']}/{partner['slot']}") if partner else "-",
             _count(adapter["requests"]),
             _count(calls),
-            _bytes(adapter["rdma_bytes"]),
+            show_bytes(adapter["rdma_bytes"]),
         )
     console.print(table)
     for adapter in clients:
         what = f"{adapter['partition']}/{adapter['slot']}: {adapter['image']}"
         if adapter["readonly"]:
             what += " (readonly)"
+        if adapter["format"] not in (None, "raw"):
+            what += f" ({adapter['format']})"
+        partner = adapter["partner"]
+        server = servers.get((partner["partition"], partner["slot"])) if partner else None
         console.print(what, markup=False, soft_wrap=True)
+        if server and server["limits"]:
+            console.print(f"    {_limits(server)}", markup=False, soft_wrap=True)
         if adapter["nbd"]:
             console.print(f"    nbd+unix:///?socket={adapter['nbd']}", markup=False, soft_wrap=True)
         if adapter["failure"] and adapter["state"] != "running":
             console.print(f"    {adapter['failure']}", markup=False, soft_wrap=True)
+
+
+def _limits(server: dict[str, Any]) -> str:
+    limits, counters = server["limits"], server["counters"]
+    said = []
+    if limits["bytes_per_second"]:
+        said.append(f"{show_bytes(limits['bytes_per_second'])}/s")
+    if limits["requests_per_second"]:
+        said.append(f"{limits['requests_per_second']} requests/s")
+    return (
+        f"limited to {', '.join(said)}: {_count(counters['throttled'])} requests waited, {server['delayed']} wait now"
+    )
 
 
 def _duration(seconds: float) -> str:
@@ -79,7 +97,8 @@ def _count(number: int) -> str:
     return str(number)
 
 
-def _bytes(number: int) -> str:
+def show_bytes(number: int) -> str:
+    """A number of bytes for people."""
     size = float(number)
     for unit in ("B", "KiB", "MiB", "GiB"):
         if size < 1024:

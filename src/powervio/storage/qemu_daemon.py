@@ -11,6 +11,7 @@ free not before the daemon's last I/O has ended. Files that an image refers to (
 
 from __future__ import annotations
 
+import itertools
 import json
 import logging
 import os
@@ -24,7 +25,6 @@ import threading
 import time
 from collections import deque
 from contextlib import suppress
-from pathlib import Path
 
 from powervio.errors import LocalError
 from powervio.storage import hostfile
@@ -42,6 +42,8 @@ STOP_LIMIT = 5.0
 _PAUSES = (0.0, 0.1, 0.3, 1.0)
 """Seconds before each further start of a daemon that does not live for `_HEALTHY` seconds."""
 _HEALTHY = 5.0
+
+_numbers = itertools.count()
 
 # Runs in the child, between fork and exec, without this process' threads and locks: a program of its own.
 _DIE_WITH_PARENT = (
@@ -67,7 +69,7 @@ class QemuDaemon:
     ) -> None:
         """Lock the image, waiting up to `wait` seconds for a predecessor to end, and start a daemon for it.
 
-        `folder` is where the socket's own folder is made; the system's for temporary files if it is None.
+        `folder` is a private one for the socket; one is made if it is None.
         Raises `LocalError` with what the daemon said when it cannot serve the image, `ImageBusy` when it is in use.
         """
         self.image = image
@@ -88,11 +90,11 @@ class QemuDaemon:
         self._said: deque[str] = deque(maxlen=10)
         self._told: set[int] = set()  # processes that were asked to end
         try:
-            self._folder = Path(tempfile.mkdtemp(prefix="qemu-", dir=folder))
+            self._own_folder = None if folder is not None else tempfile.mkdtemp(prefix="powervio-")
         except OSError as error:
             os.close(self._fd)
             raise LocalError(f"image {image}: no folder for a socket ({error})") from error
-        self.socket = str(self._folder / "nbd.sock")
+        self.socket = os.path.join(folder or self._own_folder or "", f"{next(_numbers)}.sock")
         """Path of the Unix socket; the export's name is empty."""
         self._ended_once = threading.Event()
         self._thread = threading.Thread(target=self._look_after, name=f"{PROGRAM} of {image}", daemon=True)
@@ -127,7 +129,10 @@ class QemuDaemon:
         if self._fd >= 0:
             os.close(self._fd)
             self._fd = -1
-        shutil.rmtree(self._folder, ignore_errors=True)
+        with suppress(OSError):
+            os.unlink(self.socket)
+        if self._own_folder is not None:
+            shutil.rmtree(self._own_folder, ignore_errors=True)
 
     def _wait_until_served(self, deadline: float) -> None:
         while True:

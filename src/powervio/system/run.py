@@ -50,7 +50,7 @@ async def run(
 
     for number in SIGNALS:
         loop.add_signal_handler(number, signalled)
-    control = ControlServer(run_name.socket, {"ps": ps, "down": down})
+    control = ControlServer(run_name.socket, {"ps": ps, "down": down, "pool": system.pool})
     try:
         await control.start()
         try:

@@ -11,9 +11,11 @@ can touch them any more. An undoing that fails is told at the end and keeps noth
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import dataclasses
 import logging
 import os
+import shutil
 import time
 from collections.abc import Awaitable, Callable
 from contextlib import AsyncExitStack
@@ -22,13 +24,18 @@ from typing import Any
 from powervio.attach.block import BlockDisk
 from powervio.attach.nbd import NbdServer
 from powervio.devices.block import BlockDevice, BlockOptions
+from powervio.devices.throttle import Limits
 from powervio.drivers.block import BlockDriver
 from powervio.errors import LocalError
+from powervio.memory.abstract import Backing
 from powervio.phyp.adapter import VioAdapter
 from powervio.phyp.hypervisor import Hypervisor
 from powervio.phyp.partition import Partition
-from powervio.storage.image import Image, open_image
+from powervio.storage.image import Image
+from powervio.storage.open import is_uri, open_disk
+from powervio.system import volumes
 from powervio.system.config import Config, Disk, Lpar
+from powervio.system.rundir import private_folder
 from powervio.system.sizing import BUFFER_SIZE, buffers_of_each
 from powervio.transport.crq.client import ClientState, VirtioVio
 from powervio.transport.crq.server import VirtioCrq
@@ -40,6 +47,8 @@ CONNECT_LIMIT = 15.0
 """Seconds for a client to reach its VIO server and settle with it."""
 FLUSH_LIMIT = 30.0
 """Seconds for a disk's last flush."""
+RESIZE_LIMIT = 2.0
+"""Seconds for a client to learn of its disk's new size before its NBD server tells new clients of it."""
 STOP_LIMIT = 15.0
 """Seconds for a VIO server to end what it is doing with an image."""
 
@@ -51,7 +60,7 @@ class ServedDisk:
     where: str
     """Its path in the system file."""
     declared: Disk
-    image: Image
+    image: Backing
     server_adapter: VioAdapter
     client_adapter: VioAdapter
     device: BlockDevice
@@ -72,6 +81,7 @@ class System:
         self._partitions: dict[str, Partition] = {}
         self._undo = AsyncExitStack()
         self._problems: list[str] = []
+        self._private: str | None = None
         self._since = time.monotonic()
 
     async def start(self) -> None:
@@ -100,7 +110,8 @@ class System:
             self._make_partition(lpar.name, lpar.memory)
         for where, lpar, declared in self.config.disks():
             try:
-                self.disks.append(self._make_disk(where, lpar, declared))
+                image = await self._open(declared)
+                self.disks.append(self._make_disk(where, lpar, declared, image))
             except LocalError as error:
                 raise self._at(where, error) from error
         for vios in self.config.vios:
@@ -124,11 +135,39 @@ class System:
         self._kernels[name] = kernel
         self._later(f"the kernel of partition {name}", kernel.close)
 
-    def _make_disk(self, where: str, lpar: Lpar, declared: Disk) -> ServedDisk:
-        image = open_image(
-            declared.image, read_only=declared.readonly, direct=declared.direct, create_size=_size_to_make(declared)
+    async def _open(self, declared: Disk) -> Backing:
+        """Open a disk's image, elsewhere than in the loop: a predecessor may still have it, a server may be slow."""
+        folder = None
+        if declared.format not in (None, "raw"):
+            folder = self._folder()
+        opening = asyncio.ensure_future(
+            asyncio.to_thread(
+                open_disk,
+                declared.image,
+                image_format=declared.format,
+                read_only=declared.readonly,
+                direct=declared.direct,
+                create_size=_size_to_make(declared),
+                folder=folder,
+            )
         )
-        self._later(f"closing {declared.image}", image.close)
+        try:
+            image = await asyncio.shield(opening)
+        except asyncio.CancelledError:
+            with contextlib.suppress(LocalError):
+                (await opening).close()
+            raise
+        self._later(f"closing {declared.image}", asyncio.to_thread, image.close)
+        return image
+
+    def _folder(self) -> str:
+        """A private folder for sockets between this process and its helpers, made when it is first needed."""
+        if self._private is None:
+            self._private = private_folder()
+            self._later(f"removing {self._private}", shutil.rmtree, self._private, True)
+        return self._private
+
+    def _make_disk(self, where: str, lpar: Lpar, declared: Disk, image: Backing) -> ServedDisk:
         block_size = declared.block_size or image.block_size
         if image.size % block_size:
             raise LocalError(f"image {declared.image} has {image.size} bytes; expected whole blocks of {block_size}")
@@ -143,6 +182,7 @@ class System:
             block_size=declared.block_size,
             writeback=declared.write_cache,
             discard=declared.discard,
+            limits=_limits(declared),
         )
         device = BlockDevice(image, options)
         buffers = buffers_of_each(lpar.memory, lpar.disk)
@@ -238,11 +278,48 @@ class System:
         disk.nbd = server
         self._later(f"the NBD server at {path}", server.close)
 
+    async def resize_disk(self, disk: ServedDisk, size: int) -> None:
+        """Give a served raw image another size; its client is told by a change of its config.
+
+        Raises `LocalError`. Data that a smaller size cuts off are gone.
+        """
+        image, device = disk.image, disk.device
+        if not isinstance(image, Image):
+            raise LocalError(f"{disk.declared.image} is not a raw image; only those are resized here")
+
+        def resize() -> None:
+            if size < image.size:
+                device.resize(size)  # first nobody reaches what goes
+                image.resize(size)
+            else:
+                image.resize(size)
+                device.resize(size)
+
+        await self.call_server(disk, resize)
+        if disk.nbd is not None:
+            deadline = time.monotonic() + RESIZE_LIMIT
+            while disk.driver.capacity != size and disk.client.running and time.monotonic() < deadline:
+                await asyncio.sleep(0.005)
+            disk.nbd.resized(disk.driver.capacity)
+
+    async def call_server(self, disk: ServedDisk, function: Callable[[], None]) -> None:
+        """Call in the thread of the VIO server that serves this disk."""
+        name = disk.declared.vios
+        if next(vios.thread for vios in self.config.vios if vios.name == name):
+            await asyncio.to_thread(self._kernels[name].call, function, STOP_LIMIT)
+        else:
+            function()
+
+    async def pool(self, arguments: dict[str, Any]) -> dict[str, Any]:
+        """The control request `pool`: see `volumes`."""
+        return await volumes.answer(self, arguments)
+
     async def _flush(self, disk: ServedDisk) -> None:
         if disk.image.read_only:
             return
         if not disk.client.running:
-            disk.image.flush()  # the way of the client is broken; what it was told is done is with the image already
+            # the way of the client is broken; what it was told is done is with the image already
+            await asyncio.to_thread(disk.image.flush)
             return
         try:
             async with asyncio.timeout(FLUSH_LIMIT):
@@ -305,6 +382,7 @@ def _adapter_entry(disk: ServedDisk, adapter: VioAdapter) -> dict[str, Any]:
         "location_code": adapter.node.location_code,
         "partner": None if partner is None else {"partition": partner.partition.name, "slot": partner.slot},
         "image": disk.declared.image,
+        "format": None if is_uri(disk.declared.image) else disk.declared.format or "raw",
         "nbd": disk.declared.nbd,
         "readonly": disk.declared.readonly,
         **costs,
@@ -340,7 +418,17 @@ def _server_entry(disk: ServedDisk) -> dict[str, Any]:
         "requests": disk.device.requests,
         "rejected": disk.server.rejected,
         "counters": dataclasses.asdict(disk.device.counters),
+        "limits": None if disk.device.options.limits is None else dataclasses.asdict(disk.device.options.limits),
+        "delayed": disk.device.delayed,
     }
+
+
+def _limits(declared: Disk) -> Limits | None:
+    if declared.bytes_per_second is None and declared.requests_per_second is None:
+        return None
+    return Limits(
+        declared.bytes_per_second, declared.requests_per_second, declared.burst_bytes, declared.burst_requests
+    )
 
 
 def _size_to_make(declared: Disk) -> int | None:
