@@ -106,7 +106,7 @@ def open_disk(
     if is_uri(image):
         uri = parse_uri(image)
         return NbdBacking(uri.address, uri.export, read_only=read_only, name=image)
-    if create_size is None or os.path.exists(image):
+    if os.path.isfile(image):
         check_format(image, image_format)
     if image_format not in FORMATS:
         return open_image(image, read_only=read_only, direct=direct, create_size=create_size, wait=LOCK_WAIT)

@@ -417,7 +417,10 @@ def _server_entry(disk: ServedDisk) -> dict[str, Any]:
         "capacity": disk.image.size,
         "requests": disk.device.requests,
         "rejected": disk.server.rejected,
-        "counters": dataclasses.asdict(disk.device.counters),
+        "counters": {
+            **dataclasses.asdict(disk.device.counters),
+            "throttled_seconds": round(disk.device.counters.throttled_seconds, 3),
+        },
         "limits": None if disk.device.options.limits is None else dataclasses.asdict(disk.device.options.limits),
         "delayed": disk.device.delayed,
     }

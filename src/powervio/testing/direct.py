@@ -270,6 +270,7 @@ class DirectLink:
         """Used notifications the device sent."""
         self._schedule = schedule
         self._kicked: set[int] = set()
+        self._requested: set[int] = set()
         self._notified: set[int] = set()
         self._rings: list[MappedRing] = []
         self.device_queues: list[DeviceQueue] = []
@@ -308,6 +309,7 @@ class DirectLink:
             ring.release()
         self.device_queues, self.driver_queues, self._rings = [], [], []
         self._kicked.clear()
+        self._requested.clear()
         self._notified.clear()
 
     def close(self) -> None:
@@ -321,6 +323,7 @@ class DirectLink:
 
     def _service_requested(self, index: int) -> None:
         self._kicked.add(index)
+        self._requested.add(index)
         if self._schedule is not None:
             self._schedule(self.run)
 
@@ -341,7 +344,12 @@ class DirectLink:
     def run_device(self) -> None:
         """Let the device serve the queues that it was kicked for."""
         while self._kicked:
-            queue = self.device_queues[self._kicked.pop()]
+            index = self._kicked.pop()
+            queue = self.device_queues[index]
+            if index in self._requested:  # by the device itself, whether or not the driver has anything new
+                self._requested.discard(index)
+                queue.ring.refresh()
+                self.device.process(queue)
             while queue.ring.refresh() or queue.ring.enable_notifications():
                 self.device.process(queue)
             queue.flush()
