@@ -238,6 +238,21 @@ def test_name_that_is_none_is_refused(house: House, name: str) -> None:
     assert "lpar[0].disk[0].image" in house.refused("up", "p.toml")
 
 
+def test_the_example_is_true(house: House) -> None:
+    example = Path(__file__).parents[2] / "examples" / "storage.toml"
+    (house.folder / "storage.toml").write_text(example.read_text())
+    program("qemu-img", "create", "-q", "-f", "qcow2", str(house.folder / "root.qcow2"), "8G")
+    house.ok("pool", "create", "data/home", "20G", "-f", "storage.toml")
+    house.ok("up", "-d", "storage.toml")
+    house.ok("pool", "resize", "data/home", "30G")
+    listed = house.ok("pool", "list")
+    assert "home" in listed
+    assert "client1/3" in listed
+    assert program("nbdinfo", "--size", house.uri("client1-home")).strip() == str(30 << 30)
+    assert program("nbdinfo", "--size", house.uri("client1-root")).strip() == str(8 << 30)
+    house.ok("down")
+
+
 # -- limits
 
 
