@@ -80,8 +80,10 @@ def test_killed_daemon_is_replaced_within_two_seconds_under_load(house: House, i
         killed = time.monotonic()
         os.kill(daemon, signal.SIGKILL)
         wait_for(lambda gone=daemon: [pid for pid in daemons_of(process.pid) if pid != gone], 2)
-        wait_for(lambda before=done: house.client()["requests"] > before + 20, 4)
-        assert time.monotonic() - killed < 4
+        assert time.monotonic() - killed < 2.1
+        wait_for(lambda before=done: house.client()["requests"] > before + 20, 10)
+    server = next(adapter for adapter in house.ps()["adapters"] if adapter["role"] == "server")
+    assert server["reconnections"] >= 3
     output, _ = load.communicate(timeout=90)
     assert load.returncode == 0, output
     house.end(process)
@@ -196,6 +198,10 @@ POOL = '[[vios]]\nname = "vios1"\n[[pool]]\nname = "data"\npath = "pool"\n'
 DISK = '[[lpar]]\nname = "client1"\nmemory = "64M"\n[[lpar.disk]]\nvios = "vios1"\nimage = "{}"\nnbd = "p.sock"\n'
 
 
+def test_pools_need_a_system_or_its_file(house: House) -> None:
+    assert "--file names the system file" in house.refused("pool", "list")
+
+
 def declare_pool(house: House, image: str = "pool:data/root") -> None:
     (house.folder / "p.toml").write_text(POOL + DISK.format(image))
 
@@ -265,7 +271,7 @@ def test_limits_hold_and_are_visible_and_another_disk_does_not_feel_them(house: 
     began = time.monotonic()
     limited = subprocess.Popen(["qemu-io", "-f", "raw", *writes, house.uri()], stdout=subprocess.DEVNULL)
     program("qemu-io", "-f", "raw", *writes, house.uri("free"))
-    assert time.monotonic() - began < 1.2
+    assert limited.poll() is None  # the other is done, and this one is not
     assert limited.wait(30) == 0
     assert 1.5 < time.monotonic() - began < 8  # 16 MiB at 8 MiB/s
     began = time.monotonic()

@@ -10,7 +10,7 @@ import click
 from powervio.errors import LocalError
 from powervio.system import control
 from powervio.system.config import Size, load, show_size
-from powervio.system.rundir import is_running
+from powervio.system.rundir import is_running, running_names
 from powervio.system.volumes import answer_without
 
 TIMEOUT = 30.0
@@ -96,6 +96,8 @@ def delete(volume: str, system: str | None, file: str | None, *, as_json: bool) 
 
 def _ask(system: str | None, file: str | None, **arguments: Any) -> dict[str, Any]:
     if file is None:
+        if system is None and not running_names():
+            raise LocalError("no system is running; --file names the system file that declares the pools")
         return control.ask(control.choose(system), "pool", arguments, timeout=TIMEOUT)
     if system is not None:
         raise LocalError("--system is for a running system, --file for one that does not run: give one of them")

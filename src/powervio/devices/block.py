@@ -17,7 +17,7 @@ from powervio.devices.throttle import Limits, Throttle, Waiting
 from powervio.errors import LocalError, RemoteError
 from powervio.memory.abstract import Backing, Payload
 from powervio.virtio import block as blk
-from powervio.virtio.device import Cancellable, Device, DeviceSession
+from powervio.virtio.device import Cancellable, Device, DeviceSession, Timers
 from powervio.virtio.queue import ByteOrder, DeviceQueue, Request
 
 _SECTOR = 512
@@ -386,9 +386,16 @@ class BlockDevice(Device):
         assert timers is not None  # `start` looked
         now = timers.clock()
         new: list[Waiting] = []
-        while (request := queue.pop()) is not None:
-            new.append(self._classify(queue, request, now))
-            throttle.add(new[-1])
+        try:
+            while (request := queue.pop()) is not None:
+                new.append(self._classify(queue, request, now))
+                throttle.add(new[-1])
+        finally:  # also when the driver broke the ring: what waits needs its timer
+            self._serve_waiting(queue, throttle, timers, now)
+            self.counters.throttled += sum(not waiting.served for waiting in new)
+
+    def _serve_waiting(self, queue: DeviceQueue, throttle: Throttle, timers: Timers, now: float) -> None:
+        """Serve what may go now. What is completed in `queue` is told by who called, in others here."""
         touched: set[DeviceQueue] = set()
         while isinstance(found := throttle.next(now, unlimited=self._hurried), Waiting):
             self.counters.throttled_seconds += now - found.since
@@ -396,7 +403,6 @@ class BlockDevice(Device):
             if found.queue is not queue:
                 touched.add(found.queue)
         self._hurried = False
-        self.counters.throttled += sum(not waiting.served for waiting in new)
         self._stop_timer()
         if found is not None:
             self._throttle_timer = timers.call_later(found, self._go_on)

@@ -32,6 +32,7 @@ from powervio.phyp.adapter import VioAdapter
 from powervio.phyp.hypervisor import Hypervisor
 from powervio.phyp.partition import Partition
 from powervio.storage.image import Image
+from powervio.storage.nbd_backing import NbdBacking
 from powervio.storage.open import is_uri, open_disk
 from powervio.system import volumes
 from powervio.system.config import Config, Disk, Lpar
@@ -423,6 +424,7 @@ def _server_entry(disk: ServedDisk) -> dict[str, Any]:
         },
         "limits": None if disk.device.options.limits is None else dataclasses.asdict(disk.device.options.limits),
         "delayed": disk.device.delayed,
+        "reconnections": disk.image.reconnections if isinstance(disk.image, NbdBacking) else 0,
     }
 
 
