@@ -27,8 +27,8 @@ def read(path: Path, act: Callable[[Disk], object], *, threaded: bool = False) -
         act(rig.add_disk(image, BlockDriver()))
 
 
-def test_json_has_rates_and_costs_of_both_depths() -> None:
-    result = powervio("bench", "crq", "--json", "--seconds", "0.1", "--size", "1M")
+def test_json_has_rates_and_costs_of_both_depths(tmp_path: Path) -> None:
+    result = powervio("bench", "crq", "--json", "--seconds", "0.1", "--size", "1M", "--folder", str(tmp_path))
     assert result.returncode == 0, result.stderr
     values = json.loads(result.stdout)
     for depth in (1, 32):
@@ -40,7 +40,8 @@ def test_json_has_rates_and_costs_of_both_depths() -> None:
     assert values["hcalls_per_request_qd1_kept_mapped"]["total"] == 12.0
     assert values["hcalls_per_request_qd32"]["H_SEND_CRQ"] == 0.0625
     assert values["verified_reads"] > 0
-    assert not list(Path(values["image_folder"]).glob("powervio-bench-*"))
+    assert values["image_folder"] == str(tmp_path)
+    assert not list(tmp_path.iterdir())
 
 
 def test_screen_shows_every_call_and_fits_80_columns() -> None:

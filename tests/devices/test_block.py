@@ -493,8 +493,8 @@ def test_config_tells_what_the_options_say() -> None:
 
 def test_features_are_those_that_are_served() -> None:
     assert BlockDevice(MemoryBacking()).features == (
-        blk.F_SEG_MAX | blk.F_BLK_SIZE | blk.F_FLUSH | blk.F_TOPOLOGY | blk.F_CONFIG_WCE | blk.F_DISCARD
-        | blk.F_WRITE_ZEROES
+        blk.F_SIZE_MAX | blk.F_SEG_MAX | blk.F_BLK_SIZE | blk.F_FLUSH | blk.F_TOPOLOGY | blk.F_CONFIG_WCE
+        | blk.F_DISCARD | blk.F_WRITE_ZEROES
     )  # fmt: skip
     assert not BlockDevice(MemoryBacking(), BlockOptions(config_wce=False)).features & blk.F_CONFIG_WCE
     assert not BlockDevice(MemoryBacking(), BlockOptions(discard=False)).features & blk.F_DISCARD

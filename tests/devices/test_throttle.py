@@ -201,6 +201,8 @@ def test_queue_that_was_reset_is_not_touched_any_more() -> None:
     limited.run()
     assert limited.done == 1
     limited.link.device_queues[0].live = False
+    limited.device.queue_reset(0)
+    assert limited.device.delayed == 2
     limited.timers.advance(10, limited.link)
     assert limited.backing.calls.count("write") == 3
     assert limited.device.delayed == 0

@@ -41,20 +41,29 @@ STRUCTURED = nbd.pack_option(Option.STRUCTURED_REPLY)
 CONTEXT = nbd.pack_option(Option.SET_META_CONTEXT, nbd.MetaQuery("disk", (nbd.BASE_ALLOCATION,)).pack())
 
 
-def feed(machine: ServerConnection, data: bytes, step: int = 1 << 20, piece: int = 1 << 20) -> list[Event | bytes]:
-    """Everything that comes of these bytes: events, and the payloads of writes as bytes, taken in pieces."""
+def feed(
+    machine: ServerConnection,
+    data: bytes,
+    step: int = 1 << 20,
+    piece: int = 1 << 20,
+    supplied: list[bytearray] | None = None,
+) -> list[Event | bytes]:
+    """Everything that comes of these bytes: events, and the payloads of writes as bytes, taken in pieces.
+
+    `supplied` remembers, from one call to the next, the memory that a piece is being received into.
+    """
     seen: list[Event | bytes] = []
-    memory = bytearray()
+    supplied = [bytearray()] if supplied is None else supplied
     rest = memoryview(data)
     while True:
         while (event := machine.next_event()) is not None:
             if isinstance(event, PieceReceived):
-                seen.append(bytes(memory))
+                seen.append(bytes(supplied[0]))
             else:
                 seen.append(event)
             if machine.state is State.PAYLOAD:
-                memory = bytearray(min(piece, machine.payload_left))
-                machine.supply(memoryview(memory))
+                supplied[0] = bytearray(min(piece, machine.payload_left))
+                machine.supply(memoryview(supplied[0]))
         if not rest:
             return seen
         where = machine.buffer()
@@ -502,9 +511,10 @@ conversations = st.builds(
 def outcome(data: bytes, step: int, piece: int) -> tuple[list[Event | bytes], str]:
     machine = ServerConnection((DISK, READ_ONLY))
     seen: list[Event | bytes] = []
+    supplied = [bytearray()]
     try:
         for at in range(0, len(data), step):
-            seen += feed(machine, data[at : at + step], piece=piece)
+            seen += feed(machine, data[at : at + step], piece=piece, supplied=supplied)
     except RemoteError as error:
         return seen, f"{error.verdict.value}: {error}"
     return seen, ""

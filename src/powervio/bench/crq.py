@@ -134,15 +134,17 @@ def measure(
     seconds: float,
     revision: int = 1,
     progress: Callable[[str, float], None] | None = None,
+    folder: Path | None = None,
 ) -> Result:
-    """Measure for about `seconds` seconds for each row, on an image of `size` bytes.
+    """Measure for about `seconds` seconds for each row, on an image of `size` bytes made in `folder`.
 
     `progress` is told what is done now and how much of all is done, from 0 to 1. Raises `LocalError`.
     """
     tell = progress or (lambda what, part: None)
     try:
-        with tempfile.TemporaryDirectory(prefix="powervio-bench-", dir=default_folder()) as folder:
-            return _measure(Path(folder), size, seconds, revision, tell)
+        place = folder or default_folder()
+        with tempfile.TemporaryDirectory(prefix="powervio-bench-", dir=place) as own:
+            return _measure(Path(own), size, seconds, revision, tell)
     except OSError as error:
         raise LocalError(f"the benchmark failed: {error}") from error
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 import sys
+from pathlib import Path
 
 import click
 
@@ -39,7 +40,12 @@ def bench() -> None:
     "--size", callback=_size, default="64M", metavar="BYTES", show_default=True, help="Of the image that is read."
 )
 @click.option("--revision", type=click.IntRange(0, 1), default=1, show_default=True, help="Of the protocol.")
-def crq(as_json: bool, seconds: float, size: int, revision: int) -> None:
+@click.option(
+    "--folder",
+    type=click.Path(exists=True, file_okay=False, writable=True, path_type=Path),
+    help="Where the image is made. [default: /dev/shm, else the temporary folder]",
+)
+def crq(as_json: bool, seconds: float, size: int, revision: int, folder: Path | None) -> None:
     """Random reads of 4 KiB through virtio over CRQ, by the Python block driver.
 
     Rates at depth 1 and 32, by the batch interface and by await of each read, with both partitions in one thread and
@@ -58,7 +64,11 @@ def crq(as_json: bool, seconds: float, size: int, revision: int) -> None:
     ) as progress:
         task = progress.add_task("starting", total=1.0)
         result = measure(
-            size, seconds, revision, lambda what, part: progress.update(task, description=what, completed=part)
+            size,
+            seconds,
+            revision,
+            lambda what, part: progress.update(task, description=what, completed=part),
+            folder,
         )
     if as_json:
         click.echo(json.dumps(result.as_json(), indent=2))

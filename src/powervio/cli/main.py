@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import os
+import signal
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -80,9 +81,15 @@ def cli(options: Options, debug: bool) -> None:
     options.debug = debug
 
 
+def _terminated(number: int, frame: object) -> None:
+    raise SystemExit(128 + number)
+
+
 def main(arguments: Sequence[str] | None = None) -> None:
-    """Run the command; ends the process. Exit status: 0 done, 1 failed, 2 wrong usage, 130 interrupted."""
+    """Run the command and end the process: 0 done, 1 failed, 2 wrong usage, 130 interrupted, 143 terminated."""
     options = Options()
+    # temporary files and partitions go as they do after Ctrl-C; `up` has its own way to end
+    signal.signal(signal.SIGTERM, _terminated)
     try:
         status = cli.main(arguments, prog_name="powervio", standalone_mode=False, obj=options)
         sys.exit(status if isinstance(status, int) else 0)

@@ -17,7 +17,7 @@ from powervio.devices.throttle import Limits, Throttle, Waiting
 from powervio.errors import LocalError, RemoteError
 from powervio.memory.abstract import Backing, Payload
 from powervio.virtio import block as blk
-from powervio.virtio.device import Cancellable, Device, DeviceSession, Timers
+from powervio.virtio.device import Cancellable, Device, DeviceSession
 from powervio.virtio.queue import ByteOrder, DeviceQueue, Request
 
 _SECTOR = 512
@@ -47,8 +47,11 @@ class BlockOptions:
     """Whether the device starts with a volatile write cache; without, each write is flushed before it completes."""
     config_wce: bool = True
     """Whether the driver may switch the cache (CONFIG_WCE)."""
-    size_max: int | None = None
-    """Largest data segment in bytes; None offers no limit."""
+    size_max: int = 512 << 10
+    """Largest data segment in bytes."""
+    max_request: int = 64 << 20
+    """Largest request in bytes. More than `size_max` times `seg_max`, so that it is met only by a driver that ignores
+    them: one request must not hold up the other disks of a VIO server for long."""
     seg_max: int | None = None
     """Most data segments of a request; None is what a queue holds beside header and status."""
     discard: bool | None = None
@@ -113,7 +116,6 @@ class BlockDevice(Device):
         self._negotiated = 0
         self._throttle = None if options.limits is None else Throttle(options.limits)
         self._throttle_timer: Cancellable | None = None
-        self._hurried = False
 
     # What the driver sees
 
@@ -121,11 +123,9 @@ class BlockDevice(Device):
     def features(self) -> int:
         """Device-type bits (virtio 1.4, 5.2.3); nothing is offered that `handle` does not do."""
         options = self.options
-        bits = blk.F_SEG_MAX | blk.F_BLK_SIZE | blk.F_FLUSH | blk.F_TOPOLOGY
+        bits = blk.F_SIZE_MAX | blk.F_SEG_MAX | blk.F_BLK_SIZE | blk.F_FLUSH | blk.F_TOPOLOGY
         if options.config_wce:
             bits |= blk.F_CONFIG_WCE
-        if options.size_max is not None:
-            bits |= blk.F_SIZE_MAX
         if options.queues > 1:
             bits |= blk.F_MQ
         if self.read_only:
@@ -144,7 +144,7 @@ class BlockDevice(Device):
         return blk.pack_config(
             blk.BlockConfig(
                 capacity=self._capacity // _SECTOR,
-                size_max=options.size_max or 0,
+                size_max=options.size_max,
                 seg_max=options.seg_max or options.queue_size - 2,
                 blk_size=self.block_size,
                 physical_block_exp=(physical // self.block_size).bit_length() - 1,
@@ -197,8 +197,7 @@ class BlockDevice(Device):
         if self._throttle is not None:
             self._throttle.clear()
             self._stop_timer()
-            self._hurried = False
-        self._negotiated = 0
+            self._negotiated = 0
         self._writeback = self.options.writeback
 
     # What the operator does
@@ -290,6 +289,8 @@ class BlockDevice(Device):
         length = readable.length - 16
         if length < 0:
             return self._failed("malformed", blk.S_IOERR)
+        if length > self.options.max_request or room > self.options.max_request:
+            return self._failed("range", blk.S_IOERR)
         kind, _, sector = self._header.unpack(header or readable.read(0, 16))
         position = sector * _SECTOR
         if kind == blk.T_IN:
@@ -376,44 +377,43 @@ class BlockDevice(Device):
         """Requests that wait now because of the limits."""
         return 0 if self._throttle is None else len(self._throttle)
 
-    def hurry(self) -> bool:
+    def suspend(self) -> None:
         """What waits because of a limit is served at once, in debt: a client that suspends waits for all of it."""
-        self._hurried = bool(self.delayed)
-        return self._hurried
+        if self._throttle is not None:
+            self._serve_waiting(self._throttle, unlimited=True)
+
+    def queue_reset(self, index: int) -> None:
+        """What waits because of a limit is the driver's again."""
+        if self._throttle is not None:
+            self._throttle.forget(index)
 
     def _process_limited(self, queue: DeviceQueue, throttle: Throttle) -> None:
-        timers = self.timers
-        assert timers is not None  # `start` looked
-        now = timers.clock()
+        assert self.timers is not None  # `start` looked
+        now = self.timers.clock()
         new: list[Waiting] = []
         try:
             while (request := queue.pop()) is not None:
                 new.append(self._classify(queue, request, now))
                 throttle.add(new[-1])
         finally:  # also when the driver broke the ring: what waits needs its timer
-            self._serve_waiting(queue, throttle, timers, now)
+            self._serve_waiting(throttle)
             self.counters.throttled += sum(not waiting.served for waiting in new)
 
-    def _serve_waiting(self, queue: DeviceQueue, throttle: Throttle, timers: Timers, now: float) -> None:
-        """Serve what may go now. What is completed in `queue` is told by who called, in others here."""
+    def _serve_waiting(self, throttle: Throttle, *, unlimited: bool = False) -> None:
+        """Serve what may go now, and come again when there is more that may."""
+        timers = self.timers
+        assert timers is not None
+        now = timers.clock()
         touched: set[DeviceQueue] = set()
-        while isinstance(found := throttle.next(now, unlimited=self._hurried), Waiting):
+        while isinstance(found := throttle.next(now, unlimited=unlimited), Waiting):
             self.counters.throttled_seconds += now - found.since
             self._handle(found.request, found.header)
-            if found.queue is not queue:
-                touched.add(found.queue)
-        self._hurried = False
+            touched.add(found.queue)
         self._stop_timer()
         if found is not None:
-            self._throttle_timer = timers.call_later(found, self._go_on)
-        for other in touched:
-            other.flush()
-
-    def _go_on(self) -> None:
-        """A request that waited may be served now."""
-        self._throttle_timer = None
-        if self._throttle and self.request_service is not None:
-            self.request_service(self._throttle.first())
+            self._throttle_timer = timers.call_later(found, lambda: self._serve_waiting(throttle))
+        for queue in touched:
+            queue.flush()
 
     def _stop_timer(self) -> None:
         if self._throttle_timer is not None:
@@ -461,7 +461,7 @@ def _check_options(options: BlockOptions, block_size: int) -> bytes:
         raise LocalError(f"queue_size {options.queue_size}: expected a power of two from 4 to 32768")
     if options.seg_max is not None and not 1 <= options.seg_max <= options.queue_size - 2:
         raise LocalError(f"seg_max {options.seg_max}: expected 1 to {options.queue_size - 2}, the queue's size less 2")
-    if options.size_max is not None and not _SECTOR <= options.size_max <= 0xFFFF_FFFF:
+    if not _SECTOR <= options.size_max <= 0xFFFF_FFFF:
         raise LocalError(f"size_max {options.size_max}: expected {_SECTOR} to {0xFFFF_FFFF}")
     for name, value in (
         ("max_discard_sectors", options.max_discard_sectors),

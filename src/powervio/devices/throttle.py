@@ -112,9 +112,8 @@ class Throttle:
     def next(self, now: float, *, unlimited: bool = False) -> Waiting | float | None:
         """The request whose turn it is, paid for; or the seconds until there is one; None when nobody waits.
 
-        `unlimited` lets it go at once and in debt. What belongs to a queue that is gone is dropped.
+        `unlimited` lets it go at once and in debt.
         """
-        self._forget_dead()
         wait = None
         if self._flushes:
             wait = self._wait(0, now)
@@ -134,9 +133,12 @@ class Throttle:
             wait = first if wait is None else min(wait, first)
         return wait
 
-    def first(self) -> int:
-        """The number of a queue that has a request here."""
-        return self._turns[0].index if self._turns else self._flushes[0].queue.index
+    def forget(self, index: int) -> None:
+        """Forget the requests of one queue."""
+        for queue in [queue for queue in self._turns if queue.index == index]:
+            self._turns.remove(queue)
+            del self._lines[queue]
+        self._flushes = deque(waiting for waiting in self._flushes if waiting.queue.index != index)
 
     def clear(self) -> None:
         """Forget the requests; the debts stay."""
@@ -159,12 +161,6 @@ class Throttle:
             self._bytes.take(size)
         waiting.served = True
         return waiting
-
-    def _forget_dead(self) -> None:
-        while self._flushes and not self._flushes[0].queue.live:
-            self._flushes.popleft()
-        while self._turns and not self._turns[0].live:
-            del self._lines[self._turns.popleft()]
 
 
 def _bucket(rate: int | None, burst: int | None) -> TokenBucket | None:

@@ -270,13 +270,11 @@ class DirectLink:
         """Used notifications the device sent."""
         self._schedule = schedule
         self._kicked: set[int] = set()
-        self._requested: set[int] = set()
         self._notified: set[int] = set()
         self._rings: list[MappedRing] = []
         self.device_queues: list[DeviceQueue] = []
         self.driver_queues: list[DirectDriverQueue] = []
         device.on_config_change = driver.config_changed
-        device.request_service = self._service_requested
 
     def connect(self) -> None:
         """Begin a session: negotiate, make the rings, start both."""
@@ -309,7 +307,6 @@ class DirectLink:
             ring.release()
         self.device_queues, self.driver_queues, self._rings = [], [], []
         self._kicked.clear()
-        self._requested.clear()
         self._notified.clear()
 
     def close(self) -> None:
@@ -318,14 +315,8 @@ class DirectLink:
             self.disconnect()
         self.memory.close()
 
-    def _payload(self, segments: list[Segment]) -> Payload:
+    def _payload(self, queue: DeviceQueue, segments: list[Segment]) -> Payload:
         return MappedPayload(self.memory, segments)
-
-    def _service_requested(self, index: int) -> None:
-        self._kicked.add(index)
-        self._requested.add(index)
-        if self._schedule is not None:
-            self._schedule(self.run)
 
     def kicked(self, index: int) -> None:
         """The driver's notification."""
@@ -344,12 +335,7 @@ class DirectLink:
     def run_device(self) -> None:
         """Let the device serve the queues that it was kicked for."""
         while self._kicked:
-            index = self._kicked.pop()
-            queue = self.device_queues[index]
-            if index in self._requested:  # by the device itself, whether or not the driver has anything new
-                self._requested.discard(index)
-                queue.ring.refresh()
-                self.device.process(queue)
+            queue = self.device_queues[self._kicked.pop()]
             while queue.ring.refresh() or queue.ring.enable_notifications():
                 self.device.process(queue)
             queue.flush()

@@ -53,6 +53,10 @@ class EchoDevice(Device):
         super().reset()
         self.held.clear()
 
+    def queue_reset(self, index: int) -> None:
+        """See `Device`."""
+        self.held = [request for request in self.held if request.queue_index != index]
+
     def handle(self, request: Request) -> None:
         """See `Device`."""
         if self.hold:

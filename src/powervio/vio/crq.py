@@ -20,7 +20,6 @@ from __future__ import annotations
 
 import logging
 import secrets
-from collections import deque
 from collections.abc import Callable
 from enum import Enum
 
@@ -51,6 +50,8 @@ _BACKLOG_LIMIT = 256
 _RETRY_FIRST = 0.001
 _RETRY_LAST = 0.1
 _FREE_ATTEMPTS = 100
+_ANSWER_LIMIT = 10.0
+"""Seconds to wait for C002."""
 
 
 class CrqState(Enum):
@@ -117,13 +118,14 @@ class CrqEnd:
         on_message: Callable[[int, int], None],
         on_open: Callable[[], None],
         on_lost: Callable[[], None],
+        on_gone: Callable[[], None] | None = None,
         on_drained: Callable[[], None] | None = None,
         length: int = PAGE_SIZE,
     ) -> None:
         """`on_message(high, low)` gets each message; `on_drained` is called after a batch of them was handed up.
 
-        `on_lost` returns only when nothing of the old connection is under way any more. `length` is the receive
-        queue's size in bytes, a multiple of 4096.
+        `on_gone` is called when the partner left, in every state. `on_lost` returns only when nothing of the old
+        connection is under way any more. `length` is the receive queue's size in bytes, a multiple of 4096.
         """
         self.state = CrqState.CLOSED
         self.strays = 0
@@ -136,11 +138,16 @@ class CrqEnd:
         self._on_message = on_message
         self._on_open = on_open
         self._on_lost = on_lost
+        self._on_gone = on_gone
         self._on_drained = on_drained
         self._memory = dma.allocate(length)
         self._slots = CrqSlots(self._memory.view)
-        self._backlog: deque[tuple[int, int]] = deque()
-        self._signals: dict[int, Callable[[], tuple[int, int]]] = {}
+        # What waits for room in the partner's queue, oldest first: notifications under their keys, messages under
+        # negative ones. One order for both, because a request may rely on a message before it (P5.8) and a reply may
+        # say that everything was told (P5.12).
+        self._kept: dict[int, Callable[[], tuple[int, int]]] = {}
+        self._kept_messages = 0
+        self._posts = 0
         self._retry: Timer | None = None
         self._retry_delay = _RETRY_FIRST
         self._offering: Timer | None = None
@@ -154,13 +161,13 @@ class CrqEnd:
 
     def register(self) -> None:
         """Register the queue and offer a connection. Raises `HcallError` when the platform refuses."""
-        self._memory.view[:] = bytes(len(self._memory.view))
-        self._slots = CrqSlots(self._memory.view)
+        self._slots.reset()
         self._kernel.request_interrupt(self._interrupt, self.drain)
         code = self._reg_crq()
         if code == ReturnCode.H_RESOURCE:
-            # an earlier life of this partition left the queue registered (a crash kernel does)
+            # an earlier life of this partition left the queue registered (a crash kernel does), and filled by now
             self._free_crq()
+            self._slots.reset()
             code = self._reg_crq()
         if code not in (ReturnCode.H_SUCCESS, ReturnCode.H_CLOSED):
             raise HcallError(Hcall.H_REG_CRQ, code)
@@ -219,6 +226,12 @@ class CrqEnd:
         if code:
             raise HcallError(Hcall.H_FREE_CRQ, code)
 
+    def _unanswered(self, number: int) -> None:
+        """Nobody answered our C001 in time: begin again, for the partner may have lost it."""
+        if self.state is CrqState.INITIALIZING and number == self._number:
+            _log.warning("CRQ %#x: no answer to INITIALIZE within %.0f s", self._unit_address, _ANSWER_LIMIT)
+            self.reset()
+
     # -- receiving
 
     def drain(self) -> None:
@@ -245,7 +258,7 @@ class CrqEnd:
             if header == VALID_MESSAGE:
                 if self.state is CrqState.OPEN:
                     handed_up = True
-                    self._on_message(high, low)
+                    self._guard(high, low)
                 else:
                     self.strays += 1
             elif header == VALID_INIT:
@@ -261,6 +274,13 @@ class CrqEnd:
         if handed_up and self._on_drained is not None:
             self._on_drained()
 
+    def _guard(self, high: int, low: int) -> None:
+        """A message that trips its handler must not hold up those behind it."""
+        try:
+            self._on_message(high, low)
+        except Exception:
+            _log.exception("CRQ %#x: message %016x %016x failed here", self._unit_address, high, low)
+
     def _init(self, code: int, number: int) -> None:
         if code == InitCode.INITIALIZE:
             self._partner_number = number
@@ -275,6 +295,9 @@ class CrqEnd:
         if transition is None:
             raise LocalError(f"CRQ {self._unit_address:#x}: {happened.value} cannot happen while {self.state.value}")
         self.state, actions = transition
+        if happened is Input.SENT:
+            number = self._number
+            self._kernel.call_later(_ANSWER_LIMIT, lambda: self._unanswered(number))
         for action in actions:
             if action is Action.LOST:
                 self._forget_posts()
@@ -283,6 +306,8 @@ class CrqEnd:
                 self.post(init_message(InitCode.INITIALIZATION_COMPLETE), self._partner_number)
             else:
                 self._on_open()
+        if happened is Input.GONE and self._on_gone is not None:
+            self._on_gone()
 
     # -- sending
 
@@ -292,42 +317,52 @@ class CrqEnd:
         When the connection is gone the message is forgotten: an event tells of it. A partner that lets more than
         256 messages pile up is cut off (the connection is reset).
         """
-        if not self._backlog:
-            code = self._port.send_crq(self._unit_address, high, low)
-            if code != ReturnCode.H_DROPPED:
-                if code not in (ReturnCode.H_SUCCESS, ReturnCode.H_CLOSED):
-                    raise HcallError(Hcall.H_SEND_CRQ, code)
-                return
-        self._backlog.append((high, low))
-        if len(self._backlog) > _BACKLOG_LIMIT:
+        if not self._kept and self._sent(high, low):
+            return
+        self._posts += 1
+        self._kept[-self._posts] = lambda: (high, low)
+        self._kept_messages += 1
+        if self._kept_messages > _BACKLOG_LIMIT:
             _log.warning("CRQ %#x: the partner does not empty its queue; connection reset", self._unit_address)
             self._forget_posts()
-            self._kernel.call_soon(self.reset)
+            self._kernel.call_soon(self._cut_off)
         else:
             self._retry_later()
 
-    def signal(self, key: int, build: Callable[[], tuple[int, int]]) -> None:
-        """Send a notification for `key`; while the partner's queue is full only one for each key is kept.
+    def _sent(self, high: int, low: int) -> bool:
+        """Whether the message is off our hands; not when the partner's queue is full."""
+        code = self._port.send_crq(self._unit_address, high, low)
+        if code == 0:
+            return True
+        if code == ReturnCode.H_DROPPED:
+            return False
+        if code == ReturnCode.H_CLOSED:
+            return True
+        raise HcallError(Hcall.H_SEND_CRQ, code)
 
-        `build` makes the message when it is sent, so a delayed one tells the newest state.
+    def _cut_off(self) -> None:
+        if self.state is not CrqState.CLOSED:
+            self.reset()
+
+    def signal(self, key: int, build: Callable[[], tuple[int, int]]) -> None:
+        """Send a notification for `key`, 0 or more; while the partner's queue is full only one for each key is kept.
+
+        `build` makes the message when it is sent, so a delayed one tells the newest state; it is sent after everything
+        that was posted before the newest call.
         """
-        if not self._backlog and not self._signals:
-            high, low = build()
-            code = self._port.send_crq(self._unit_address, high, low)
-            if code != ReturnCode.H_DROPPED:
-                if code not in (ReturnCode.H_SUCCESS, ReturnCode.H_CLOSED):
-                    raise HcallError(Hcall.H_SEND_CRQ, code)
-                return
-        self._signals[key] = build
+        if not self._kept and self._sent(*build()):
+            return
+        self._kept.pop(key, None)
+        self._kept[key] = build
         self._retry_later()
 
     def forget_signals(self) -> None:
         """Drop notifications that wait for room: what they tell of is over."""
-        self._signals.clear()
+        self._kept = {key: build for key, build in self._kept.items() if key < 0}
 
     def forget_signal(self, key: int) -> None:
         """Drop the notification for `key` that waits for room."""
-        self._signals.pop(key, None)
+        self._kept.pop(key, None)
 
     def _retry_later(self) -> None:
         if self._retry is None:
@@ -335,25 +370,19 @@ class CrqEnd:
 
     def _send_kept(self) -> None:
         self._retry = None
-        send = self._port.send_crq
-        while self._backlog:
-            if send(self._unit_address, *self._backlog[0]) == ReturnCode.H_DROPPED:
-                break
-            self._backlog.popleft()
-        else:
-            for key in list(self._signals):
-                if send(self._unit_address, *self._signals[key]()) == ReturnCode.H_DROPPED:
-                    break
-                del self._signals[key]
-            else:
-                self._retry_delay = _RETRY_FIRST
+        while self._kept:
+            key = next(iter(self._kept))
+            if not self._sent(*self._kept[key]()):
+                self._retry_delay = min(self._retry_delay * 2, _RETRY_LAST)
+                self._retry_later()
                 return
-        self._retry_delay = min(self._retry_delay * 2, _RETRY_LAST)
-        self._retry_later()
+            del self._kept[key]
+            self._kept_messages -= key < 0
+        self._retry_delay = _RETRY_FIRST
 
     def _forget_posts(self) -> None:
-        self._backlog.clear()
-        self._signals.clear()
+        self._kept.clear()
+        self._kept_messages = 0
         if self._retry is not None:
             self._retry.cancel()
             self._retry = None

@@ -52,9 +52,11 @@ class PartitionKernel:
         self._timers: list[tuple[float, int, Timer]] = []
         self._order = count()
         self._soon: deque[Callable[[], None]] = deque()
+        # a copy: when the partition is terminated its line is closed, and the number may soon be somebody else's
+        self._line_fd = os.dup(port.interrupt_fd)
         self._wake_fd = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
         self._poller = select.poll()
-        self._poller.register(port.interrupt_fd, select.POLLIN)
+        self._poller.register(self._line_fd, select.POLLIN)
         self._poller.register(self._wake_fd, select.POLLIN)
         self._thread: threading.Thread | None = None
         self._stopping = False
@@ -108,7 +110,7 @@ class PartitionKernel:
         worked = False
         for _ in range(_INTERRUPT_LIMIT):
             try:
-                os.eventfd_read(port.interrupt_fd)
+                os.eventfd_read(self._line_fd)
             except BlockingIOError:
                 break
             worked = True
@@ -213,7 +215,7 @@ class PartitionKernel:
     def attach(self, loop: asyncio.AbstractEventLoop) -> None:
         """Let an asyncio loop drive the partition."""
         self._loop = loop
-        loop.add_reader(self.port.interrupt_fd, self._loop_poll)
+        loop.add_reader(self._line_fd, self._loop_poll)
         loop.add_reader(self._wake_fd, self._loop_wake)
         self._loop_wake()
 
@@ -221,7 +223,7 @@ class PartitionKernel:
         """End what `attach` began."""
         if self._loop is None:
             return
-        self._loop.remove_reader(self.port.interrupt_fd)
+        self._loop.remove_reader(self._line_fd)
         self._loop.remove_reader(self._wake_fd)
         if self._loop_timer is not None:
             self._loop_timer.cancel()
@@ -248,3 +250,4 @@ class PartitionKernel:
         self.stop()
         self.detach()
         os.close(self._wake_fd)
+        os.close(self._line_fd)

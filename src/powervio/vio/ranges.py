@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from bisect import bisect_left, insort
+from bisect import insort
 
 from powervio.errors import LocalError
 
@@ -28,7 +28,9 @@ class PageRange:
         self.free_pages = pages
 
     def allocate(self, pages: int) -> int:
-        """The first page number of a run. Raises `RangeExhausted`."""
+        """The first page number of a run. Raises `RangeExhausted`, and `LocalError` for a run without pages."""
+        if pages < 1:
+            raise LocalError(f"{self._what}: a run has one page at least, not {pages}")
         kept = self._kept.get(pages)
         if kept:
             self.free_pages -= pages
@@ -75,10 +77,3 @@ class PageRange:
             else:
                 merged.append(start)
         self._starts = merged
-
-    def contains_free(self, page: int) -> bool:
-        """Whether a page number is free now (for checks and tests)."""
-        if any(start <= page < start + pages for pages, starts in self._kept.items() for start in starts):
-            return True
-        position = bisect_left(self._starts, page + 1) - 1
-        return position >= 0 and page < self._starts[position] + self._lengths[self._starts[position]]

@@ -63,9 +63,6 @@ class Device(ABC):
         """Set by the transport: called when the driver has to be told that config changed."""
         self.timers: Timers | None = None
         """Set by the transport."""
-        self.request_service: Callable[[int], None] | None = None
-        """Set by the transport: has `process` called for the queue of this number, as a kick does. Not to be called
-        from within `process`."""
 
     @property
     @abstractmethod
@@ -88,15 +85,19 @@ class Device(ABC):
         """The session is over: forget its queues. Requests that are not completed will be made anew by the driver."""
         self.session = None
 
+    def queue_reset(self, index: int) -> None:
+        """The driver reset one queue: requests of it that are in hand are forgotten, like all of them at `reset`."""
+
+    def suspend(self) -> None:
+        """The driver wants quiet: give back, used or not, whatever buffers are kept for later (virtio 1.4, 3.4)."""
+
     def process(self, queue: DeviceQueue) -> None:
-        """The driver made buffers available. Raises `RemoteError` when the ring is broken."""
+        """The driver made buffers available: pop until there is none. Raises `RemoteError` when the ring is broken.
+
+        A queue gives out only so much in one pass; what is left comes in a later one.
+        """
         while (request := queue.pop()) is not None:
             self.handle(request)
-
-    def hurry(self) -> bool:
-        """The transport wants the device to have nothing in hand soon: what it holds back by itself it holds back no
-        longer. Whether `process` should be called for that, for every queue."""
-        return False
 
     def handle(self, request: Request) -> None:
         """Serve one request and complete it, now or later. Must not raise for anything a driver can send."""

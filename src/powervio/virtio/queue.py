@@ -11,6 +11,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Literal, TypeAlias
 
+from powervio.errors import RemoteError
 from powervio.memory.abstract import Payload
 from powervio.virtio.split_device import Chain, SplitDeviceRing
 
@@ -18,6 +19,9 @@ ByteOrder: TypeAlias = Literal["little", "big"]
 """Of rings, config fields and device structures: little in virtio 1, the guest's own in legacy devices."""
 Segment: TypeAlias = tuple[int, int]
 """A run of bytes as the device is told of it: device address, length in bytes."""
+
+
+_LEAST_COST = 4096
 
 
 class Request:
@@ -31,6 +35,11 @@ class Request:
         self.readable = readable
         self.writable = writable
 
+    @property
+    def queue_index(self) -> int:
+        """Number of the queue that it came from."""
+        return self._queue.index
+
     def complete(self, written: int) -> None:
         """Give the buffer back; `written` bytes from the first writable one have been written (never over-report)."""
         self._queue.complete(self.head, written)
@@ -43,22 +52,38 @@ class DeviceQueue:
         self,
         index: int,
         ring: SplitDeviceRing,
-        payload: Callable[[list[Segment]], Payload],
+        payload: Callable[[DeviceQueue, list[Segment]], Payload],
         notify: Callable[[int], None],
+        broken: Callable[[int, RemoteError], None] | None = None,
     ) -> None:
-        """`payload` makes the transport's `Payload` of descriptor segments; `notify` sends a used notification."""
+        """`payload` makes the transport's `Payload` of descriptor segments; `notify` sends a used notification.
+
+        `broken` is told when completions cannot be made visible, because a completion may come from anywhere.
+        """
         self.index = index
         self.ring = ring
         self.live = True
+        """Whether the queue belongs to a session; afterwards nothing that it handed out touches the driver's memory."""
+        self.allowance: int | None = None
+        """Bytes that may still be popped in this pass, each request counted as one page at least; None: no limit."""
         self._payload = payload
         self._notify = notify
+        self._broken = broken
 
     def pop(self) -> Request | None:
-        """The next available buffer, or None. Raises `RemoteError` when the driver broke the ring."""
+        """The next available buffer, or None, also when the allowance is used up.
+
+        Raises `RemoteError` when the driver broke the ring.
+        """
+        if not self.live or (self.allowance is not None and self.allowance <= 0):
+            return None
         chain: Chain | None = self.ring.pop()
         if chain is None:
             return None
-        return Request(self, chain.head, self._payload(chain.readable), self._payload(chain.writable))
+        request = Request(self, chain.head, self._payload(self, chain.readable), self._payload(self, chain.writable))
+        if self.allowance is not None:
+            self.allowance -= max(_LEAST_COST, request.readable.length + request.writable.length)
+        return request
 
     def complete(self, head: int, written: int) -> None:
         """Put a buffer into the used ring; `flush` makes it visible. After a reset of the queue nothing happens."""
@@ -67,8 +92,17 @@ class DeviceQueue:
 
     def flush(self) -> None:
         """Make completed buffers visible to the driver and notify it unless it said it does not want to know."""
-        if self.live and self.ring.publish():
-            self._notify(self.index)
+        if not self.live:
+            return
+        try:
+            published = self.ring.publish()
+        except RemoteError as error:
+            if self._broken is None:
+                raise
+            self._broken(self.index, error)
+        else:
+            if published:
+                self._notify(self.index)
 
 
 @dataclass(slots=True)
@@ -100,7 +134,10 @@ class DriverQueue(ABC):
 
     @abstractmethod
     def add(self, readable: Sequence[BufferSlice], writable: Sequence[BufferSlice], token: object) -> bool:
-        """Make a buffer available; `kick` tells the device. False, and nothing done, when there is no room for it."""
+        """Make a buffer available; `kick` tells the device. False, and nothing done, when there is no room for it.
+
+        Raises `RemoteError` when the session is about to end, and `LocalError` for what no device may be given.
+        """
 
     @abstractmethod
     def kick(self) -> None:

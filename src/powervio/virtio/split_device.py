@@ -81,6 +81,7 @@ class SplitDeviceRing:
     size = cython.declare(cython.uint, visibility="readonly")
     last_available = cython.declare(cython.uint, visibility="readonly")
     used_index = cython.declare(cython.uint, visibility="readonly")
+    published_index = cython.declare(cython.uint, visibility="readonly")
     broken = cython.declare(cython.bint, visibility="readonly")
     rejected = cython.declare(cython.ulonglong, visibility="readonly")
 
@@ -93,7 +94,6 @@ class SplitDeviceRing:
     _indirect: cython.bint
     _trusted: cython.uint
     _seen: cython.uint
-    _published: cython.uint
     _descriptors: cython.p_uchar
     _available: cython.p_uchar
     _used: cython.p_uchar
@@ -142,7 +142,7 @@ class SplitDeviceRing:
         self.used_index = used_index & 0xFFFF
         self._trusted = self.last_available
         self._seen = self.last_available
-        self._published = self.used_index
+        self.published_index = self.used_index
         self.broken = False
         self.rejected = 0
         self._why = ""
@@ -160,7 +160,8 @@ class SplitDeviceRing:
         from an earlier copy, and two otherwise: one to learn an index, one of what it covers.
         Raises `RemoteError` when the index went back or ran ahead of the queue (2.7.6.1, 2.7.13.3.1).
         """
-        known: cython.uint
+        known: cython.uint = self._seen
+        hint: cython.uint
         if self.broken:
             raise self._again()
         if not self._remote:
@@ -168,19 +169,21 @@ class SplitDeviceRing:
             self._seen = self._trusted
             return self.pending
         if known_index is not None:
-            # A kick may be late (its entries were popped already). Anything up to a queue's length ahead is news; the
-            # copy below shows whether it was true.
-            known = known_index & 0xFFFF
-            if self._ahead(known) > self._ahead(self._seen) and self._ahead(known) <= self.size:
-                self._seen = known
+            # A kick may be late (its entries were popped already) or wrong; it is a hint. Anything up to a queue's
+            # length ahead may be news, and the copy below shows whether it is.
+            hint = known_index & 0xFFFF
+            if self._ahead(hint) > self._ahead(known) and self._ahead(hint) <= self.size:
+                known = hint
         elif self._seen == self._trusted:
             self._memory.fetch_available()
             self._see()
-        if self._seen != self._trusted:
             known = self._seen
+        if known != self._trusted:
+            hint = self._seen
             self._memory.fetch_descriptors()
             self._see()
-            self._trusted = known
+            # what the copy shows beyond the hint is for the next copy; a hint beyond what it shows was not true
+            self._trusted = known if self._ahead(known) <= self._ahead(self._seen) else hint
         return self.pending
 
     @cython.cfunc
@@ -388,7 +391,7 @@ class SplitDeviceRing:
         Remote memory: always, when something was published. The driver's wish that could be read here is a copy made
         before; a driver that went to sleep since then would never wake. To read it anew costs as much as to notify.
         """
-        old: cython.uint = self._published
+        old: cython.uint = self.published_index
         new: cython.uint = self.used_index
         value: cython.uint
         if new == old:
@@ -396,10 +399,10 @@ class SplitDeviceRing:
         if self._remote:
             st16(self._used, 2, be16(new) if self._big else le16(new))
             self._memory.store_used(old & (self.size - 1), (new - old) & 0xFFFF)
-            self._published = new
+            self.published_index = new
             return True
         st16_release(self._used, 2, be16(new) if self._big else le16(new))
-        self._published = new
+        self.published_index = new
         fence()  # idx is visible before the driver's wish is read; the driver does the same in the other order
         value = ld16(self._available, 4 + 2 * self.size if self._event_idx else 0)
         value = be16(value) if self._big else le16(value)

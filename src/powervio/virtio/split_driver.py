@@ -56,6 +56,7 @@ class SplitDriverRing:
 
     size = cython.declare(cython.uint, visibility="readonly")
     available_index = cython.declare(cython.uint, visibility="readonly")
+    published_index = cython.declare(cython.uint, visibility="readonly")
     last_used = cython.declare(cython.uint, visibility="readonly")
     free_descriptors = cython.declare(cython.uint, visibility="readonly")
     broken = cython.declare(cython.bint, visibility="readonly")
@@ -67,7 +68,6 @@ class SplitDriverRing:
     _big: cython.bint
     _event_idx: cython.bint
     _indirect: cython.bint
-    _published: cython.uint
     _free: cython.uint
     _descriptors: cython.p_uchar
     _available: cython.p_uchar
@@ -116,7 +116,7 @@ class SplitDriverRing:
         self.last_used = 0
         self.free_descriptors = size
         self.broken = False
-        self._published = 0
+        self.published_index = 0
         self._free = 0
         self._why = ""
         for index in range(size):
@@ -234,14 +234,14 @@ class SplitDriverRing:
 
     def publish(self) -> bool:
         """Make added buffers visible, then tell whether the device has to be kicked (2.7.10.1)."""
-        old: cython.uint = self._published
+        old: cython.uint = self.published_index
         new: cython.uint = self.available_index
         value: cython.uint
-        if new == old:
+        if new == old or self.broken:
             return False
-        while self._published != new:
-            st8(self._states, ld16(self._heads, 2 * (self._published & (self.size - 1))), _PUBLISHED)
-            self._published = (self._published + 1) & 0xFFFF
+        while self.published_index != new:
+            st8(self._states, ld16(self._heads, 2 * (self.published_index & (self.size - 1))), _PUBLISHED)
+            self.published_index = (self.published_index + 1) & 0xFFFF
         st16_release(self._available, 2, be16(new) if self._big else le16(new))
         fence()  # idx is visible before the device's wish is read (2.7.13.4.1)
         value = ld16(self._used, 4 + 8 * self.size if self._event_idx else 0)
@@ -267,11 +267,9 @@ class SplitDriverRing:
         ahead = ((be16(value) if self._big else le16(value)) - self.last_used) & 0xFFFF
         if ahead == 0:
             return None
-        if ahead > ((self._published - self.last_used) & 0xFFFF):
-            raise self._fail(
-                f"used.idx is {ahead} ahead when {(self._published - self.last_used) & 0xFFFF} buffers are in flight "
-                "(virtio 1.4, 2.7.8)"
-            )
+        if ahead > ((self.published_index - self.last_used) & 0xFFFF):
+            in_flight = (self.published_index - self.last_used) & 0xFFFF
+            raise self._fail(f"used.idx is {ahead} ahead when {in_flight} buffers are in flight (virtio 1.4, 2.7.8)")
         place = 4 + 8 * (self.last_used & (self.size - 1))
         head = ld32(self._used, place)
         written = ld32(self._used, place + 4)
@@ -316,6 +314,8 @@ class SplitDriverRing:
     def enable_interrupts(self) -> bool:
         """Ask for used notifications, before sleeping. True when more came meanwhile: `reap` again, do not sleep."""
         index: cython.uint = self.last_used
+        if self.broken:
+            return False  # its memory may be somebody else's by now
         if self._event_idx:
             st16(self._available, 4 + 2 * self.size, be16(index) if self._big else le16(index))
         else:
@@ -327,6 +327,8 @@ class SplitDriverRing:
     def disable_interrupts(self) -> None:
         """Say that used notifications are not needed for now; they may come all the same (2.7.7.1)."""
         index: cython.uint = (self.last_used - 1) & 0xFFFF
+        if self.broken:
+            return
         if self._event_idx:
             # As far ahead as can be: the index that is reached a whole round from now.
             st16(self._available, 4 + 2 * self.size, be16(index) if self._big else le16(index))

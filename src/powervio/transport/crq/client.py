@@ -27,7 +27,7 @@ from powervio.transport.crq.protocol import (
     decode,
     encode,
 )
-from powervio.vio.crq import CrqEnd
+from powervio.vio.crq import CrqEnd, CrqState
 from powervio.vio.dma import DmaMemory, DmaSpace
 from powervio.vio.kernel import PartitionKernel, Timer
 from powervio.virtio import features as feature
@@ -98,12 +98,15 @@ class VirtioVio:
         big_endian: bool = False,
         indirect: IndirectPolicy = "auto",
         event_idx: bool = False,
+        largest_queue: int = 1024,
         trace: Callable[[str], None] | None = None,
     ) -> None:
         """`revision` is the highest that is proposed; `big_endian` is the ring byte order of revision 0.
 
         EVENT_IDX is off by default: over remote DMA arming it costs the server two calls a batch, more than the kicks
-        it saves (docs/architecture.md, Cost). `trace` is told of each handshake step as it happens.
+        it saves (docs/architecture.md, Cost). In revision 1 a queue of the device that has more than `largest_queue`
+        entries (a power of two) is used with so many: its rings take this partition's memory. `trace` is told of each
+        handshake step as it happens.
         """
         self.node = node
         self.driver = driver
@@ -123,6 +126,7 @@ class VirtioVio:
         self._big_endian = big_endian and revision == 0
         self._indirect = indirect
         self._event_idx = event_idx
+        self._largest_queue = largest_queue
         self._trace = trace or (lambda step: None)
         self._dma = DmaSpace(kernel.port, kernel.pages, node.windows[0])
         self._header_memory: DmaMemory = self._dma.allocate(_HEADER_AREA)
@@ -145,6 +149,7 @@ class VirtioVio:
             on_message=self._message,
             on_open=self._probe,
             on_lost=self._lost,
+            on_gone=self._gone,
             on_drained=self._completed,
         )
         self._used: set[int] = set()
@@ -201,40 +206,60 @@ class VirtioVio:
         if self.state is not ClientState.CLOSED:
             self._enter(ClientState.WAITING)
 
+    def _gone(self) -> None:
+        """The server that could not be lived with has left: the next one gets a try."""
+        if self.state is ClientState.FAILED:
+            self._enter(ClientState.WAITING)
+
     def _end_session(self) -> None:
         self._awaited.clear()
         self._used.clear()
-        self.crq.forget_signals()
-        if self._session is not None:
-            for queue in self._queues:
-                try:
-                    self.driver.completed(queue)
-                except RemoteError as error:
-                    _log.info("adapter %s: at the end of the session: %s", self.node.location_code, error)
-            self._session = None
-            ended, self._queues = self._queues, []
-            for queue in ended:
+        session, self._session = self._session, None
+        queues, self._queues = self._queues, []
+        for queue in queues:
+            queue.ending = True
+        try:
+            if session is not None:
+                for queue in queues:
+                    self._last_completions(queue)
+        finally:
+            self.crq.forget_signals()
+            for queue in queues:
                 queue.end()
-            self.driver.stop()
-        else:
-            for queue in self._queues:
-                queue.end()
-            self._queues = []
+            if session is not None:
+                self.driver.stop()
+
+    def _last_completions(self, queue: CrqDriverQueue) -> None:
+        """What the device has used and told in the ring is completed, whatever happened to the session (P1.6)."""
+        try:
+            self.driver.completed(queue)
+        except PowervioError as error:
+            _log.info("adapter %s: at the end of the session: %s", self.node.location_code, error)
 
     def _fail(self, reason: str, *, final: bool = False) -> None:
         """Something of the server's was wrong: try again after a pause that grows, or wait for another server."""
+        self._count_failure(reason)
+        self._leave(final=final)
+
+    def _leave(self, *, final: bool) -> None:
+        self._close()
+        if final or self._failures > _FAILURE_LIMIT:
+            self._enter(ClientState.FAILED)
+            self.crq.register()  # only to hear of another server
+            if self.crq.state is CrqState.WAITING:
+                self._enter(ClientState.WAITING)  # this one is not there any more
+        else:
+            self._enter(ClientState.WAITING)
+            self._pause = self._kernel.call_later(0.01 * 2**self._failures, self.crq.register)
+
+    def _count_failure(self, reason: str) -> int:
+        """Remember why; how many failures came close after one another."""
         now = self._kernel.clock()
         self._failures = self._failures + 1 if now - self._last_failure < _QUIET else 1
         self._last_failure = now
         self.failure = reason
         _log.warning("adapter %s: %s", self.node.location_code, reason)
-        self._close()
-        if final or self._failures > _FAILURE_LIMIT:
-            self._enter(ClientState.FAILED)
-            self.crq.register()  # only to hear of another server
-        else:
-            self._enter(ClientState.WAITING)
-            self._pause = self._kernel.call_later(0.01 * 2**self._failures, self.crq.register)
+        return self._failures
 
     # -- the handshake: each step is begun by the reply to the one before
 
@@ -344,19 +369,20 @@ class VirtioVio:
         """FIND_VQS: allocate the rings, expose them by TCEs and say where they are (P5.5)."""
         wanted = self.driver.queue_count(self._features, self.config_snapshot, self._byteorder())
         count = max(1, min(wanted, self._header.queue_count))
-        self._queues = [
-            CrqDriverQueue(
-                index,
-                self._header.queue_size,
-                self._dma,
-                self.crq,
-                self._number,
-                big_endian=self._byteorder() == "big",
-                event_idx=bool(self._features & feature.EVENT_IDX),
-                indirect=self._indirect if self._features & feature.INDIRECT_DESC else "never",
+        size = self._header.queue_size if self.revision == 0 else min(self._header.queue_size, self._largest_queue)
+        for index in range(count):
+            self._queues.append(
+                CrqDriverQueue(
+                    index,
+                    size,
+                    self._dma,
+                    self.crq,
+                    self._number,
+                    big_endian=self._byteorder() == "big",
+                    event_idx=bool(self._features & feature.EVENT_IDX),
+                    indirect=self._indirect if self._features & feature.INDIRECT_DESC else "never",
+                )
             )
-            for index in range(count)
-        ]
         length = count * QueueAddresses.SIZE
         if self._block_memory is None or len(self._block_memory.view) < length:
             if self._block_memory is not None:
@@ -395,12 +421,15 @@ class VirtioVio:
             self.driver.config_changed()
 
     def _config_event(self, event: dict[str, int]) -> None:
+        if self.state is not ClientState.RUNNING:
+            return
         if event["device_status"] & device_status.NEEDS_RESET:
-            if self.state is ClientState.RUNNING:
-                self.failure = "the device asked for a reset"
-                self._enter(ClientState.RESETTING)
-                self._request(Message.RESET)
-        elif self.state is ClientState.RUNNING:
+            if self._count_failure("the device asked for a reset") > 1:
+                self._leave(final=False)  # again: not at once, and not for ever
+            else:
+                self.device_reset()
+        elif Message.CONFIG_READ not in self._awaited:
+            # a read that is under way is answered after this event, so it brings what the event tells of
             self._request(Message.CONFIG_READ)
 
     def device_reset(self) -> None:
@@ -465,9 +494,9 @@ class VirtioVio:
         if code == Status.OK:
             try:
                 _NEXT[kind](self, reply)
-            except LocalError as error:
-                # ours: no memory or window for what the device asks for, or a driver that cannot go on
-                self._fail(f"after {Message(kind).name}: {error}", final=True)
+            except PowervioError as error:
+                # no memory or window for what the device asks for, or a device that the driver cannot live with
+                self._fail(f"after {Message(kind).name}: {error}")
         elif kind == Message.CONFIG_WRITE:
             _log.warning("adapter %s: the device refused a config write", self.node.location_code)
         else:

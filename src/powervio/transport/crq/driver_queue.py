@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import Literal, TypeAlias
 
+from powervio.errors import RemoteError, Verdict
 from powervio.memory.abstract import RingMemory
 from powervio.papr.tce import TCE_ACCESS, TCE_READ
 from powervio.transport.crq.protocol import Message, QueueAddresses, encode
@@ -87,6 +88,8 @@ class CrqDriverQueue(DriverQueue):
         self.ring = SplitDriverRing(
             size, self.memory, big_endian=big_endian, event_idx=event_idx, indirect=indirect != "never"
         )
+        self.ending = False
+        """Set while the last completions are taken: nothing is added any more."""
         self._dma = dma
         self._crq = crq
         self._indirect = indirect
@@ -100,6 +103,9 @@ class CrqDriverQueue(DriverQueue):
 
     def add(self, readable: Sequence[BufferSlice], writable: Sequence[BufferSlice], token: object) -> bool:
         """See `DriverQueue`: descriptors carry I/O addresses; what is not mapped yet is mapped here."""
+        if self.ending:
+            # nothing is mapped for a server that has lost its connection (P1.5)
+            raise RemoteError("the session is over", Verdict.CLOSE)
         count = len(readable) + len(writable)
         indirect = self._indirect == "always" and count > 1
         free = self.ring.free_descriptors
@@ -132,11 +138,11 @@ class CrqDriverQueue(DriverQueue):
 
     def kick(self) -> None:
         """See `DriverQueue`: this is where a kick becomes an H_SEND_CRQ."""
-        if self.ring.publish():
+        if not self.ending and self.ring.publish():
             self._crq.signal(self.index, self._build)
 
     def _kick_message(self) -> tuple[int, int]:
-        return self._kick_high | self.ring.available_index, self._kick_low  # bytes 6-7 are the index (P2.3)
+        return self._kick_high | self.ring.published_index, self._kick_low  # bytes 6-7 are the index (P2.3)
 
     def reap(self) -> tuple[object, int] | None:
         """See `DriverQueue`. Raises `RemoteError` when the device broke the ring."""

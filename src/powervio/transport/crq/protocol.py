@@ -17,6 +17,8 @@ from powervio.papr.crq import VALID_MESSAGE
 
 HIGHEST_REVISION: Final = 1
 
+SERVER_TYPES: Final = 0x40
+"""Types from here on are the server's; what a client sends with one is dropped (P2.3)."""
 REPLY: Final = 0x80
 EVENT: Final = 0xC0
 FLAG_BIG_ENDIAN: Final = 0x01

@@ -14,6 +14,7 @@ from powervio.papr.codes import ReturnCode
 from powervio.papr.nodes import VdeviceNode
 from powervio.papr.port import HcallPort
 from powervio.vio.dma import DmaMemory, DmaSpace
+from powervio.virtio.queue import DeviceQueue
 
 BOUNCE_SIZE = 256 * 1024
 """Bytes of the server's own memory through which copied payloads pass, for each adapter."""
@@ -89,15 +90,17 @@ class RemoteWindow:
         return bytes(self.bounce.view[:length])
 
     def write(self, address: int, data: bytes) -> None:
-        """Put bytes into the partner's memory, at most the bounce area's size."""
+        """Put bytes into the partner's memory."""
         length = len(data)
         if length <= _WRITE_LIMIT:
             code = self._port.write_rdma(self._remote, address, data)
             if code:
                 self._check(code, address, length, "writing")
             return
-        self.bounce.view[:length] = data
-        self.store(address, length, self.bounce)
+        for at in range(0, length, BOUNCE_SIZE):
+            piece = data[at : at + BOUNCE_SIZE]
+            self.bounce.view[: len(piece)] = piece
+            self.store(address + at, len(piece), self.bounce)
 
 
 class RemoteRing(RingMemory):
@@ -110,7 +113,15 @@ class RemoteRing(RingMemory):
     remote: ClassVar[bool] = True
 
     def __init__(
-        self, window: RemoteWindow, dma: DmaSpace, size: int, descriptors: int, available: int, used: int
+        self,
+        window: RemoteWindow,
+        dma: DmaSpace,
+        size: int,
+        descriptors: int,
+        available: int,
+        used: int,
+        *,
+        fresh: bool = True,
     ) -> None:
         """`size` entries; the three I/O addresses are the client's. The shadows live until `release`."""
         self._window = window
@@ -127,7 +138,8 @@ class RemoteRing(RingMemory):
         self.used = view[self._used_at : self._used_at + 6 + 8 * size]
         self._table = view[self._table_at :]
         self._adjacent = available == descriptors + 16 * size
-        self._suppression = (bytes(2), bytes(2))
+        # What the client's memory has: a new ring is all zeroes, of one that is taken over nothing is known.
+        self._suppression = (bytes(2), bytes(2)) if fresh else (b"", b"")
 
     def release(self) -> None:
         """Give back the shadows; the ring is not used afterwards."""
@@ -136,10 +148,6 @@ class RemoteRing(RingMemory):
         self.used.release()
         self._table.release()
         self._dma.release(self._shadow)
-
-    def load_used(self) -> None:
-        """Read the used area once: a ring that is taken over in the middle of its life (restore)."""
-        self._ring_copy(self._addresses[2], 6 + 8 * self._size, self._used_at, fetch=True)
 
     def fetch_available(self) -> None:
         """See `RingMemory`: one copy."""
@@ -194,12 +202,16 @@ class RemoteRing(RingMemory):
 
 
 class RdmaPayload(Payload):
-    """The readable or writable part of a request, moved by H_COPY_RDMA through the adapter's bounce area."""
+    """The readable or writable part of a request, moved by H_COPY_RDMA through the adapter's bounce area.
 
-    __slots__ = ("_segments", "_window", "length")
+    It lives no longer than its queue: after a reset the same addresses may be something else (P1.5, P5.9, P5.11).
+    """
 
-    def __init__(self, window: RemoteWindow, segments: list[tuple[int, int]]) -> None:
+    __slots__ = ("_queue", "_segments", "_window", "length")
+
+    def __init__(self, window: RemoteWindow, queue: DeviceQueue, segments: list[tuple[int, int]]) -> None:
         self._window = window
+        self._queue = queue
         self._segments = segments
         total = 0
         for _, length in segments:
@@ -210,6 +222,8 @@ class RdmaPayload(Payload):
         """The parts of segments that make up a range, as `(I/O address, bytes)`."""
         if offset < 0 or length < 0 or offset + length > self.length:
             raise ValueError(f"bytes {offset} to {offset + length} are outside a payload of {self.length} bytes")
+        if not self._queue.live:
+            raise RemoteError(f"queue {self._queue.index} was reset: its requests do not reach the client any more")
         pieces: list[tuple[int, int]] = []
         for address, size in self._segments:
             if offset >= size:

@@ -28,6 +28,7 @@ from powervio.transport.crq.protocol import (
     PROBE_FLAGS,
     REPLY,
     REVISION_1_ONLY,
+    SERVER_TYPES,
     DeviceHeader,
     Message,
     QueueAddresses,
@@ -37,7 +38,7 @@ from powervio.transport.crq.protocol import (
 )
 from powervio.transport.crq.remote import RemoteWindow
 from powervio.transport.crq.service import QueueService
-from powervio.vio.crq import CrqEnd
+from powervio.vio.crq import CrqEnd, CrqState
 from powervio.vio.dma import DmaSpace
 from powervio.vio.kernel import PartitionKernel
 from powervio.virtio import features as feature
@@ -52,6 +53,7 @@ _TRANSPORT_BITS = (
     feature.VERSION_1 | feature.ACCESS_PLATFORM | feature.NOTIFICATION_DATA | feature.RING_RESET | feature.SUSPEND
 )
 """What revision 1 can carry beside the ring's own features (P4.3)."""
+_OVER = device_status.FAILED | device_status.NEEDS_RESET
 
 
 class _Later(Exception):
@@ -114,7 +116,6 @@ class VirtioCrq:
         self._session: ServerSession | None = None
         device.on_config_change = self._config_changed
         device.timers = kernel
-        device.request_service = self._service_requested
         self.crq = CrqEnd(
             kernel,
             node,
@@ -170,10 +171,6 @@ class VirtioCrq:
     def _serve(self) -> None:
         self._service.serve()
 
-    def _service_requested(self, index: int) -> None:
-        self._service.kick(index, None)
-        self._service.serve()
-
     def _lost(self) -> None:
         self._service.end()
         self._session = None
@@ -215,6 +212,8 @@ class VirtioCrq:
                 f"a device of type {parts.device_id} that needs {missing or 'nothing more'} cannot go on as type"
                 f" {self.device.device_id}"
             )
+        if self.crq.state is not CrqState.OPEN:
+            raise LocalError(f"adapter {self.node.location_code} has no client to go on with ({self.crq.state.value})")
         self._lost()
         session = ServerSession(
             number=parts.session,
@@ -254,38 +253,45 @@ class VirtioCrq:
             else:
                 self._service.kick((high >> 16) & 0xFFFF, high & 0xFFFF)
             return
-        try:
-            message = decode(high, low)
-        except RemoteError as error:
-            self._refuse(kind, number, Status.UNSUPPORTED, str(error))
-            return
-        handler = _HANDLERS.get(kind)
-        if handler is None:
-            self._refuse(kind, number, Status.UNSUPPORTED, f"type {kind:#04x} is not a client's message (P2.3)")
+        stale = kind != Message.PROBE and (session is None or number != session.number)
+        if stale or kind >= SERVER_TYPES:
+            # late messages of an older session have nobody who waits for a reply (P1.4); a server's type answered
+            # would look like an event (P2.3)
+            self._refused += 1
             return
         if self._service.on_idle is not None:
             self._give_up_suspend()
-        if kind != Message.PROBE:
-            if session is None or number != session.number:
-                # late messages of an older session have nobody who waits for a reply (P1.4)
-                self._refused += 1
-                return
-            if session.revision == 0 and kind in REVISION_1_ONLY:
-                self._refuse(kind, number, Status.UNSUPPORTED, f"{Message(kind).name} does not exist in revision 0")
-                return
+        handler = _HANDLERS.get(kind)
+        if handler is None or (session is not None and session.revision == 0 and kind in REVISION_1_ONLY):
+            self._refuse(kind, number, Status.UNSUPPORTED, f"type {kind:#04x} does not exist in this revision (P2.3)")
+            return
+        if session is not None and session.status.status & _OVER and kind not in (Message.PROBE, Message.RESET):
+            shown = device_status.names(session.status.status)
+            self._refuse(kind, number, Status.BAD_STATE, f"device status {shown}: only RESET or PROBE lead on (P5.10)")
+            return
+        before = session.status.status if session is not None else 0
         try:
-            value, data = handler(self, message)
+            value, data = handler(self, decode(high, low))
         except _Later:
             pass
         except _Refused as refused:
             self._refuse(kind, number, refused.status, str(refused))
         except RemoteError as error:
+            self._undo(session, before)
             self._refuse(kind, number, Status.BAD_ADDRESS, str(error))
-        except (PowervioError, OSError):
+        except Exception:
             _log.exception("adapter %s: message %s failed here", self.node.location_code, Message(kind).name)
+            self._undo(session, before)
             self._reply(kind, number, Status.DEVICE_ERROR)
         else:
             self._reply(kind, self._session.number if self._session else number, Status.OK, value, data)
+
+    def _undo(self, session: ServerSession | None, status: int) -> None:
+        """A message that failed has changed nothing (P2.5)."""
+        if session is not None and session is self._session:
+            if not status & (device_status.DRIVER_OK | device_status.SUSPEND):
+                self._service.end()
+            session.status.status = status
 
     def _refuse(self, kind: int, number: int, status: Status, reason: str) -> None:
         self._refused += 1
@@ -318,7 +324,6 @@ class VirtioCrq:
 
     def _probe(self, message: dict[str, int]) -> tuple[int, int]:
         """PROBE: settle the revision and describe the device (P5.1)."""
-        self._lost()
         revision = min(message["revision"], self._highest_revision)
         number = message["session"] if revision else 0
         if message["flags"] & ~PROBE_FLAGS:
@@ -326,6 +331,8 @@ class VirtioCrq:
         big_endian = bool(message["flags"] & FLAG_BIG_ENDIAN)
         if revision and big_endian:
             raise _Refused(Status.BAD_VALUE, "revision 1 is little-endian as virtio 1 is; big-endian rings need 0")
+        if revision and not number:
+            raise _Refused(Status.BAD_VALUE, "session numbers of revision 1 begin with 1 (P1.4)")
         codec = HEADERS[revision]
         if message["length"] < codec.size:
             raise _Refused(
@@ -353,6 +360,7 @@ class VirtioCrq:
         )
         session.config_length = header.config_length
         self._window.write(session.header_address, codec.pack(header))
+        self._lost()
         self._session = session
         self._trace("RDMA_HEADER")
         return revision, 0
@@ -437,7 +445,7 @@ class VirtioCrq:
         self._step_status(device_status.FEATURES_OK)
         try:
             self._fetch_features()
-        except (_Refused, RemoteError):
+        except _Refused:
             session.status.refuse_features()
             raise
         session.status.suspend_negotiated = bool(session.accepted & feature.SUSPEND)
@@ -448,8 +456,11 @@ class VirtioCrq:
         session = self._current()
         count, length = message["count"], message["length"]
         ready = device_status.FEATURES_OK if session.revision else device_status.DRIVER
-        if not session.status.status & (ready | device_status.DRIVER_OK):
+        live = bool(session.status.status & (device_status.DRIVER_OK | device_status.SUSPEND))
+        if not session.status.status & ready:
             raise _Refused(Status.BAD_STATE, "FIND_VQS before features are settled")
+        if live and not session.accepted & feature.RING_RESET:
+            raise _Refused(Status.BAD_STATE, "FIND_VQS of a running device without RING_RESET negotiated")
         largest = self._queue_count(session.revision)
         if not 1 <= count <= largest or length != count * QueueAddresses.SIZE:
             raise _Refused(
@@ -463,14 +474,25 @@ class VirtioCrq:
         ]
         if len({entry.index for entry in entries}) != count:
             raise _Refused(Status.BAD_QUEUE, "a queue is named twice in one FIND_VQS")
-        live = bool(session.status.status & device_status.DRIVER_OK)
         for entry in entries:
             self._check_queue(session, entry, live)
-        for entry in entries:
-            session.queues[entry.index] = entry
-            if live:
-                self._add_queue(session, entry)
+        if not live:
+            session.queues.clear()  # a queue that the last FIND_VQS does not name does not exist (P5.5)
+        if live:
+            self._add_live(session, entries)
+        session.queues.update((entry.index, entry) for entry in entries)
         return count, 0
+
+    def _add_live(self, session: ServerSession, entries: list[QueueAddresses]) -> None:
+        added: list[int] = []
+        try:
+            for entry in entries:
+                self._add_queue(session, entry)
+                added.append(entry.index)
+        except Exception:
+            for index in added:
+                self._service.reset(index)
+            raise
 
     def _check_queue(self, session: ServerSession, entry: QueueAddresses, live: bool) -> None:
         where = f"queue {entry.index}"
@@ -512,7 +534,7 @@ class VirtioCrq:
         )
 
     def _start_device(self, session: ServerSession) -> None:
-        self.device.start(DeviceSession(session.accepted, session.byteorder, self._service.queues))
+        self._service.start(DeviceSession(session.accepted, session.byteorder, self._service.queues))
 
     def _reset(self, message: dict[str, int]) -> tuple[int, int]:
         """RESET: back to where PROBE left it; the PROBE stays valid (P5.9)."""
@@ -538,7 +560,7 @@ class VirtioCrq:
             raise _Refused(Status.BAD_FEATURES, "QUEUE_RESET without RING_RESET negotiated")
         if index not in self._service:
             raise _Refused(Status.BAD_QUEUE, f"queue {index} is not in use")
-        self._service.remove(index)
+        self._service.reset(index)
         del session.queues[index]
         return 0, 0
 
@@ -549,12 +571,11 @@ class VirtioCrq:
             raise _Refused(Status.BAD_FEATURES, "SUSPEND without the feature negotiated")
         if not session.status.running:
             raise _Refused(Status.BAD_STATE, "SUSPEND of a device that is not running")
-        if self.device.hurry():
-            self._service.kick_all()
         self._service.serve()
         if not session.status.running:
             raise _Refused(Status.BAD_STATE, "a ring broke while the device was being suspended")
         self._service.paused = True
+        self.device.suspend()
         if self._service.in_hand:
             self._service.on_idle = self._suspended
             raise _Later
@@ -594,8 +615,11 @@ class VirtioCrq:
         session = self._current()
         self._refused += 1
         _log.warning("adapter %s needs a reset: %s", self.node.location_code, reason)
+        suspending = self._service.on_idle is not None
         self._service.end()
         session.status.need_reset()
+        if suspending:
+            self._reply(Message.SUSPEND, session.number, Status.DEVICE_ERROR)
         status_address = session.header_address + HEADERS[session.revision].status_offset
         # the event says it too; a client that unmapped its header has itself to blame
         with contextlib.suppress(RemoteError):

@@ -6,6 +6,7 @@ queue is served: ring copied in, requests handed to the device, completions copi
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Mapping
 from types import MappingProxyType
 
@@ -16,12 +17,16 @@ from powervio.vio.crq import CrqEnd
 from powervio.vio.dma import DmaSpace
 from powervio.vio.kernel import PartitionKernel
 from powervio.virtio import features as feature
-from powervio.virtio.device import Device
+from powervio.virtio.device import Device, DeviceSession
 from powervio.virtio.queue import DeviceQueue
 from powervio.virtio.split_device import SplitDeviceRing
 
+_log = logging.getLogger(__name__)
+
 _ROUNDS = 16
-"""Passes over one queue before the adapter's other queues and the partition's other adapters get a turn."""
+_PASS_BYTES = 8 << 20
+"""Passes over one queue, and bytes of requests taken from it, before the adapter's other queues and the partition's
+other adapters get a turn. A single request is bounded by its device."""
 
 
 class QueueService:
@@ -48,6 +53,7 @@ class QueueService:
         self._dma = dma
         self._window = window
         self._device = device
+        self._started = False
         self._on_broken = on_broken
         self._rings: dict[int, RemoteRing] = {}
         self._queues: dict[int, DeviceQueue] = {}
@@ -64,14 +70,27 @@ class QueueService:
 
     @property
     def in_hand(self) -> int:
-        """Requests that the device has popped and not completed."""
-        return sum((queue.ring.last_available - queue.ring.used_index) & 0xFFFF for queue in self._queues.values())
+        """Requests that were popped and are not told to the client as used."""
+        return sum(_in_hand(queue) for queue in self._queues.values())
+
+    def start(self, session: DeviceSession) -> None:
+        """Start the device on the queues that were added."""
+        self._started = True
+        self._device.start(session)
 
     def add(
         self, entry: QueueAddresses, session: int, features: int, *, big_endian: bool, available: int = 0, used: int = 0
     ) -> None:
         """Set up a queue; `available` and `used` are the indices where a ring is taken over in the middle."""
-        memory = RemoteRing(self._window, self._dma, entry.size, entry.descriptors, entry.available, entry.used)
+        memory = RemoteRing(
+            self._window,
+            self._dma,
+            entry.size,
+            entry.descriptors,
+            entry.available,
+            entry.used,
+            fresh=not available and not used,
+        )
         ring = SplitDeviceRing(
             entry.size,
             memory,
@@ -82,17 +101,23 @@ class QueueService:
             used_index=used,
         )
         self._rings[entry.index] = memory
-        self._queues[entry.index] = DeviceQueue(entry.index, ring, self._payload, self._notify)
+        self._queues[entry.index] = DeviceQueue(entry.index, ring, self._payload, self._notify, self._broken)
         high, low = encode(Message.USED, session, queue=entry.index)
         # bytes 6-7 are the index (P2.3)
         self._builders[entry.index] = lambda: (high | ring.used_index, low)
 
-    def _payload(self, segments: list[tuple[int, int]]) -> RdmaPayload:
-        return RdmaPayload(self._window, segments)
+    def _payload(self, queue: DeviceQueue, segments: list[tuple[int, int]]) -> RdmaPayload:
+        return RdmaPayload(self._window, queue, segments)
 
-    def remove(self, index: int) -> None:
-        """Forget one queue; nothing of it is touched any more."""
-        self._queues.pop(index).live = False
+    def reset(self, index: int) -> None:
+        """The client reset one queue: the device forgets its requests, and nothing of it is touched any more."""
+        self._remove(index)
+        self._device.queue_reset(index)
+
+    def _remove(self, index: int) -> None:
+        queue = self._queues.pop(index)
+        queue.live = False
+        self.rejected += queue.ring.rejected
         self._rings.pop(index).release()
         del self._builders[index]
         self._kicked.pop(index, None)
@@ -100,12 +125,13 @@ class QueueService:
 
     def end(self) -> None:
         """Forget all queues; nothing of them is touched any more, whatever the device still has in hand."""
-        if self._queues:
-            for queue in self._queues.values():
-                queue.live = False
+        for queue in self._queues.values():
+            queue.live = False
+        if self._started:
+            self._started = False
             self._device.reset()
         for index in list(self._queues):
-            self.remove(index)
+            self._remove(index)
         self._kicked.clear()
         self.paused = False
         self.on_idle = None
@@ -116,9 +142,9 @@ class QueueService:
         Raises `LocalError` while a request is in the device's hands: then the two do not say everything.
         """
         for queue in self._queues.values():
-            in_hand = (queue.ring.last_available - queue.ring.used_index) & 0xFFFF
-            if in_hand:
-                raise LocalError(f"queue {queue.index} has {in_hand} requests in the device's hands; suspend it first")
+            count = _in_hand(queue)
+            if count:
+                raise LocalError(f"queue {queue.index} has {count} requests in the device's hands; suspend it first")
         return {index: (queue.ring.last_available, queue.ring.used_index) for index, queue in self._queues.items()}
 
     def kick(self, index: int, known: int | None) -> None:
@@ -145,25 +171,42 @@ class QueueService:
             try:
                 self._serve(queue, known)
             except RemoteError as error:
-                self.rejected += 1
-                if error.verdict is not Verdict.REJECT:
-                    self._on_broken(f"queue {index}: {error}")
-                    return
+                self._broken(index, error)
+            except Exception:
+                # a fault of the device here; what it did not complete is lost with the session, not for ever
+                _log.exception("queue %d: the device failed", index)
+                self._on_broken(f"queue {index}: the device failed")
 
     def _serve(self, queue: DeviceQueue, known: int | None) -> None:
         ring = queue.ring
+        queue.allowance = _PASS_BYTES
         for _ in range(_ROUNDS):
             ring.refresh(known)
             self._device.process(queue)
             queue.flush()
-            if not queue.live or not ring.enable_notifications():
+            if not queue.live:
+                return
+            if queue.allowance <= 0 or ring.pending:
+                break
+            if not ring.enable_notifications():
                 return
             known = None
         self._kicked.setdefault(queue.index, None)
         self._kernel.call_soon(self.serve)
+
+    def _broken(self, index: int, error: RemoteError) -> None:
+        self.rejected += 1
+        if error.verdict is Verdict.REJECT:
+            _log.info("queue %d: %s", index, error)
+        else:
+            self._on_broken(f"queue {index}: {error}")
 
     def _notify(self, index: int) -> None:
         self._crq.signal(index, self._builders[index])
         if self.on_idle is not None and not self.in_hand:
             call, self.on_idle = self.on_idle, None
             call()
+
+
+def _in_hand(queue: DeviceQueue) -> int:
+    return (queue.ring.last_available - queue.ring.published_index) & 0xFFFF
