@@ -67,25 +67,21 @@ def test_image_of_qemu_is_written_through_the_client_and_sound_afterwards(house:
 def test_killed_daemon_is_replaced_within_two_seconds_under_load(house: House, image_format: str) -> None:
     path = make(house, image_format)
     process = house.up(house.declare(image=path.name, more=f'format = "{image_format}"'))
-    load = subprocess.Popen(
-        fio(house.uri(), "--size=48M", "--io_size=96M", "--fsync=100", "--rate=12m"),
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-    )
-    for _ in range(3):
-        time.sleep(1.0)
-        (daemon,) = daemons_of(process.pid)
-        done = house.client()["requests"]
-        killed = time.monotonic()
-        os.kill(daemon, signal.SIGKILL)
-        wait_for(lambda gone=daemon: [pid for pid in daemons_of(process.pid) if pid != gone], 2)
-        assert time.monotonic() - killed < 2.1
-        wait_for(lambda before=done: house.client()["requests"] > before + 20, 10)
+    words = fio(house.uri(), "--size=48M", "--io_size=80M", "--fsync=100", "--rate=8m")
+    with subprocess.Popen(words, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True) as load:
+        for _ in range(2):
+            time.sleep(1.0)
+            (daemon,) = daemons_of(process.pid)
+            done = house.client()["requests"]
+            killed = time.monotonic()
+            os.kill(daemon, signal.SIGKILL)
+            wait_for(lambda gone=daemon: [pid for pid in daemons_of(process.pid) if pid != gone], 2)
+            assert time.monotonic() - killed < 2.1
+            wait_for(lambda before=done: house.client()["requests"] > before + 20, 10)
+        output, _ = load.communicate(timeout=90)
+        assert load.returncode == 0, output
     server = next(adapter for adapter in house.ps()["adapters"] if adapter["role"] == "server")
-    assert server["reconnections"] >= 3
-    output, _ = load.communicate(timeout=90)
-    assert load.returncode == 0, output
+    assert server["reconnections"] >= 2
     house.end(process)
     # What a killed process left behind is leaked clusters at most, never wrong ones.
     check = subprocess.run(["qemu-img", "check", str(path)], capture_output=True, text=True, check=False)
