@@ -88,8 +88,8 @@ def test_one_that_ignores_sigterm_is_killed(image: str, tmp_path: Path, monkeypa
     began = time.monotonic()
     with pytest.raises(LocalError, match="did not serve it in time"):
         QemuDaemon(image, "qcow2", start_limit=0.3)
-    assert time.monotonic() - began < 3
-    open_image(image).close()
+    assert time.monotonic() - began < 10
+    open_image(image, wait=5).close()  # the script's own `sleep` inherited the lock and may end a little later
 
 
 def test_what_it_says_when_it_ends_at_once_is_told(image: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -22,6 +22,8 @@ from powervio.virtio.queue import ByteOrder, DeviceQueue, Request
 
 _SECTOR = 512
 _ID_BYTES = 20
+_FLUSH_COST = 1 << 20
+"""What a flush takes of a pass, in bytes that could be moved meanwhile."""
 _STATUS = tuple(bytes([status]) for status in range(256))
 
 
@@ -265,7 +267,7 @@ class BlockDevice(Device):
             if header is None:
                 filled = self._failed("memory", blk.S_IOERR)
             else:
-                filled = self._serve(readable, writable, room, header)
+                filled = self._serve(request, readable, writable, room, header)
         except OSError:
             filled = self._failed("backing", blk.S_IOERR)
         except RemoteError:
@@ -283,7 +285,7 @@ class BlockDevice(Device):
         # left out (2.7.8.2: a driver may rely on all of it).
         request.complete(filled + 1 if filled == room else filled)
 
-    def _serve(self, readable: Payload, writable: Payload, room: int, header: bytes) -> int:
+    def _serve(self, request: Request, readable: Payload, writable: Payload, room: int, header: bytes) -> int:
         """Do it; returns the bytes of data written to the driver, or the status of a failure, negative."""
         counters = self.counters
         length = readable.length - 16
@@ -309,27 +311,29 @@ class BlockDevice(Device):
             if length:
                 readable.drain_to(self.backing, position, 16, length)
             if not self._writeback:
+                request.charge(_FLUSH_COST)
                 self.backing.flush()
             counters.writes += 1
             counters.bytes_written += length
             return 0
         if kind in (blk.T_FLUSH, blk.T_FLUSH_OUT):
+            request.charge(_FLUSH_COST)
             self.backing.flush()
             counters.flushes += 1
             return 0
         if kind == blk.T_DISCARD and self._negotiated & blk.F_DISCARD:
-            return self._change_ranges(readable, length, kind)
+            return self._change_ranges(request, readable, length, kind)
         if kind == blk.T_WRITE_ZEROES and self._negotiated & blk.F_WRITE_ZEROES:
-            return self._change_ranges(readable, length, kind)
+            return self._change_ranges(request, readable, length, kind)
         if kind == blk.T_SECURE_ERASE and self._negotiated & blk.F_SECURE_ERASE:
-            return self._change_ranges(readable, length, kind)
+            return self._change_ranges(request, readable, length, kind)
         if kind == blk.T_GET_ID:
             answer = self._serial[:room]
             writable.write(0, answer)
             return len(answer)
         return self._failed("unsupported", blk.S_UNSUPP)
 
-    def _change_ranges(self, readable: Payload, length: int, kind: int) -> int:
+    def _change_ranges(self, request: Request, readable: Payload, length: int, kind: int) -> int:
         """DISCARD, WRITE_ZEROES and SECURE_ERASE: all ranges are checked before the first is touched."""
         options, size, counters = self.options, self._segment.size, self.counters
         if self.read_only:
@@ -347,6 +351,8 @@ class BlockDevice(Device):
             return self._failed("unsupported", blk.S_UNSUPP)
         if any(count > limit or (sector + count) * _SECTOR > self._capacity for sector, count, _ in ranges):
             return self._failed("range", blk.S_IOERR)
+        whole = sum(count for _, count, _ in ranges) * _SECTOR
+        request.charge(_FLUSH_COST if kind == blk.T_DISCARD else whole)
         for sector, count, flags in ranges:
             position, count = sector * _SECTOR, count * _SECTOR
             if kind == blk.T_WRITE_ZEROES:

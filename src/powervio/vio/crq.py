@@ -239,11 +239,14 @@ class CrqEnd:
         if self._draining:
             return  # a handler waits in hcalls only, but may reset the connection from inside a message
         self._draining = True
-        self._drain_again = False
         try:
             self._drain()
         finally:
             self._draining = False
+
+    def _drain_rest(self) -> None:
+        self._drain_again = False
+        self.drain()
 
     def _drain(self) -> None:
         handed_up = False
@@ -270,7 +273,7 @@ class CrqEnd:
         else:
             if not self._drain_again:
                 self._drain_again = True
-                self._kernel.call_soon(self.drain)
+                self._kernel.call_soon(self._drain_rest)
         if handed_up and self._on_drained is not None:
             self._on_drained()
 
@@ -325,7 +328,8 @@ class CrqEnd:
         if self._kept_messages > _BACKLOG_LIMIT:
             _log.warning("CRQ %#x: the partner does not empty its queue; connection reset", self._unit_address)
             self._forget_posts()
-            self._kernel.call_soon(self._cut_off)
+            number = self._number
+            self._kernel.call_soon(lambda: self._cut_off(number))
         else:
             self._retry_later()
 
@@ -340,8 +344,8 @@ class CrqEnd:
             return True
         raise HcallError(Hcall.H_SEND_CRQ, code)
 
-    def _cut_off(self) -> None:
-        if self.state is not CrqState.CLOSED:
+    def _cut_off(self, number: int) -> None:
+        if self.state is not CrqState.CLOSED and number == self._number:
             self.reset()
 
     def signal(self, key: int, build: Callable[[], tuple[int, int]]) -> None:

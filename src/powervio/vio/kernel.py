@@ -60,6 +60,7 @@ class PartitionKernel:
         self._poller.register(self._wake_fd, select.POLLIN)
         self._thread: threading.Thread | None = None
         self._stopping = False
+        self._closed = False
         self._loop: asyncio.AbstractEventLoop | None = None
         self._loop_timer: asyncio.TimerHandle | None = None
 
@@ -155,7 +156,8 @@ class PartitionKernel:
                 self._unwake()
 
     def _wake(self) -> None:
-        os.eventfd_write(self._wake_fd, 1)
+        if not self._closed:
+            os.eventfd_write(self._wake_fd, 1)
 
     def _unwake(self) -> None:
         with contextlib.suppress(BlockingIOError):
@@ -247,7 +249,10 @@ class PartitionKernel:
 
     def close(self) -> None:
         """Release what the kernel holds of the machine; the partition is not run afterwards."""
+        if self._closed:
+            return
         self.stop()
         self.detach()
+        self._closed = True  # the numbers may soon be somebody else's
         os.close(self._wake_fd)
         os.close(self._line_fd)

@@ -40,6 +40,11 @@ class Request:
         """Number of the queue that it came from."""
         return self._queue.index
 
+    def charge(self, cost: int) -> None:
+        """Count more than its bytes against this pass: for what takes long and carries little."""
+        if self._queue.allowance is not None:
+            self._queue.allowance -= cost
+
     def complete(self, written: int) -> None:
         """Give the buffer back; `written` bytes from the first writable one have been written (never over-report)."""
         self._queue.complete(self.head, written)
@@ -82,7 +87,8 @@ class DeviceQueue:
             return None
         request = Request(self, chain.head, self._payload(self, chain.readable), self._payload(self, chain.writable))
         if self.allowance is not None:
-            self.allowance -= max(_LEAST_COST, request.readable.length + request.writable.length)
+            pieces = len(chain.readable) + len(chain.writable)  # each is a call of the hypervisor at least
+            self.allowance -= max(_LEAST_COST * pieces, request.readable.length + request.writable.length)
         return request
 
     def complete(self, head: int, written: int) -> None:

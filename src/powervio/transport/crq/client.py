@@ -12,7 +12,7 @@ from collections import deque
 from collections.abc import Callable
 from enum import Enum
 
-from powervio.errors import LocalError, PowervioError, RemoteError
+from powervio.errors import LocalError, PowervioError, RemoteError, Verdict
 from powervio.papr.nodes import VdeviceNode
 from powervio.transport.crq.driver_queue import CrqDriverQueue, IndirectPolicy
 from powervio.transport.crq.protocol import (
@@ -137,6 +137,7 @@ class VirtioVio:
         self._session: ClientSession | None = None
         self._queues: list[CrqDriverQueue] = []
         self._features = 0
+        self._config_stale = False
         self._awaited: deque[int] = deque()
         self._watchdog: Timer | None = None
         self._pause: Timer | None = None
@@ -235,6 +236,8 @@ class VirtioVio:
             self.driver.completed(queue)
         except PowervioError as error:
             _log.info("adapter %s: at the end of the session: %s", self.node.location_code, error)
+        except Exception:
+            _log.exception("adapter %s: the driver failed at the end of the session", self.node.location_code)
 
     def _fail(self, reason: str, *, final: bool = False) -> None:
         """Something of the server's was wrong: try again after a pause that grows, or wait for another server."""
@@ -316,11 +319,17 @@ class VirtioVio:
         """ACKNOWLEDGE: the config space is allocated now that its size is known (P5.2)."""
         length = max(1, self._header.config_length)
         if self._config_memory is None or len(self._config_memory.view) < length:
-            if self._config_memory is not None:
-                self._dma.release(self._config_memory)
-            self._config_memory = self._dma.allocate(length)
+            self._config_memory = self._larger(self._config_memory, length)
+        self._config_stale = False
         self._trace("ACKNOWLEDGE")
         self._request(Message.ACKNOWLEDGE, length=self._header.config_length, address=self._config_memory.ioba)
+
+    def _larger(self, memory: DmaMemory | None, length: int) -> DmaMemory:
+        """Other memory instead of this, which stays what it is when there is not enough."""
+        larger = self._dma.allocate(length)
+        if memory is not None:
+            self._dma.release(memory)
+        return larger
 
     def _take_config(self) -> None:
         assert self._config_memory is not None
@@ -385,9 +394,7 @@ class VirtioVio:
             )
         length = count * QueueAddresses.SIZE
         if self._block_memory is None or len(self._block_memory.view) < length:
-            if self._block_memory is not None:
-                self._dma.release(self._block_memory)
-            self._block_memory = self._dma.allocate(length)
+            self._block_memory = self._larger(self._block_memory, length)
         self._block_memory.view[:length] = b"".join(queue.addresses().pack() for queue in self._queues)
         self._trace("FIND_VQS")
         self._request(Message.FIND_VQS, count=count, length=length, address=self._block_memory.ioba)
@@ -401,6 +408,8 @@ class VirtioVio:
         self.sessions += 1
         self._enter(ClientState.RUNNING)
         self.driver.start(self._session)
+        if self._config_stale and self._session is not None:
+            self._request(Message.CONFIG_READ)  # it changed after ACKNOWLEDGE
 
     # -- while it runs
 
@@ -422,6 +431,7 @@ class VirtioVio:
 
     def _config_event(self, event: dict[str, int]) -> None:
         if self.state is not ClientState.RUNNING:
+            self._config_stale = True
             return
         if event["device_status"] & device_status.NEEDS_RESET:
             if self._count_failure("the device asked for a reset") > 1:
@@ -447,6 +457,9 @@ class VirtioVio:
     def allocate(self, length: int, *, mapped: bool) -> Buffer:
         """See `DriverTransport.allocate`."""
         if mapped:
+            if self._session is None:
+                # nothing is mapped for a server that has lost its connection (P1.5)
+                raise RemoteError("the session is over", Verdict.CLOSE)
             memory = self._dma.allocate(length)
             return Buffer(memory.view, memory.address, memory.ioba)
         address = self._kernel.pages.allocate(length)
@@ -497,6 +510,9 @@ class VirtioVio:
             except PowervioError as error:
                 # no memory or window for what the device asks for, or a device that the driver cannot live with
                 self._fail(f"after {Message(kind).name}: {error}")
+            except Exception as error:
+                _log.exception("adapter %s: the driver failed", self.node.location_code)
+                self._fail(f"after {Message(kind).name}: the driver failed: {error!r}")
         elif kind == Message.CONFIG_WRITE:
             _log.warning("adapter %s: the device refused a config write", self.node.location_code)
         else:
@@ -518,7 +534,7 @@ class VirtioVio:
             except RemoteError as error:
                 self._fail(f"queue {index}: the device broke the ring: {error}")
                 return
-            except PowervioError:
+            except Exception:
                 _log.exception("adapter %s: completing queue %d failed", self.node.location_code, index)
             if not self._queues:
                 return  # a completion ended the session

@@ -415,6 +415,7 @@ class VirtioCrq:
             )
         data = message["data"].to_bytes(8, "big")[:length]
         try:
+            self._service.touched = True  # reset the device with the session, started or not (P5.9)
             self.device.write_config(offset, data, session.byteorder)
         except PowervioError as error:
             raise _Refused(Status.BAD_VALUE, str(error)) from None
@@ -560,8 +561,8 @@ class VirtioCrq:
             raise _Refused(Status.BAD_FEATURES, "QUEUE_RESET without RING_RESET negotiated")
         if index not in self._service:
             raise _Refused(Status.BAD_QUEUE, f"queue {index} is not in use")
-        self._service.reset(index)
         del session.queues[index]
+        self._service.reset(index)
         return 0, 0
 
     def _suspend(self, message: dict[str, int]) -> tuple[int, int]:
@@ -575,7 +576,13 @@ class VirtioCrq:
         if not session.status.running:
             raise _Refused(Status.BAD_STATE, "a ring broke while the device was being suspended")
         self._service.paused = True
-        self.device.suspend()
+        try:
+            self.device.suspend()
+        except Exception:
+            _log.exception("adapter %s: the device failed to suspend", self.node.location_code)
+            self._needs_reset("the device failed to suspend")
+        if not session.status.running:
+            raise _Refused(Status.DEVICE_ERROR, "the device broke while it was being suspended")
         if self._service.in_hand:
             self._service.on_idle = self._suspended
             raise _Later

@@ -53,7 +53,8 @@ class QueueService:
         self._dma = dma
         self._window = window
         self._device = device
-        self._started = False
+        self.touched = False
+        """Whether the device has something of this session, so that it has to be reset with it."""
         self._on_broken = on_broken
         self._rings: dict[int, RemoteRing] = {}
         self._queues: dict[int, DeviceQueue] = {}
@@ -75,7 +76,7 @@ class QueueService:
 
     def start(self, session: DeviceSession) -> None:
         """Start the device on the queues that were added."""
-        self._started = True
+        self.touched = True
         self._device.start(session)
 
     def add(
@@ -127,9 +128,12 @@ class QueueService:
         """Forget all queues; nothing of them is touched any more, whatever the device still has in hand."""
         for queue in self._queues.values():
             queue.live = False
-        if self._started:
-            self._started = False
-            self._device.reset()
+        if self.touched:
+            self.touched = False
+            try:
+                self._device.reset()
+            except Exception:
+                _log.exception("the device failed to reset")
         for index in list(self._queues):
             self._remove(index)
         self._kicked.clear()
