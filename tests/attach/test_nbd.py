@@ -497,6 +497,66 @@ def test_close_answers_what_is_in_flight(path: Path) -> None:
     asyncio.run(asyncio.wait_for(main(), 10))
 
 
+def test_close_with_grace_refuses_further_requests_until_the_client_leaves(path: Path) -> None:
+    disk = MemoryDisk(MIB)
+
+    async def main() -> None:
+        server = NbdServer(disk, path)
+        await server.start()
+        client = await RawClient.connect(path)
+        disk.gate = asyncio.Event()
+        cookie = client.send(Command.READ, 0, 512)
+        await until(lambda: len(disk.calls) == 1)
+        closing = asyncio.ensure_future(server.close(grace=20))
+        await until(lambda: not path.exists())
+        await asyncio.sleep(0.01)
+        assert (await client.do(Command.WRITE, data=bytes(4096))).error == Error.ESHUTDOWN
+        assert (await client.do(Command.READ, 0, 512)).error == Error.ESHUTDOWN
+        assert len(disk.calls) == 1
+        disk.gate.set()
+        answered = await client.answer()
+        assert (answered.cookie, answered.error) == (cookie, 0)
+        assert not closing.done()
+        await client.close()
+        await closing
+        assert server.clients == 0
+        assert disk.free_buffers == disk.buffers
+
+    asyncio.run(asyncio.wait_for(main(), 10))
+
+
+def test_client_that_stays_is_closed_when_the_grace_is_over(path: Path) -> None:
+    disk = MemoryDisk(MIB)
+
+    async def main() -> None:
+        server = NbdServer(disk, path)
+        await server.start()
+        client = await RawClient.connect(path)
+        await server.close(grace=0.05)
+        assert await client.reader.read() == b""
+        await client.close()
+
+    asyncio.run(asyncio.wait_for(main(), 10))
+
+
+def test_who_connects_after_the_disk_grew_is_told_the_new_size(path: Path) -> None:
+    disk = MemoryDisk(2 * MIB)
+    disk.size = MIB
+
+    async def main() -> None:
+        async with NbdServer(disk, path) as server:
+            before = await RawClient.connect(path)
+            disk.size = 2 * MIB
+            after = await RawClient.connect(path)
+            assert (await before.do(Command.READ, MIB, 512)).error == Error.EINVAL
+            assert (await after.do(Command.READ, MIB, 512)).error == 0
+            assert server.export.size == 2 * MIB
+            for client in (before, after):
+                await client.close()
+
+    asyncio.run(asyncio.wait_for(main(), 10))
+
+
 def test_close_does_not_wait_longer_than_told_for_a_disk_that_hangs(path: Path) -> None:
     disk = MemoryDisk(MIB)
 

@@ -50,6 +50,9 @@ class ManualTimers:
         heapq.heappush(self._calls, (self.now + delay, next(self._order), made))
         return made
 
+    def call_soon_threadsafe(self, call: Callable[[], None]) -> None:
+        self.call_later(0, call)
+
     @property
     def armed(self) -> int:
         return sum(call.call is not None for _, _, call in self._calls)
@@ -73,9 +76,9 @@ class Limited:
         self.timers = ManualTimers()
         self.backing = MemoryBacking()
         self.device = BlockDevice(self.backing, BlockOptions(limits=limits, queues=queues))
-        self.device.timers = self.timers
         self.driver = RawDriver(queues=queues)
         self.link = DirectLink(self.device, self.driver)
+        self.device.scheduler = self.timers
         self.link.connect()
         self.sent: list[Exchange] = []
 
@@ -173,8 +176,8 @@ def test_reset_gives_what_waits_back_to_the_driver_and_no_timer_is_left() -> Non
     timers = ManualTimers()
     backing = MemoryBacking()
     device = BlockDevice(backing, BlockOptions(limits=Limits(requests_per_second=1)))
-    device.timers = timers
     link = DirectLink(device, driver)
+    device.scheduler = timers
     link.connect()
     done: list[BlockRequest] = []
     memory = link.memory.allocate(4096)
@@ -222,8 +225,10 @@ def test_malformed_requests_cost_a_request_and_are_answered() -> None:
 
 def test_limits_need_timers_and_sensible_numbers() -> None:
     device = BlockDevice(MemoryBacking(), BlockOptions(limits=Limits(requests_per_second=1)))
+    link = DirectLink(device, RawDriver())
+    device.scheduler = None
     with pytest.raises(LocalError, match="timers"):
-        DirectLink(device, RawDriver()).connect()
+        link.connect()
     for wrong in ({"bytes_per_second": 0}, {"burst_requests": 5}, {"requests_per_second": 1, "burst_requests": 0}):
         with pytest.raises(LocalError):
             Limits(**wrong)

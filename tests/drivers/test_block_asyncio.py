@@ -56,6 +56,45 @@ async def disk_of(
         disk.link.close()
 
 
+def test_smaller_pool_lets_buffers_go_when_they_are_free_and_a_larger_one_serves_who_waits(tmp_path: Path) -> None:
+    async def main() -> None:
+        async with disk_of(tmp_path) as disk:
+            driver = disk.driver
+            taken = [await driver.acquire_buffer(512) for _ in range(8)]
+            driver.limit_buffers(2)
+            for buffer in taken:
+                driver.release_buffer(buffer)
+            assert driver._buffer_count == 2
+            taken = [await driver.acquire_buffer(512) for _ in range(2)]
+            waiting = asyncio.ensure_future(driver.acquire_buffer(512))
+            await asyncio.sleep(0)
+            assert not waiting.done()
+            driver.limit_buffers(3)
+            driver.release_buffer(await waiting)
+            for buffer in taken:
+                driver.release_buffer(buffer)
+
+    run(main())
+
+
+def test_released_driver_gives_every_buffer_back_also_those_in_use(tmp_path: Path) -> None:
+    async def main() -> None:
+        async with disk_of(tmp_path) as disk:
+            driver = disk.driver
+            first, second = await driver.acquire_buffer(512), await driver.acquire_buffer(512)
+            driver.release_buffer(first)
+            back: list[object] = []
+            driver.fail_all("over")
+            disk.link.disconnect()
+            driver.release(back.append)
+            assert first in back
+            assert second not in back
+            driver.release_buffer(second)
+            assert back[-1] is second
+
+    run(main())
+
+
 def run(main: Coroutine[Any, Any, None]) -> None:
     async def limited() -> None:
         async with asyncio.timeout(30):

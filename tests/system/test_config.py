@@ -101,7 +101,7 @@ MISTAKES = [
     ),
     ('name = "client1"', 'name = "vios1"', 'lpar[0].name: "vios1" is the name of vios[0] already'),
     ("memory =", "mem =", 'lpar[0].mem: there is no such option; did you mean "memory"?'),
-    ("memory =", "cpus =", "lpar[0].cpus: there is no such option; expected one of name, memory, disk"),
+    ("memory =", "cpus =", "lpar[0].cpus: there is no such option; expected one of name, memory, disk, console, rng"),
     ("memory =", "memroy =", 'lpar[0].memroy: there is no such option; did you mean "memory"?'),
     (
         '"256M"',
@@ -259,7 +259,7 @@ def test_several_mistakes_are_told_at_once(folder: Path) -> None:
 def test_many_large_queues_need_memory(folder: Path) -> None:
     text = SMALLEST.replace("256M", "8M") + "queues = 64\nqueue_size = 1024"
     (said,) = problems(text, folder)
-    assert said.startswith("lpar[0].memory: 8M; its disks need at least ")
+    assert said.startswith("lpar[0].memory: 8M; its devices need at least ")
 
 
 def test_file_that_cannot_be_read_is_told(folder: Path) -> None:

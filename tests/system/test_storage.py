@@ -198,8 +198,9 @@ def test_pools_need_a_system_or_its_file(house: House) -> None:
     assert "--file names the system file" in house.refused("pool", "list")
 
 
-def declare_pool(house: House, image: str = "pool:data/root") -> None:
+def declare_pool(house: House, image: str = "pool:data/root") -> str:
     (house.folder / "p.toml").write_text(POOL + DISK.format(image))
+    return "p.toml"
 
 
 def test_volumes_are_made_served_resized_and_deleted(house: House) -> None:
@@ -228,6 +229,54 @@ def test_volumes_are_made_served_resized_and_deleted(house: House) -> None:
     assert (house.folder / "pool" / "root").stat().st_size == 20 * MIB
     house.ok("pool", "delete", "data/root", "-f", "p.toml")
     assert not list((house.folder / "pool").iterdir())
+
+
+# -- disks that come while the system runs
+
+
+def test_every_kind_of_image_is_attached_resized_if_raw_and_detached(house: House) -> None:
+    house.ok("pool", "create", "data/root", "16M", "-f", declare_pool(house))
+    house.ok("pool", "create", "data/more", "16M", "-f", "p.toml")
+    path = make(house, "qcow2")
+    process = house.up("p.toml")
+    limit = ("--bytes-per-second", "64M")
+    said = house.ok("attach", "client1", "--image", "pool:data/more", "--nbd", "more.sock", *limit)
+    assert said.splitlines()[0] == f"client1/3: {house.folder}/pool/more, served by vios1/3"
+    assert "is served to client1/3" in house.refused("pool", "delete", "data/more")
+    house.ok("attach", "client1", "--image", path.name, "--format", "qcow2", "--nbd", "q.sock")
+    house.image("remote.img", MIB)
+    serving = ["nbdkit", "-f", "-U", str(house.folder / "remote.sock"), "file", str(house.folder / "remote.img")]
+    with subprocess.Popen(serving) as server:
+        wait_for((house.folder / "remote.sock").exists)
+        house.ok("attach", "client1", "--image", "nbd+unix:///?socket=remote.sock", "--nbd", "far.sock")
+        for name in ("q", "far"):
+            program("qemu-io", "-f", "raw", "-c", "write -P 7 0 1M", "-c", "read -P 7 0 1M", house.uri(name))
+        house.ok("detach", "client1/5")
+        server.terminate()
+    assert (house.folder / "remote.img").read_bytes() == b"\x07" * MIB
+    shown = house.ok("ps")
+    assert "limited to 64.0 MiB/s" in shown
+    assert f"{path} (qcow2)" in shown
+    assert "told client1/3" in house.ok("pool", "resize", "data/more", "32M")
+    assert house.ok("resize", "client1/3", "48M") == "client1/3 has 48M\n"
+    assert program("nbdinfo", "--size", house.uri("more")).strip() == str(48 * MIB)
+    assert "is not a raw image" in house.refused("resize", "client1/4", "128M")
+    (daemon,) = daemons_of(process.pid)
+    for target in ("q.sock", "more.sock"):
+        house.ok("detach", target)
+    assert not Path(f"/proc/{daemon}").exists()
+    house.ok("pool", "delete", "data/more")
+    for wrong, words in (
+        ("pool:data/none", "disk.image: pool data has no volume none"),
+        ("pool:none/x", 'disk.image: there is no pool "none" (pools: data)'),
+        ("nbd://host:x/", "disk.image: nbd://host:x/: the port is no number"),
+        (path.name, 'serve what is in it with format = "qcow2"'),
+    ):
+        assert words in house.refused("attach", "client1", "--image", wrong)
+    assert len(house.ps()["adapters"]) == 2
+    house.end(process)
+    assert not list(house.run_folder.iterdir())
+    assert program("qemu-img", "check", "-f", "qcow2", str(path))
 
 
 @pytest.mark.parametrize("name", ["data/../x", "data/.hidden", "data/a/b", "data/", "/x", "data", "data/-x"])

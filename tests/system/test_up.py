@@ -425,5 +425,5 @@ def test_help_imports_no_command(house: House) -> None:
     )
     said = program(sys.executable, "-c", script, env={**os.environ, "PYTHONPATH": SOURCES})
     assert said.splitlines()[-1] == "[]"
-    for command in ("demo", "up", "ps", "down", "bench", "doctor"):
+    for command in ("demo", "up", "ps", "attach", "detach", "resize", "dtb", "down", "bench", "doctor"):
         assert f"\n  {command} " in said

@@ -8,12 +8,11 @@ from powervio.virtio.queue import Buffer
 
 
 class BlockDisk(Disk[Buffer]):
-    """The disk behind a driver that has had its first session; sizes and abilities are what was negotiated then."""
+    """The disk behind a driver that has had its first session; abilities are what was negotiated then."""
 
     def __init__(self, driver: BlockDriver) -> None:
         """`driver.ready()` must have returned."""
         self._driver = driver
-        self.size = driver.capacity
         self.read_only = driver.read_only
         self.block_size = driver.block_size
         self.preferred_size = max(driver.physical_block_size, driver.block_size)
@@ -21,6 +20,11 @@ class BlockDisk(Disk[Buffer]):
         self.can_discard = driver.can_discard
         self.can_write_zeroes = driver.can_write_zeroes
         # Not `zeroes_fast`: the device may have to write them out, and virtio has no way to say so.
+
+    @property
+    def size(self) -> int:  # type: ignore[override]  # it changes when the device is resized
+        """Bytes, as the device said last."""
+        return self._driver.capacity
 
     async def acquire(self, length: int) -> Buffer:
         """See `Disk`."""

@@ -8,7 +8,6 @@ MULTI_CONN.
 from __future__ import annotations
 
 import asyncio
-import dataclasses
 import logging
 import socket
 from functools import partial
@@ -48,7 +47,9 @@ class NbdServer(Generic[B]):
         """
         self.disk = disk
         self.path = Path(path)
-        self.export = _export_of(disk, name, description)  # replaced by `resized`; connections keep theirs
+        self._name = name
+        self._description = description
+        _export_of(disk, name, description)
         self._mode = mode
         self._max_clients = max_clients
         self._patience = patience
@@ -59,14 +60,14 @@ class NbdServer(Generic[B]):
         check_path(path)
 
     @property
+    def export(self) -> Export:
+        """What a client that connects now is told; those who are connected keep the size that they know."""
+        return _export_of(self.disk, self._name, self._description)
+
+    @property
     def clients(self) -> int:
         """How many clients are connected."""
         return len(self._connections)
-
-    def resized(self, size: int) -> None:
-        """The disk has another size now, in bytes; clients that connect from now on see it."""
-        self.disk.size = size
-        self.export = dataclasses.replace(self.export, size=size)
 
     async def start(self) -> None:
         """Listen. A socket file that nobody answers on any more is replaced.
@@ -76,10 +77,11 @@ class NbdServer(Generic[B]):
         self._listener = UnixListener(self.path, self._mode)
         self._tasks = [asyncio.create_task(self._accept(self._listener.socket)), asyncio.create_task(self._watch())]
 
-    async def close(self, timeout: float = 5.0) -> None:
+    async def close(self, timeout: float = 5.0, *, grace: float = 0.0) -> None:
         """Stop listening, remove the socket file, answer what is in flight, and close all connections.
 
-        After `timeout` seconds connections are cut; what the disk still has is not waited for any longer.
+        For `grace` seconds clients may still ask, get ESHUTDOWN, and leave by themselves. After `timeout` seconds more
+        connections are cut; what the disk still has is not waited for any longer.
         """
         for task in self._tasks:
             task.cancel()
@@ -89,7 +91,12 @@ class NbdServer(Generic[B]):
             self._listener.close()
             self._listener = None
         tasks = list(self._connections.values())
-        for connection in self._connections:
+        if tasks and grace:
+            for connection in self._connections:
+                connection.refuse()
+            await asyncio.wait(tasks, timeout=grace)
+            tasks = list(self._connections.values())
+        for connection in list(self._connections):
             connection.finish()
         if tasks:
             _, late = await asyncio.wait(tasks, timeout=timeout)

@@ -186,6 +186,10 @@ class NbdConnection(Generic[B]):
             position += length
         return True
 
+    def refuse(self) -> None:
+        """Answer every further request with ESHUTDOWN; what is in flight goes on."""
+        self._finishing = True
+
     def finish(self) -> None:
         """Let the client's stream end here: what is in flight is answered, then the connection closes."""
         self._finishing = True

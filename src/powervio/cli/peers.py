@@ -53,7 +53,7 @@ PEERS = (
     Peer("qemu-storage-daemon", "qemu-system-common", "qcow2, vmdk and vhdx images behind a VIO server", tests=True),
     Peer("qemu-system-x86_64", "qemu-system-x86", "booting stock amd64 guests"),
     Peer("qemu-system-ppc64", "qemu-system-ppc", "booting stock ppc64le guests"),
-    Peer("dtc", "device-tree-compiler", "reading the device trees that the hypervisor hands out"),
+    Peer("dtc", "device-tree-compiler", "reading the device trees that the hypervisor hands out", tests=True),
     Peer("nbd-client", "nbd-client", "attached disks as /dev/nbdN (needs the kernel's nbd)"),
     Peer("tshark", "tshark", "reading traces on the command line"),
     Peer("ip", "iproute2", "TAP devices and bridges for virtual networks"),

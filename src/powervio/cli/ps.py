@@ -53,17 +53,19 @@ def show(report: dict[str, Any]) -> None:
         )
     console.print(table)
     for adapter in clients:
-        what = f"{adapter['partition']}/{adapter['slot']}: {adapter['image']}"
-        if adapter["readonly"]:
-            what += " (readonly)"
-        if adapter["format"] not in (None, "raw"):
-            what += f" ({adapter['format']})"
+        served = adapter.get("image") or adapter.get("socket")
+        if served:
+            what = f"{adapter['partition']}/{adapter['slot']}: {served}"
+            if adapter.get("readonly"):
+                what += " (readonly)"
+            if adapter.get("format") not in (None, "raw"):
+                what += f" ({adapter['format']})"
+            console.print(what, markup=False, soft_wrap=True)
         partner = adapter["partner"]
         server = servers.get((partner["partition"], partner["slot"])) if partner else None
-        console.print(what, markup=False, soft_wrap=True)
-        if server and server["limits"]:
+        if server and server.get("limits"):
             console.print(f"    {_limits(server)}", markup=False, soft_wrap=True)
-        if adapter["nbd"]:
+        if adapter.get("nbd"):
             console.print(f"    nbd+unix:///?socket={adapter['nbd']}", markup=False, soft_wrap=True)
         if adapter["failure"] and adapter["state"] != "running":
             console.print(f"    {adapter['failure']}", markup=False, soft_wrap=True)

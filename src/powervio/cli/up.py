@@ -19,6 +19,7 @@ from powervio.cli.main import Options
 from powervio.errors import LocalError, PowervioError
 from powervio.system.config import Config, load
 from powervio.system.rundir import RunName, log_file
+from powervio.system.types import load_types
 
 if TYPE_CHECKING:
     from powervio.system.system import System
@@ -30,9 +31,12 @@ START_LIMIT = 60.0
 @click.command()
 @click.argument("file", type=click.Path())
 @click.option("-d", "--detach", is_flag=True, help="Run in the background; return when everything serves.")
+@click.option("--types", multiple=True, type=click.Path(), help="A Python file with device types (docs/new-device.md).")
 @click.pass_obj
-def up(options: Options, file: str, detach: bool) -> None:
+def up(options: Options, file: str, detach: bool, types: tuple[str, ...]) -> None:
     """Start the system that FILE declares, and run it until Ctrl-C, SIGTERM or `powervio down`."""
+    for module in types:
+        load_types(module)
     config = load(file)
     if detach:
         _up_in_background(config, options.debug)
@@ -84,6 +88,10 @@ def show_served(config: Config) -> None:
         click.echo(f"{lpar.name}: {disk.image}{how}, served by {disk.vios}")
         if disk.nbd is not None:
             click.echo(f"    nbd+unix:///?socket={disk.nbd}")
+    for _, lpar, row, device in config.devices():
+        click.echo(f"{lpar.name}: {row.name}, served by {device.vios}")
+        if device.socket is not None:
+            click.echo(f"    {device.socket}")
 
 
 # -- in the background

@@ -184,7 +184,7 @@ class BlockDevice(Device):
 
     def start(self, session: DeviceSession) -> None:
         """Without FLUSH the driver cannot ask for stability, so every write is stable when it completes (5.2.6.2)."""
-        if self._throttle is not None and self.timers is None:
+        if self._throttle is not None and self.scheduler is None:
             raise LocalError("a disk with limits needs a transport that has timers")
         super().start(session)
         self._negotiated = session.features
@@ -394,8 +394,8 @@ class BlockDevice(Device):
             self._throttle.forget(index)
 
     def _process_limited(self, queue: DeviceQueue, throttle: Throttle) -> None:
-        assert self.timers is not None  # `start` looked
-        now = self.timers.clock()
+        assert self.scheduler is not None  # `start` looked
+        now = self.scheduler.clock()
         new: list[Waiting] = []
         try:
             while (request := queue.pop()) is not None:
@@ -407,9 +407,9 @@ class BlockDevice(Device):
 
     def _serve_waiting(self, throttle: Throttle, *, unlimited: bool = False) -> None:
         """Serve what may go now, and come again when there is more that may."""
-        timers = self.timers
-        assert timers is not None
-        now = timers.clock()
+        scheduler = self.scheduler
+        assert scheduler is not None
+        now = scheduler.clock()
         touched: set[DeviceQueue] = set()
         while isinstance(found := throttle.next(now, unlimited=unlimited), Waiting):
             self.counters.throttled_seconds += now - found.since
@@ -417,7 +417,7 @@ class BlockDevice(Device):
             touched.add(found.queue)
         self._stop_timer()
         if found is not None:
-            self._throttle_timer = timers.call_later(found, lambda: self._serve_waiting(throttle))
+            self._throttle_timer = scheduler.call_later(found, lambda: self._serve_waiting(throttle))
         for queue in touched:
             queue.flush()
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 import asyncio
 import errno
 from collections import deque
-from collections.abc import Coroutine, Iterator, Sequence
+from collections.abc import Callable, Coroutine, Iterator, Sequence
 from typing import Any
 
 from powervio.drivers.block_core import SECTOR, BlockCore
@@ -46,6 +46,7 @@ class BlockDriver(BlockCore):
         self._keep_mapped = keep_mapped
         self._free_buffers: list[Buffer] = []
         self._buffer_waiters: deque[asyncio.Future[Buffer]] = deque()
+        self._give_back: Callable[[Buffer], None] | None = None
         self._kick_is_due = False
         self._ready_waiters: list[asyncio.Future[None]] = []
 
@@ -84,12 +85,35 @@ class BlockDriver(BlockCore):
 
     def release_buffer(self, buffer: Buffer) -> None:
         """Give a buffer back; the device must not have it any more."""
+        if self._give_back is not None:
+            self._give_back(buffer)
+            return
         while self._buffer_waiters:
             waiter = self._buffer_waiters.popleft()
             if not waiter.done():
                 waiter.set_result(buffer)
                 return
         self._free_buffers.append(buffer)
+        self._trim()
+
+    def limit_buffers(self, limit: int) -> None:
+        """Let the pool have another number of buffers; those that are too many go when they are not in use."""
+        self._buffer_limit = limit
+        self._trim()
+        self._serve_waiters()
+
+    def _trim(self) -> None:
+        transport = self._transport
+        while self._buffer_count > self._buffer_limit and self._free_buffers and transport is not None:
+            self._buffer_count -= 1
+            transport.release(self._free_buffers.pop())
+
+    def release(self, give_back: Callable[[Buffer], None]) -> None:
+        """See `Driver.release`; to be called after `fail_all`."""
+        super().release(give_back)
+        self._give_back = give_back
+        while self._free_buffers:
+            give_back(self._free_buffers.pop())
 
     def _spare_buffer(self) -> Buffer | None:
         if self._free_buffers:
@@ -113,6 +137,9 @@ class BlockDriver(BlockCore):
             if not waiter.done():
                 waiter.set_result(None)
         self._ready_waiters.clear()
+        self._serve_waiters()
+
+    def _serve_waiters(self) -> None:
         while self._buffer_waiters:
             buffer = self._spare_buffer()
             if buffer is None:

@@ -211,6 +211,17 @@ class BlockCore(Driver):
         while self._pending:
             self._fail(self._pending.popleft(), errno.ESHUTDOWN, reason)
 
+    def removed(self, reason: str) -> None:
+        """See `fail_all`."""
+        self.fail_all(reason)
+
+    def release(self, give_back: Callable[[Buffer], None]) -> None:
+        """Give back the memory of the slots; the session is over."""
+        self._slots.clear()
+        self._free_slots.clear()
+        while self._slot_memory:
+            give_back(self._slot_memory.pop())
+
     def _read_config(self, transport: DriverTransport) -> None:
         config = blk.unpack_config(transport.config(), transport.byteorder)
         has = self.features

@@ -12,6 +12,8 @@ class Hcall(IntEnum):
 
     H_GET_TCE = 0x1C
     H_PUT_TCE = 0x20
+    H_GET_TERM_CHAR = 0x54
+    H_PUT_TERM_CHAR = 0x58
     H_EOI = 0x64
     H_CPPR = 0x68
     H_XIRR = 0x74
@@ -24,6 +26,9 @@ class Hcall(IntEnum):
     H_READ_RDMA = 0x12C
     H_STUFF_TCE = 0x138
     H_PUT_TCE_INDIRECT = 0x13C
+    H_VTERM_PARTNER_INFO = 0x150
+    H_REGISTER_VTERM = 0x154
+    H_FREE_VTERM = 0x158
     H_ENABLE_CRQ = 0x2B0
 
 

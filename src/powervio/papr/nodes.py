@@ -33,3 +33,5 @@ class VdeviceNode:
     """First the pane onto the partition's own memory; on a server, second the pane onto the partner's first."""
     is_server: bool
     """Whether the node carries `ibm,vserver`."""
+    interrupt_ranges: tuple[tuple[int, int], ...] = ()
+    """Further sources as (first, count): `interrupt-ranges`, where there are Sub-CRQs."""

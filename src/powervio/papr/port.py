@@ -29,6 +29,17 @@ class HcallPort(ABC):
     max_virtual_dma_size: int | None
     """`/vdevice/ibm,max-virtual-dma-size`: longest H_COPY_RDMA in bytes, None for no limit (papr-vio 4.1)."""
 
+    tree_source: int = 0
+    """Interrupt source of hot-plug events (`/event-sources/hot-plug-events`); 0 on a platform without."""
+
+    def watch_tree(self) -> int:
+        """The device tree's generation now, another one after each change of `nodes`.
+
+        From here on the next change pulses `tree_source`, once; whoever calls this again after the interrupt misses
+        none. So a gateway needs nothing beyond its interrupt line for it. Not an hcall (RTAS `check-exception`).
+        """
+        return 0
+
     @abstractmethod
     def hcall(self, token: int, *registers: int) -> tuple[int, ...]:
         """Call the hypervisor with r4.. and get `(return code, r4, ...)`. Never raises for what a guest passes."""
@@ -87,6 +98,29 @@ class HcallPort(ABC):
         """H_READ_RDMA: up to 72 bytes from a remote pane into registers."""
         code, *words = self.hcall(Hcall.H_READ_RDMA, length, s_liobn, s_ioba)
         return code, b"".join(word.to_bytes(8, "big") for word in words)[:length]
+
+    # hcall-term, hcall-vty (papr-vio 7.7)
+    def put_term_char(self, unit_address: int, data: bytes) -> int:
+        """H_PUT_TERM_CHAR: up to 16 bytes to the other end of a virtual terminal, all or (H_BUSY) none."""
+        padded = data.ljust(16, b"\0")
+        high, low = int.from_bytes(padded[:8], "big"), int.from_bytes(padded[8:16], "big")
+        return self.hcall(Hcall.H_PUT_TERM_CHAR, unit_address, len(data), high, low)[0]
+
+    def get_term_char(self, unit_address: int) -> tuple[int, ...]:
+        """H_GET_TERM_CHAR: `(return code, number of bytes, first eight, last eight)`."""
+        return self.hcall(Hcall.H_GET_TERM_CHAR, unit_address)
+
+    def vterm_partner_info(self, unit_address: int, partner_id: int, partner_ua: int, page: int) -> int:
+        """H_VTERM_PARTNER_INFO: the next vty of a vty-server, into the page at a logical address."""
+        return self.hcall(Hcall.H_VTERM_PARTNER_INFO, unit_address, partner_id, partner_ua, page)[0]
+
+    def register_vterm(self, unit_address: int, partner_id: int, partner_ua: int) -> int:
+        """H_REGISTER_VTERM: connect a vty-server to a vty."""
+        return self.hcall(Hcall.H_REGISTER_VTERM, unit_address, partner_id, partner_ua)[0]
+
+    def free_vterm(self, unit_address: int) -> int:
+        """H_FREE_VTERM: to be repeated on H_BUSY and H_LONG_BUSY."""
+        return self.hcall(Hcall.H_FREE_VTERM, unit_address)[0]
 
     # hcall-interrupt
     def xirr(self) -> int:

@@ -8,9 +8,12 @@ from types import TracebackType
 from powervio.errors import LocalError
 from powervio.memory.area import PAGE_SIZE
 from powervio.papr.crq import TransportEvent
+from powervio.papr.devicetree import partition_tree
+from powervio.papr.fdt import encode
 from powervio.phyp.adapter import VioAdapter, VirtualAdapter
 from powervio.phyp.partition import Partition
 from powervio.phyp.policy import Policy
+from powervio.phyp.registry import function_sets
 
 MIN_VIRTUAL_DMA_SIZE = 0x2_0000
 """Least value of `ibm,max-virtual-dma-size`, in bytes (papr-vio 4.1)."""
@@ -126,7 +129,11 @@ class Hypervisor:
             return server_end, client_end
 
     def remove_pair(self, adapter: VioAdapter) -> None:
-        """Take an adapter and its partner out of their partitions (both ends of a DLPAR remove)."""
+        """Take an adapter and its partner out of their partitions (both ends of a DLPAR remove), also while in use.
+
+        No remote DMA reaches either of them when this returns. Both partitions learn of it by their device trees: a
+        node that is gone is gone for good, whereas an adapter whose partner only restarts keeps its node.
+        """
         with self.lock:
             partner = adapter.partner
             self._remove(adapter)
@@ -143,6 +150,21 @@ class Hypervisor:
                 partner.partner = None
                 if announce:
                     partner.deliver(TransportEvent.PARTNER_DEREGISTERED)
+
+    def device_tree(self, partition: Partition) -> bytes:
+        """The partition's flattened device tree as it is now (papr-vio 9)."""
+        with self.lock:
+            self._check_partition(partition)
+            nodes = list(partition.nodes.values())
+        tree = partition_tree(
+            partition.partition_id,
+            partition.name,
+            nodes,
+            function_sets(),
+            max_virtual_dma_size=self.max_virtual_dma_size,
+            tree_source=partition.tree_source,
+        )
+        return encode(tree)
 
     def terminate(self, partition: Partition) -> None:
         """The partition failed: its mappings, queues and memory are gone and its partners are told with FF01.
@@ -170,6 +192,7 @@ class Hypervisor:
                     adapter.table.clear()
             partition.area.discard()
             partition.interrupts.reset()
+            partition.unwatch_tree()
 
     def suspend(self, partition: Partition) -> None:
         """The partition was suspended and resumed (RTAS `ibm,suspend-me`): FF06 to both ends of every connection.

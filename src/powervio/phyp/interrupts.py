@@ -24,6 +24,8 @@ LEAST_FAVOURED = 0xFF
 _IDLE = 0
 _PENDING = 1
 _ACCEPTED = 2
+_RETIRED = 3
+"""The adapter was unplugged while its interrupt was being handled: H_EOI still has to give the priority back."""
 
 
 class InterruptPresentation:
@@ -41,9 +43,12 @@ class InterruptPresentation:
         self._states[source] = _IDLE
 
     def remove(self, source: int) -> None:
-        """The source's adapter is gone; a pulse that was not accepted yet is dropped."""
-        if self._states.pop(source, _IDLE) == _PENDING:
+        """The source's adapter is gone; a pulse that was not accepted yet is dropped, one that was can be ended."""
+        state = self._states.pop(source, _IDLE)
+        if state == _PENDING:
             self._waiting.remove(source)
+        elif state == _ACCEPTED:
+            self._states[source] = _RETIRED
 
     def pulse(self, source: int) -> bool:
         """The source has something to tell; false if the pulse is lost because it has told so already."""
@@ -74,6 +79,8 @@ class InterruptPresentation:
             return False
         if state == _ACCEPTED:
             self._states[source] = _IDLE
+        elif state == _RETIRED:
+            del self._states[source]
         self.set_priority(xirr >> 24 & 0xFF)
         return True
 
@@ -87,7 +94,7 @@ class InterruptPresentation:
 
     def reset(self) -> None:
         """The partition boots: nothing is pending and everything gets through."""
-        self._states = dict.fromkeys(self._states, _IDLE)
+        self._states = {source: _IDLE for source, state in self._states.items() if state != _RETIRED}
         self._waiting.clear()
         self._cppr = LEAST_FAVOURED
         self._asserted = False

@@ -16,6 +16,8 @@ if TYPE_CHECKING:
     from powervio.phyp.hypervisor import Hypervisor
 
 _FIRST_SOURCE = 0x1000
+_TREE_SOURCE = _FIRST_SOURCE - 1
+"""Interrupt source of hot-plug events."""
 _FIRST_SLOT = 2
 _LAST_SLOT = 0xFFFF
 
@@ -44,6 +46,10 @@ class Partition:
         """By LIOBN: what the partition may name, which is all the authorisation there is."""
         self.nodes: dict[int, VdeviceNode] = {}
         self.alive = True
+        self.tree_source = _TREE_SOURCE
+        self.interrupts.add(_TREE_SOURCE)
+        self._tree_generation = 1
+        self._tree_watched = False
         self._next_source = _FIRST_SOURCE
         self.port = PartitionPort(self)
 
@@ -71,6 +77,7 @@ class Partition:
         for pane in adapter.panes:
             self.panes[pane.liobn] = pane
         self.nodes[adapter.unit_address] = adapter.node
+        self._tree_changed()
 
     def remove(self, adapter: VirtualAdapter) -> None:
         """Unplug an adapter: its unit address and LIOBNs are unknown from here on. Under the hypervisor's lock."""
@@ -81,3 +88,19 @@ class Partition:
         del self.sources[adapter.interrupt]
         del self.adapters[adapter.unit_address]
         del self.slots[adapter.slot]
+        self._tree_changed()
+
+    def watch_tree(self) -> int:
+        """See `HcallPort.watch_tree`. Under the hypervisor's lock."""
+        self._tree_watched = True
+        return self._tree_generation
+
+    def unwatch_tree(self) -> None:
+        """The partition boots: nobody waits for changes. Under the hypervisor's lock."""
+        self._tree_watched = False
+
+    def _tree_changed(self) -> None:
+        self._tree_generation += 1
+        if self._tree_watched:
+            self._tree_watched = False
+            self.interrupts.pulse(_TREE_SOURCE)

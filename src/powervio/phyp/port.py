@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 from powervio.papr.codes import ReturnCode
 from powervio.papr.port import HcallPort
 from powervio.phyp import hcall_crq, hcall_interrupt, hcall_rdma, hcall_tce, hcall_vio
+from powervio.phyp import hcall_term as _hcall_term  # noqa: F401  the table alone leads there
 from powervio.phyp.registry import TABLE
 
 if TYPE_CHECKING:
@@ -34,8 +35,14 @@ class PartitionPort(HcallPort):
         self.nodes = MappingProxyType(partition.nodes)
         self.interrupt_fd = partition.interrupts.fd
         self.max_virtual_dma_size = partition.hypervisor.max_virtual_dma_size
+        self.tree_source = partition.tree_source
         self._partition = partition
         self._lock = partition.hypervisor.lock
+
+    def watch_tree(self) -> int:
+        """See `HcallPort.watch_tree`."""
+        with self._lock:
+            return self._partition.watch_tree()
 
     def hcall(self, token: int, *registers: int) -> tuple[int, ...]:
         """See `HcallPort.hcall`; H_FUNCTION for a token that nothing implements."""

@@ -7,6 +7,7 @@ To add an option, add a field here and use it in `system.system`; names, types a
 
 from __future__ import annotations
 
+import dataclasses
 import difflib
 import os
 import re
@@ -14,7 +15,7 @@ import stat
 import tomllib
 import types
 import typing
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -27,7 +28,9 @@ from powervio.errors import LocalError
 from powervio.storage import pool
 from powervio.storage.open import check_format, is_uri, parse_uri
 from powervio.system import sizing
+from powervio.system import types as device_types
 from powervio.system.sizing import PAGE
+from powervio.system.types import AdapterSection, DeviceType
 
 MIN_CLIENT_MEMORY = 8 << 20
 MIN_VIOS_MEMORY = 4 << 20
@@ -173,6 +176,13 @@ class Config:
     """Where it was read from, for messages."""
     pool: list[StoragePool] = field(default_factory=list)
 
+    def devices(self) -> Iterator[tuple[str, Lpar, DeviceType, AdapterSection]]:
+        """Every device of the table of types, with its path in the file, its client and its row."""
+        for at, lpar in enumerate(self.lpar):
+            for row in device_types.TYPES.values():
+                for number, declared in enumerate(getattr(lpar, row.section, ())):
+                    yield f"lpar[{at}].{row.section}[{number}]", lpar, row, declared
+
     def disks(self) -> Iterator[tuple[str, Lpar, Disk]]:
         """Every disk with its path in the file and its client."""
         for at, lpar in enumerate(self.lpar):
@@ -216,7 +226,7 @@ def parse(text: str, file: str, folder: Path, *, look_at_disks: bool = True) -> 
         told = f"{place[2]}: {_lower(place[1])}" if place else _lower(reason)
         raise ConfigError(file, [f"{told}; not TOML"]) from None
     try:
-        declared = msgspec.convert(raw, SystemFile, dec_hook=_decode)
+        declared = msgspec.convert(raw, _file_struct(), dec_hook=_decode)
     except msgspec.ValidationError as error:
         raise ConfigError(file, [_explain(str(error), raw)]) from None
     pools = [replace(one, path=os.path.normpath(folder / one.path)) for one in declared.pool]
@@ -233,6 +243,15 @@ def parse(text: str, file: str, folder: Path, *, look_at_disks: bool = True) -> 
     return config
 
 
+def _file_struct() -> type[SystemFile]:
+    """`SystemFile` with the sections of every row of the table of device types."""
+    lpar = device_types.with_sections(Lpar)
+    fields: list[Any] = [("lpar", list[lpar], msgspec.field(default_factory=list))]  # type: ignore[valid-type]
+    made = msgspec.defstruct("SystemFile", fields, bases=(SystemFile,), forbid_unknown_fields=True, kw_only=True)
+    assert issubclass(made, SystemFile)
+    return made
+
+
 def _decode(kind: type, value: object) -> object:
     if kind is Size:
         return Size.parse(value)
@@ -243,21 +262,89 @@ def _with_absolute_paths(lpar: Lpar, folder: Path, pools: list[StoragePool]) -> 
     def absolute(path: str) -> str:
         return os.path.normpath(folder / path) if path else path
 
-    def image(path: str) -> str:
-        if path.startswith(pool.PREFIX):
-            name, volume = pool.split(path)
-            (found,) = (one for one in pools if one.name == name)
-            return os.path.join(found.path, volume)
-        if path.startswith("nbd+unix:"):  # the one part that is a path
-            before, _, socket = path.partition("?socket=")
-            return f"{before}?socket={absolute(socket)}"
-        return path if is_uri(path) else absolute(path)
-
     disks = [
-        replace(disk, image=image(disk.image), nbd=None if disk.nbd is None else absolute(disk.nbd))
+        replace(
+            disk,
+            image=_volume_file(absolute_image(disk.image, absolute), pools),
+            nbd=None if disk.nbd is None else absolute(disk.nbd),
+        )
         for disk in lpar.disk
     ]
-    return replace(lpar, disk=disks)
+    others = {
+        row.section: [_absolute_sockets(declared, absolute) for declared in getattr(lpar, row.section, ())]
+        for row in device_types.TYPES.values()
+        if hasattr(lpar, row.section)
+    }
+    return replace(lpar, disk=disks, **others)
+
+
+def absolute_image(image: str, absolute: Callable[[str], str]) -> str:
+    """An image as a system file or an option names it, with whatever is a path in it made absolute."""
+    if image.startswith("nbd+unix:"):  # the one part that is a path
+        before, _, socket = image.partition("?socket=")
+        return f"{before}?socket={absolute(socket)}"
+    return image if is_uri(image) or image.startswith(pool.PREFIX) else absolute(image)
+
+
+def _volume_file(image: str, pools: list[StoragePool]) -> str:
+    """The file of an image that is a pool's volume; any other as it is. `_check_reference` found nothing wrong."""
+    if not image.startswith(pool.PREFIX):
+        return image
+    name, volume = pool.split(image)
+    (found,) = (one for one in pools if one.name == name)
+    return os.path.join(found.path, volume)
+
+
+def _absolute_sockets(declared: Struct, absolute: Callable[[str], str]) -> Struct:
+    """A section with every `socket` in it, or in tables below it, absolute."""
+    changes: dict[str, Any] = {}
+    for name in declared.__struct_fields__:
+        value = getattr(declared, name)
+        if name == "socket" and value is not None:
+            changes[name] = absolute(value)
+        elif isinstance(value, list) and value and isinstance(value[0], Struct):
+            changes[name] = [_absolute_sockets(part, absolute) for part in value]
+    return replace(declared, **changes)
+
+
+# -- disks that come and go while the system runs
+
+
+def with_disk(config: Config, client: str, options: dict[str, Any]) -> tuple[Config, Disk]:
+    """The configuration with one more disk at a client, and the disk; the options are those of the file, paths
+    absolute (`absolute_image`).
+
+    Raises `LocalError` with the words that the file's mistakes have; the disk is called "disk" there.
+    """
+    at = next((number for number, lpar in enumerate(config.lpar) if lpar.name == client), None)
+    if at is None:
+        names = ", ".join(sorted(lpar.name for lpar in config.lpar)) or "the system has none"
+        raise LocalError(f'there is no client partition "{client}"; expected one of: {names}')
+    raw = {"vios": [], "lpar": [{"name": client, "disk": [options]}]}
+    try:
+        disk = msgspec.convert(raw, SystemFile, dec_hook=_decode).lpar[0].disk[0]
+    except msgspec.ValidationError as error:
+        raise LocalError(_explain(str(error), raw).replace("lpar[0].disk[0]", "disk")) from None
+    problems = list(_check_reference("disk.image", disk, config.pool))
+    if problems:
+        raise LocalError("\n".join(problems))
+    disk = replace(disk, image=_volume_file(disk.image, config.pool))
+    lpar = config.lpar[at]
+    grown = dataclasses.replace(config, lpar=list(config.lpar))
+    grown.lpar[at] = replace(lpar, disk=[*lpar.disk, disk])
+    where = f"lpar[{at}].disk[{len(lpar.disk)}]"
+    # Of the others only what the new disk does to them: their files may have changed since they were opened.
+    concerned = (f"{where}.", f"lpar[{at}].memory", "vios[")
+    problems = [problem for problem in _check(grown) if problem.startswith(concerned)]
+    if problems:
+        raise LocalError("\n".join(problems).replace(where, "disk"))
+    return grown, disk
+
+
+def without_disk(config: Config, gone: Disk) -> Config:
+    """The configuration without this disk."""
+    lpars = [replace(lpar, disk=[disk for disk in lpar.disk if disk is not gone]) for lpar in config.lpar]
+    return dataclasses.replace(config, lpar=lpars)
 
 
 # -- what a type cannot say
@@ -280,12 +367,25 @@ def _check(config: Config) -> Iterator[str]:
             other = slots.setdefault((lpar.name, disk.slot), where)
             if other != where:
                 yield f"{where}.slot: slot {disk.slot} of {lpar.name} is taken by {other}"
+    for where, lpar, row, declared in config.devices():
+        if servers and declared.vios not in servers:
+            yield f'{where}.vios: "{declared.vios}" is not one of the VIO servers ({", ".join(sorted(servers))})'
+        if declared.byteorder == "big" and declared.revision != 0:
+            yield f'{where}.byteorder: "big" needs revision = 0; revision 1 is little-endian as virtio 1 is'
+        for problem in row.check(declared):
+            yield f"{where}.{problem}"
+        for at, path in _sockets(where, declared):
+            yield from _check_socket(at, path, sockets)
+        if declared.slot is not None:
+            other = slots.setdefault((lpar.name, declared.slot), where)
+            if other != where:
+                yield f"{where}.slot: slot {declared.slot} of {lpar.name} is taken by {other}"
     for where, disk in images.values():
         if disk.nbd in {other.image for _, other in images.values()}:
             yield f"{where}.nbd: {disk.nbd} is an image of this file; expected the path of a socket"
 
 
-def _check_pools(pools: list[StoragePool], lpars: list[Lpar]) -> Iterator[str]:
+def _check_pools(pools: list[StoragePool], lpars: Sequence[Lpar]) -> Iterator[str]:
     names: dict[str, str] = {}
     paths: dict[str, str] = {}
     for at, one in enumerate(pools):
@@ -297,23 +397,38 @@ def _check_pools(pools: list[StoragePool], lpars: list[Lpar]) -> Iterator[str]:
             yield f"pool[{at}].path: {one.path} is no directory, and none can be made there"
     for number, lpar in enumerate(lpars):
         for position, disk in enumerate(lpar.disk):
-            where = f"lpar[{number}].disk[{position}].image"
-            try:
-                if is_uri(disk.image):
-                    parse_uri(disk.image)
-                if not disk.image.startswith(pool.PREFIX):
-                    continue
-                name, volume = pool.split(disk.image)
-                if name not in names:
-                    there = f"pools: {', '.join(names)}" if names else "there is no [[pool]]"
-                    yield f'{where}: there is no pool "{name}" ({there})'
-                elif disk.size is not None:
-                    yield f"{where}: a volume has its size already; `powervio pool` makes and resizes volumes"
-                else:
-                    (path,) = (one.path for one in pools if one.name == name)
-                    pool.Pool(name, path).check(volume)
-            except LocalError as error:
-                yield f"{where}: {error}"
+            yield from _check_reference(f"lpar[{number}].disk[{position}].image", disk, pools)
+
+
+def _check_reference(where: str, disk: Disk, pools: list[StoragePool]) -> Iterator[str]:
+    """What is wrong with an image that is no path: a URI or a pool's volume."""
+    try:
+        if is_uri(disk.image):
+            parse_uri(disk.image)
+        if not disk.image.startswith(pool.PREFIX):
+            return
+        name, volume = pool.split(disk.image)
+        found = next((one for one in pools if one.name == name), None)
+        if found is None:
+            there = f"pools: {', '.join(one.name for one in pools)}" if pools else "there is no [[pool]]"
+            yield f'{where}: there is no pool "{name}" ({there})'
+        elif disk.size is not None:
+            yield f"{where}: a volume has its size already; `powervio pool` makes and resizes volumes"
+        else:
+            pool.Pool(name, found.path).check(volume)
+    except LocalError as error:
+        yield f"{where}: {error}"
+
+
+def _sockets(where: str, declared: Struct) -> Iterator[tuple[str, str]]:
+    for name in declared.__struct_fields__:
+        value = getattr(declared, name)
+        if name == "socket" and value is not None:
+            yield f"{where}.{name}", value
+        elif isinstance(value, list):
+            for number, part in enumerate(value):
+                if isinstance(part, Struct):
+                    yield from _sockets(f"{where}.{name}[{number}]", part)
 
 
 def _check_partitions(config: Config) -> Iterator[str]:
@@ -336,13 +451,16 @@ def _check_partitions(config: Config) -> Iterator[str]:
             elif partition.memory % PAGE:
                 yield f"{where}.memory: {partition.memory} bytes; expected a multiple of {PAGE}"
             elif partition.memory < (need := _memory_need(config, partition)):
-                yield f"{where}.memory: {show_size(partition.memory)}; its disks need at least {-(-need >> 20)}M"
+                yield f"{where}.memory: {show_size(partition.memory)}; its devices need at least {-(-need >> 20)}M"
 
 
 def _memory_need(config: Config, partition: Vios | Lpar) -> int:
     if isinstance(partition, Lpar):
-        return sizing.client_need(partition.disk)
-    return sizing.server_need([disk for _, _, disk in config.disks() if disk.vios == partition.name])
+        others = sum(lpar is partition for _, lpar, _, _ in config.devices())
+        return sizing.client_need(partition.disk) + others * sizing.CLIENT_DEVICE
+    others = sum(declared.vios == partition.name for _, _, _, declared in config.devices())
+    disks = [disk for _, _, disk in config.disks() if disk.vios == partition.name]
+    return sizing.server_need(disks) + others * sizing.SERVER_DEVICE
 
 
 def _check_options(where: str, disk: Disk) -> Iterator[str]:
@@ -471,7 +589,7 @@ def _unknown_field(kind: Any, path: str, name: str) -> str:
 
 def _follow(path: str, raw: dict[str, Any]) -> tuple[Any, Any]:
     """The declared type and the value found at a path such as `lpar[0].disk[1].queues`."""
-    kind: Any = SystemFile
+    kind: Any = _file_struct()
     value: Any = raw
     for name, index in re.findall(r"([^.\[\]]+)|\[(\d+)\]", path):
         if index:
@@ -491,6 +609,11 @@ def _field(kind: Any, name: str) -> tuple[Any, str]:
     return declared, name
 
 
+def expected(kind: type[Struct], name: str) -> str:
+    """What a field of a section takes, in words."""
+    return _expected(*_field(kind, name))
+
+
 def _expected(kind: Any, name: str) -> str:
     """What a field takes, in words."""
     if typing.get_origin(kind) is Annotated:
@@ -498,7 +621,7 @@ def _expected(kind: Any, name: str) -> str:
         if meta.pattern == _NAME:
             return _NAME_WORDS
         if meta.max_length is not None:
-            return f"a string of at most {meta.max_length} characters of ASCII"
+            return f"a string of{' 1 to' if meta.min_length else ' at most'} {meta.max_length} characters of ASCII"
         return f"{_WORDS[base.__name__]} from {meta.ge} to {meta.le}"
     if typing.get_origin(kind) is Literal:
         return " or ".join(_show(value) for value in typing.get_args(kind))

@@ -2,6 +2,7 @@
 
     {"request": "ps"}                     ->  {"ok": true, "result": {...}}
     {"request": "down", "arguments": {}}  ->  {"ok": true, "result": {...}}, when everything has stopped
+    {"request": "console", "arguments": {"client": "client1"}}  ->  {"ok": true, ...}, then frames (`operator`)
     anything else                         ->  {"ok": false, "error": "what was wrong and what was expected"}
 
 A connection may make any number of requests, one after the other. Whoever can reach the socket may command the system:
@@ -38,6 +39,11 @@ IDLE_LIMIT = 60.0
 Handler: TypeAlias = Callable[[dict[str, Any]], Awaitable[dict[str, Any]]]
 """Carries out one request; takes its arguments and returns its result. `PowervioError` becomes the answer's error."""
 
+TakeOver: TypeAlias = Callable[[asyncio.StreamReader, asyncio.StreamWriter], Awaitable[None]]
+"""Has a connection for itself once its request was answered, until it returns."""
+StreamHandler: TypeAlias = Callable[[dict[str, Any]], Awaitable[tuple[dict[str, Any], TakeOver]]]
+"""As `Handler`, for a request after which the connection carries something else."""
+
 
 class _Call(msgspec.Struct, forbid_unknown_fields=True):
     request: str
@@ -50,9 +56,17 @@ _decoder = msgspec.json.Decoder(_Call)
 class ControlServer:
     """Answers requests on a Unix socket, in the event loop's thread."""
 
-    def __init__(self, path: Path, handlers: Mapping[str, Handler], *, idle_limit: float = IDLE_LIMIT) -> None:
-        """`handlers` is by the name of the request; `idle_limit` is seconds. `path` must be free."""
+    def __init__(
+        self,
+        path: Path,
+        handlers: Mapping[str, Handler],
+        *,
+        streams: Mapping[str, StreamHandler] | None = None,
+        idle_limit: float = IDLE_LIMIT,
+    ) -> None:
+        """`handlers` and `streams` are by the name of the request; `idle_limit` is seconds. `path` must be free."""
         self.path = path
+        self._streams = streams or {}
         self._handlers = handlers
         self._idle_limit = idle_limit
         self._server: asyncio.Server | None = None
@@ -107,7 +121,14 @@ class ControlServer:
                     await self._send(writer, _error(f"a request has at most {LINE_LIMIT} bytes"))
                     return
                 self._clients[task] = True
-                await self._send(writer, await self._answer(line))
+                answer, take_over = await self._answer(line)
+                self._clients[task] = False
+                if take_over is not None:
+                    writer.write(answer)
+                    await take_over(reader, writer)
+                    return
+                self._clients[task] = True
+                await self._send(writer, answer)
                 self._clients[task] = False
         except (asyncio.IncompleteReadError, TimeoutError, OSError):
             pass  # the client left, said nothing for too long, or does not take its answer
@@ -119,22 +140,27 @@ class ControlServer:
         async with asyncio.timeout(self._idle_limit):
             await writer.drain()
 
-    async def _answer(self, line: bytes) -> bytes:
+    async def _answer(self, line: bytes) -> tuple[bytes, TakeOver | None]:
         try:
             call = _decoder.decode(line)
         except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
-            return _error(f'not a request: {error}; expected a line such as {{"request": "ps"}}')
-        handler = self._handlers.get(call.request)
-        if handler is None:
-            return _error(f"there is no request {call.request!r}; expected one of {', '.join(sorted(self._handlers))}")
+            return _error(f'not a request: {error}; expected a line such as {{"request": "ps"}}'), None
+        handler, stream = self._handlers.get(call.request), self._streams.get(call.request)
+        take_over: TakeOver | None = None
         try:
-            result = await handler(call.arguments)
+            if handler is not None:
+                result = await handler(call.arguments)
+            elif stream is not None:
+                result, take_over = await stream(call.arguments)
+            else:
+                known = ", ".join(sorted({*self._handlers, *self._streams}))
+                return _error(f"there is no request {call.request!r}; expected one of {known}"), None
         except PowervioError as error:
-            return _error(str(error))
+            return _error(str(error)), None
         except Exception as error:
             _log.exception("control request %s failed", call.request)
-            return _error(f"{call.request} failed in the system: {error!r}")
-        return json.dumps({"ok": True, "result": result}).encode() + b"\n"
+            return _error(f"{call.request} failed in the system: {error!r}"), None
+        return json.dumps({"ok": True, "result": result}).encode() + b"\n", take_over
 
 
 def _error(reason: str) -> bytes:
@@ -160,6 +186,35 @@ def choose(name: str | None) -> str:
 
 def _listed(names: list[str]) -> str:
     return f"running: {', '.join(names)}" if names else "none is"
+
+
+def converse(name: str, request: str, arguments: dict[str, Any], *, timeout: float = 10.0) -> socket.socket:
+    """Make a request of a running system after which the connection is a stream; returns it, blocking.
+
+    Raises `LocalError` when the system does not answer, or answers with an error.
+    """
+    client = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+    try:
+        _connect(client, name, time.monotonic() + timeout)
+        client.settimeout(timeout)
+        client.sendall(json.dumps({"request": request, "arguments": arguments}).encode() + b"\n")
+        answer = bytearray()
+        while not answer.endswith(b"\n"):
+            piece = client.recv(1)  # what follows the line is the stream's
+            if not piece or len(answer) > LINE_LIMIT:
+                raise LocalError(f'the system "{name}" ended the connection without an answer')
+            answer += piece
+        found = json.loads(answer)
+        if not found["ok"]:
+            raise LocalError(found["error"])
+        client.settimeout(None)
+    except OSError as error:
+        client.close()
+        raise LocalError(f'the system "{name}" cannot be reached at {socket_of(name)}: {error}') from error
+    except LocalError:
+        client.close()
+        raise
+    return client
 
 
 def ask(name: str, request: str, arguments: dict[str, Any] | None = None, *, timeout: float = 10.0) -> dict[str, Any]:

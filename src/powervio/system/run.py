@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import asyncio
+import base64
 import os
 import signal
 from collections.abc import Callable
 from contextlib import suppress
+from functools import partial
 from typing import Any
 
 from powervio.errors import LocalError
 from powervio.system.config import Config
-from powervio.system.control import ControlServer
+from powervio.system.control import ControlServer, TakeOver
+from powervio.system.operator import operate
 from powervio.system.rundir import RunName
 from powervio.system.system import System
 
@@ -50,7 +53,21 @@ async def run(
 
     for number in SIGNALS:
         loop.add_signal_handler(number, signalled)
-    control = ControlServer(run_name.socket, {"ps": ps, "down": down, "pool": system.pool})
+
+    async def console(arguments: dict[str, Any]) -> tuple[dict[str, Any], TakeOver]:
+        """`client`, and `port` by name or number: the connection becomes the operator's terminal (`operator`)."""
+        port = system.console(str(arguments.get("client")), str(arguments.get("port", "0")))
+        port.attach()
+        return {}, partial(operate, port)
+
+    async def dtb(arguments: dict[str, Any]) -> dict[str, Any]:
+        return {"dtb": base64.b64encode(system.device_tree(str(arguments.get("partition")))).decode()}
+
+    control = ControlServer(
+        run_name.socket,
+        {"ps": ps, "down": down, "dtb": dtb, "pool": system.pool, **system.plug.handlers()},
+        streams={"console": console},
+    )
     try:
         await control.start()
         try:

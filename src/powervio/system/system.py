@@ -19,7 +19,7 @@ import shutil
 import time
 from collections.abc import Awaitable, Callable
 from contextlib import AsyncExitStack
-from typing import Any
+from typing import Any, TypeVar, cast
 
 from powervio.attach.block import BlockDisk
 from powervio.attach.nbd import NbdServer
@@ -31,25 +31,32 @@ from powervio.memory.abstract import Backing
 from powervio.phyp.adapter import VioAdapter
 from powervio.phyp.hypervisor import Hypervisor
 from powervio.phyp.partition import Partition
-from powervio.storage.image import Image
+from powervio.phyp.vterm import create_vterm
 from powervio.storage.nbd_backing import NbdBacking
 from powervio.storage.open import is_uri, open_disk
 from powervio.system import volumes
 from powervio.system.config import Config, Disk, Lpar
+from powervio.system.hotplug import HotPlug
+from powervio.system.operator import OperatorPort
+from powervio.system.plan import make_pair, make_partition, tree_of_running
 from powervio.system.rundir import private_folder
-from powervio.system.sizing import BUFFER_SIZE, buffers_of_each
+from powervio.system.served import ServedDevice, adapter_entry
+from powervio.system.sizing import BUFFER_SIZE, CLIENT_DEVICE, buffers_of_each
+from powervio.system.types import AdapterSection, DeviceType
+from powervio.system.vterm import ServedVterm
 from powervio.transport.crq.client import ClientState, VirtioVio
 from powervio.transport.crq.server import VirtioCrq
 from powervio.vio.kernel import PartitionKernel
 
+T = TypeVar("T")
 _log = logging.getLogger(__name__)
 
 CONNECT_LIMIT = 15.0
 """Seconds for a client to reach its VIO server and settle with it."""
 FLUSH_LIMIT = 30.0
 """Seconds for a disk's last flush."""
-RESIZE_LIMIT = 2.0
-"""Seconds for a client to learn of its disk's new size before its NBD server tells new clients of it."""
+DEVICE_WINDOW = 16 << 20
+"""Bytes that a device of the table of types can have mapped at a time, and its server likewise."""
 STOP_LIMIT = 15.0
 """Seconds for a VIO server to end what it is doing with an image."""
 
@@ -59,7 +66,7 @@ class ServedDisk:
     """One disk of a running system: both ends, and what they stand on."""
 
     where: str
-    """Its path in the system file."""
+    """What messages call it: its path in the system file, or "disk" if it was attached later."""
     declared: Disk
     image: Backing
     server_adapter: VioAdapter
@@ -69,6 +76,18 @@ class ServedDisk:
     server: VirtioCrq
     client: VirtioVio
     nbd: NbdServer[Any] | None = None
+    connected: bool = False
+    """Whether the client's driver ever ran: then there may be something to flush."""
+
+    @property
+    def name(self) -> str:
+        """The client's end, as in `ps`: partition and slot."""
+        return f"{self.client_adapter.partition.name}/{self.client_adapter.slot}"
+
+    @property
+    def server_name(self) -> str:
+        """The VIO server's end, as in `ps`."""
+        return f"{self.server_adapter.partition.name}/{self.server_adapter.slot}"
 
 
 class System:
@@ -78,8 +97,11 @@ class System:
         self.config = config
         self.hypervisor = Hypervisor()
         self.disks: list[ServedDisk] = []
+        self.devices: list[ServedDevice | ServedVterm] = []
+        """What the table of device types declares."""
         self._kernels: dict[str, PartitionKernel] = {}
         self._partitions: dict[str, Partition] = {}
+        self.plug = HotPlug(self)
         self._undo = AsyncExitStack()
         self._problems: list[str] = []
         self._private: str | None = None
@@ -109,28 +131,43 @@ class System:
             self._make_partition(vios.name, vios.memory)
         for lpar in self.config.lpar:
             self._make_partition(lpar.name, lpar.memory)
+        self._later("removing the private folder", self._remove_folder)
+        self._later_each("closing {0.declared.image}", lambda disk: asyncio.to_thread(disk.image.close))
         for where, lpar, declared in self.config.disks():
+            place = f"{self.config.file}: {where}"
             try:
-                image = await self._open(declared)
-                self.disks.append(self._make_disk(where, lpar, declared, image))
+                self.disks.append(await self.make_disk(place, lpar.name, declared))
             except LocalError as error:
-                raise self._at(where, error) from error
+                raise LocalError(f"{place}: {error}") from error
+        for where, lpar, row, section in self.config.devices():
+            place = f"{self.config.file}: {where}"
+            try:
+                self.devices.append(self._make_device(place, lpar, row, section))
+            except LocalError as error:
+                raise LocalError(f"{place}: {error}") from error
         for vios in self.config.vios:
             self._run_server(vios.name, thread=vios.thread)
         for lpar in self.config.lpar:
             self._run_client(lpar.name)
+        self._later_each("flushing {0.declared.image}", self.flush)
+        self._later_each("the NBD server at {0.declared.nbd}", _close_export)
         for disk in self.disks:
-            await self._connected(disk)
-            self._later(f"flushing {disk.declared.image}", self._flush, disk)
+            await self.connected(disk)
         for disk in self.disks:
-            if disk.declared.nbd is not None:
-                await self._export(disk, disk.declared.nbd)
+            await self.export(disk)
+        for device in self.devices:
+            await self.connected(device)
+            for attachment in device.attachments:
+                try:
+                    await attachment.start()
+                except LocalError as error:
+                    raise LocalError(f"{device.where}: {error}") from error
+                self._later(f"what uses {device.where}", attachment.close)
+        self._later("disks that come and go", self.plug.close)
+        self.plug.open()
 
     def _make_partition(self, name: str, memory: int) -> None:
-        try:
-            partition = self.hypervisor.create_partition(name, memory)
-        except OSError as error:
-            raise LocalError(f"{memory} bytes of memory for partition {name}: {error.strerror}") from error
+        partition = make_partition(self.hypervisor, name, memory)
         kernel = PartitionKernel(partition.port)
         self._partitions[name] = partition
         self._kernels[name] = kernel
@@ -153,66 +190,102 @@ class System:
             )
         )
         try:
-            image = await asyncio.shield(opening)
+            return await asyncio.shield(opening)
         except asyncio.CancelledError:
             with contextlib.suppress(LocalError):
-                (await opening).close()
+                image = await opening
+                await asyncio.to_thread(image.close)
             raise
-        self._later(f"closing {declared.image}", asyncio.to_thread, image.close)
-        return image
 
     def _folder(self) -> str:
         """A private folder for sockets between this process and its helpers, made when it is first needed."""
         if self._private is None:
             self._private = private_folder()
-            self._later(f"removing {self._private}", shutil.rmtree, self._private, True)
         return self._private
 
-    def _make_disk(self, where: str, lpar: Lpar, declared: Disk, image: Backing) -> ServedDisk:
-        block_size = declared.block_size or image.block_size
-        if image.size % block_size:
-            raise LocalError(f"image {declared.image} has {image.size} bytes; expected whole blocks of {block_size}")
-        server_adapter, client_adapter = self.hypervisor.create_pair(
-            self._partitions[declared.vios], self._partitions[lpar.name], client_slot=declared.slot
-        )
-        options = BlockOptions(
-            serial=declared.serial,
-            read_only=declared.readonly,
-            queues=declared.queues,
-            queue_size=declared.queue_size,
-            block_size=declared.block_size,
-            writeback=declared.write_cache,
-            discard=declared.discard,
-            limits=_limits(declared),
-        )
-        device = BlockDevice(image, options)
-        buffers = buffers_of_each(lpar.memory, lpar.disk)
-        driver = BlockDriver(max_queues=declared.queues, buffers=buffers, buffer_size=BUFFER_SIZE)
-        return ServedDisk(
-            where=where,
-            declared=declared,
-            image=image,
-            server_adapter=server_adapter,
-            client_adapter=client_adapter,
-            device=device,
-            driver=driver,
-            server=VirtioCrq(self._kernels[declared.vios], server_adapter.node, device),
-            client=VirtioVio(
-                self._kernels[lpar.name],
+    def _remove_folder(self) -> None:
+        if self._private is not None:
+            shutil.rmtree(self._private, ignore_errors=True)
+
+    def buffers_of(self, client: str) -> int:
+        """How many data buffers each disk of a client may have as it is declared now."""
+        lpar = next(lpar for lpar in self.config.lpar if lpar.name == client)
+        others = sum(other is lpar for _, other, _, _ in self.config.devices())
+        return buffers_of_each(lpar.memory - others * CLIENT_DEVICE, lpar.disk)
+
+    async def make_disk(self, where: str, client_name: str, declared: Disk) -> ServedDisk:
+        """Both ends of a disk, not started yet. Raises `LocalError`, and leaves nothing then."""
+        async with AsyncExitStack() as undo:
+            image = await self._open(declared)
+            undo.push_async_callback(asyncio.to_thread, image.close)
+            block_size = declared.block_size or image.block_size
+            if image.size % block_size:
+                raise LocalError(
+                    f"image {declared.image} has {image.size} bytes; expected whole blocks of {block_size}"
+                )
+            server_adapter, client_adapter = make_pair(self.hypervisor, self._partitions, client_name, declared)
+            undo.callback(self.hypervisor.remove_pair, client_adapter)
+            options = BlockOptions(
+                serial=declared.serial,
+                read_only=declared.readonly,
+                queues=declared.queues,
+                queue_size=declared.queue_size,
+                block_size=declared.block_size,
+                writeback=declared.write_cache,
+                discard=declared.discard,
+                limits=_limits(declared),
+            )
+            device = BlockDevice(image, options)
+            driver = BlockDriver(
+                max_queues=declared.queues, buffers=self.buffers_of(client_name), buffer_size=BUFFER_SIZE
+            )
+            client = VirtioVio(
+                self._kernels[client_name],
                 client_adapter.node,
                 driver,
                 revision=declared.revision,
                 big_endian=declared.byteorder == "big",
                 indirect=declared.indirect,
                 event_idx=declared.event_idx,
-            ),
+            )
+            undo.callback(client.retire)
+            server = await self.in_partition(
+                declared.vios, lambda: VirtioCrq(self._kernels[declared.vios], server_adapter.node, device)
+            )
+            undo.pop_all()
+        return ServedDisk(
+            where, declared, image, server_adapter, client_adapter, device, driver, server=server, client=client
         )
+
+    def _make_device(
+        self, where: str, lpar: Lpar, row: DeviceType, declared: AdapterSection
+    ) -> ServedDevice | ServedVterm:
+        vios, client = self._partitions[declared.vios], self._partitions[lpar.name]
+        kernels = self._kernels[declared.vios], self._kernels[lpar.name]
+        if getattr(declared, "type", "virtio") == "vterm":
+            vty_server, vty = create_vterm(self.hypervisor, vios, client, client_slot=declared.slot)
+            return ServedVterm(row, where, declared, vty_server, vty, *kernels)
+        server_adapter, client_adapter = self.hypervisor.create_pair(
+            vios,
+            client,
+            client_slot=declared.slot,
+            client_window=DEVICE_WINDOW,
+            server_window=DEVICE_WINDOW,
+        )
+        return ServedDevice(row, where, declared, server_adapter, client_adapter, *kernels)
+
+    async def in_partition(self, name: str, function: Callable[[], T]) -> T:
+        """Call a function where a partition's objects live. Raises `TimeoutError` if its thread does not answer."""
+        kernel = self._kernels[name]
+        if kernel.threaded:
+            # Elsewhere than in the loop: a thread that waits for a slow disk must not keep everything else waiting.
+            return cast(T, await asyncio.to_thread(kernel.call, function, STOP_LIMIT))
+        return function()
 
     def _run_server(self, name: str, *, thread: bool) -> None:
         kernel = self._kernels[name]
-        disks = [disk for disk in self.disks if disk.declared.vios == name]
-        for disk in disks:
-            disk.server.start()
+        for end in self._served_by(name):
+            end.server.start()
         if thread:
             kernel.start()
         else:
@@ -220,11 +293,10 @@ class System:
 
         async def stop() -> None:
             def stop_all() -> None:
-                for disk in disks:
-                    disk.server.stop()
+                for end in self._served_by(name):
+                    end.server.stop()
 
-            # Elsewhere than in the loop, for a thread that waits for a slow disk must not keep everything else waiting.
-            await (asyncio.to_thread(kernel.call, stop_all, STOP_LIMIT) if thread else _now(stop_all))
+            await self.in_partition(name, stop_all)
             if not await asyncio.to_thread(kernel.stop, STOP_LIMIT):
                 raise LocalError(f"its thread did not end within {STOP_LIMIT:.0f} s")
 
@@ -232,19 +304,33 @@ class System:
 
     def _run_client(self, name: str) -> None:
         kernel = self._kernels[name]
-        disks = [disk for disk in self.disks if disk.client_adapter.partition.name == name]
+        devices = [device for device in self.devices if device.client_adapter.partition.name == name]
         kernel.attach(asyncio.get_running_loop())
 
         def stop() -> None:
-            for disk in disks:
+            for disk in self.disks_of(name):
                 disk.driver.fail_all("the system stops")
                 disk.client.stop()
+            for device in devices:
+                device.stop_client()
 
         self._later(f"client {name}", stop)
-        for disk in disks:
+        for disk in self.disks_of(name):
             disk.client.start()
+        for device in devices:
+            device.client.start()
 
-    async def _connected(self, disk: ServedDisk) -> None:
+    def _served(self) -> list[ServedDisk | ServedDevice | ServedVterm]:
+        return [*self.disks, *self.devices]
+
+    def _served_by(self, vios: str) -> list[ServedDisk | ServedDevice | ServedVterm]:
+        return [end for end in self._served() if end.declared.vios == vios]
+
+    def disks_of(self, client: str) -> list[ServedDisk]:
+        """The disks of a client partition now."""
+        return [disk for disk in self.disks if disk.client_adapter.partition.name == client]
+
+    async def connected(self, disk: ServedDisk | ServedDevice | ServedVterm) -> None:
         """Wait until the client's driver runs."""
         client = disk.client
         changed = asyncio.Event()
@@ -252,20 +338,26 @@ class System:
         try:
             async with asyncio.timeout(CONNECT_LIMIT):
                 while not client.running:
-                    if client.state is ClientState.FAILED:
-                        raise LocalError(f"{self._place(disk.where)}: {client.failure}")
+                    if client.state in (ClientState.FAILED, ClientState.GONE):
+                        raise LocalError(f"{disk.where}: {client.failure}")
                     changed.clear()
                     await changed.wait()
+            if isinstance(disk, ServedDisk):
+                disk.connected = True
         except TimeoutError:
             reason = f": {client.failure}" if client.failure else ""
             raise LocalError(
-                f"{self._place(disk.where)}: waited {CONNECT_LIMIT:g} s for {disk.declared.vios} to serve it;"
+                f"{disk.where}: waited {CONNECT_LIMIT:g} s for {disk.declared.vios} to serve it;"
                 f" the client is {client.state.value}, the server {disk.server.state}{reason}"
             ) from None
         finally:
             client.on_state = None
 
-    async def _export(self, disk: ServedDisk, path: str) -> None:
+    async def export(self, disk: ServedDisk) -> None:
+        """Make the disk usable by programs, if its declaration says where. Raises `LocalError`."""
+        path = disk.declared.nbd
+        if path is None:
+            return
         try:
             server = NbdServer(
                 BlockDisk(disk.driver),
@@ -275,89 +367,78 @@ class System:
             )
             await server.start()
         except LocalError as error:
-            raise self._at(f"{disk.where}.nbd", error) from error
+            raise LocalError(f"{disk.where}.nbd: {error}") from error
         disk.nbd = server
-        self._later(f"the NBD server at {path}", server.close)
-
-    async def resize_disk(self, disk: ServedDisk, size: int) -> None:
-        """Give a served raw image another size; its client is told by a change of its config.
-
-        Raises `LocalError`. Data that a smaller size cuts off are gone.
-        """
-        image, device = disk.image, disk.device
-        if not isinstance(image, Image):
-            raise LocalError(f"{disk.declared.image} is not a raw image; only those are resized here")
-
-        def resize() -> None:
-            if size < image.size:
-                device.resize(size)  # first nobody reaches what goes
-                image.resize(size)
-            else:
-                image.resize(size)
-                device.resize(size)
-
-        await self.call_server(disk, resize)
-        if disk.nbd is not None:
-            deadline = time.monotonic() + RESIZE_LIMIT
-            while disk.driver.capacity != size and disk.client.running and time.monotonic() < deadline:
-                await asyncio.sleep(0.005)
-            disk.nbd.resized(disk.driver.capacity)
-
-    async def call_server(self, disk: ServedDisk, function: Callable[[], None]) -> None:
-        """Call in the thread of the VIO server that serves this disk."""
-        name = disk.declared.vios
-        if next(vios.thread for vios in self.config.vios if vios.name == name):
-            await asyncio.to_thread(self._kernels[name].call, function, STOP_LIMIT)
-        else:
-            function()
 
     async def pool(self, arguments: dict[str, Any]) -> dict[str, Any]:
         """The control request `pool`: see `volumes`."""
         return await volumes.answer(self, arguments)
 
-    async def _flush(self, disk: ServedDisk) -> None:
-        if disk.image.read_only:
+    async def flush(self, disk: ServedDisk) -> None:
+        """Make what the disk was told to write stable. Raises `OSError`, `LocalError`."""
+        if disk.image.read_only or not disk.connected:
             return
         if not disk.client.running:
             # the way of the client is broken; what it was told is done is with the image already
             await asyncio.to_thread(disk.image.flush)
             return
-        try:
-            async with asyncio.timeout(FLUSH_LIMIT):
-                await disk.driver.flush()
-        except TimeoutError:
-            raise LocalError(f"not done within {FLUSH_LIMIT:.0f} s") from None
+        # Not a timeout around it: a driver's operation that is cancelled still waits for the device.
+        flushing = asyncio.ensure_future(disk.driver.flush())
+        flushing.add_done_callback(lambda done: done.cancelled() or done.exception())
+        if not (await asyncio.wait({flushing}, timeout=FLUSH_LIMIT))[0]:
+            raise LocalError(f"not done within {FLUSH_LIMIT:g} s")
+        flushing.result()
 
     # -- undoing
 
     def _later(self, what: str, function: Callable[..., Awaitable[None] | None], *arguments: Any) -> None:
         """Remember how to undo what was just begun; `what` names it if that fails."""
 
-        async def attempt() -> None:
-            try:
-                result = function(*arguments)
-                if result is not None:
-                    await result
-            except Exception as error:
-                reason = error if isinstance(error, (LocalError, OSError)) else repr(error)
-                _log.debug("stopping: %s failed", what, exc_info=True)
-                self._problems.append(f"{what}: {reason}")
+        self._undo.push_async_callback(self._attempt, what, function, *arguments)
 
-        self._undo.push_async_callback(attempt)
+    def _later_each(self, what: str, function: Callable[[ServedDisk], Awaitable[None] | None]) -> None:
+        """Remember what is to be done for every disk that is there then; `what` is a format of it."""
 
-    def _place(self, where: str) -> str:
-        return f"{self.config.file}: {where}"
+        async def each() -> None:
+            for disk in reversed(self.disks):
+                await self._attempt(what.format(disk), function, disk)
 
-    def _at(self, where: str, error: LocalError) -> LocalError:
-        return LocalError(f"{self._place(where)}: {error}")
+        self._undo.push_async_callback(each)
+
+    async def _attempt(self, what: str, function: Callable[..., Awaitable[None] | None], *arguments: Any) -> None:
+        try:
+            result = function(*arguments)
+            if result is not None:
+                await result
+        except Exception as error:
+            reason = error if isinstance(error, (LocalError, OSError)) else repr(error)
+            _log.debug("stopping: %s failed", what, exc_info=True)
+            self._problems.append(f"{what}: {reason}")
 
     # -- looking
+
+    def console(self, client: str, port: str) -> OperatorPort:
+        """The operator's side of a port of a client partition's console. Raises `LocalError`."""
+        if not any(lpar.name == client for lpar in self.config.lpar):
+            names = ", ".join(lpar.name for lpar in self.config.lpar) or "none"
+            raise LocalError(f'there is no client partition "{client}"; there are: {names}')
+        for device in self.devices:
+            if device.row.section == "console" and device.client_adapter.partition.name == client:
+                found: OperatorPort = device.find_port(port)
+                return found
+        raise LocalError(f"{client} has no console; [[lpar.console]] declares one")
+
+    def device_tree(self, name: str) -> bytes:
+        """The flattened device tree of a partition. Raises `LocalError`."""
+        return tree_of_running(self.hypervisor, self._partitions, name)
 
     def report(self) -> dict[str, Any]:
         """What `powervio ps --json` prints: plain values. Each end of each adapter pair has an entry."""
         adapters: list[dict[str, Any]] = []
         for disk in self.disks:
             adapters += (_client_entry(disk), _server_entry(disk))
+        for device in self.devices:
+            adapters += device.entries()
         return {
             "system": {
                 "name": self.config.name,
@@ -372,22 +453,12 @@ class System:
 
 
 def _adapter_entry(disk: ServedDisk, adapter: VioAdapter) -> dict[str, Any]:
-    partner = adapter.partner
-    costs = adapter.ledger.snapshot()
     return {
-        "partition": adapter.partition.name,
-        "type": "block",
-        "role": "server" if adapter.node.is_server else "client",
-        "slot": adapter.slot,
-        "unit_address": adapter.unit_address,
-        "location_code": adapter.node.location_code,
-        "partner": None if partner is None else {"partition": partner.partition.name, "slot": partner.slot},
+        **adapter_entry("block", adapter),
         "image": disk.declared.image,
         "format": None if is_uri(disk.declared.image) else disk.declared.format or "raw",
         "nbd": disk.declared.nbd,
         "readonly": disk.declared.readonly,
-        **costs,
-        "hcalls": {"H_SEND_CRQ": 0, **costs["hcalls"]},
     }
 
 
@@ -441,5 +512,6 @@ def _size_to_make(declared: Disk) -> int | None:
     return None if declared.size is None or os.path.exists(declared.image) else int(declared.size)
 
 
-async def _now(function: Callable[[], None]) -> None:
-    function()
+async def _close_export(disk: ServedDisk) -> None:
+    if disk.nbd is not None:
+        await disk.nbd.close()

@@ -42,7 +42,7 @@ async def answer(system: System, arguments: dict[str, Any]) -> dict[str, Any]:
                 raise LocalError(f"volume {asked.target} is served to {_whom(served)}: several disks cannot be resized")
             was = served[0].image.size
             check_shrink(volume, was, asked.size, shrink=asked.shrink)
-            await system.resize_disk(served[0], asked.size)
+            await system.plug.resize(served[0], asked.size, shrink=asked.shrink)
             return {"pool": pool.name, "volume": volume, "size": asked.size, "was": was, "served_to": _whom(served)}
     return _carry_out(system.config, asked, system.disks)
 

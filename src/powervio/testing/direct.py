@@ -18,6 +18,7 @@ from collections.abc import Callable, Sequence
 from powervio.errors import LocalError, RemoteError
 from powervio.memory.abstract import Backing, Payload, RingMemory
 from powervio.memory.area import PAGE_SIZE, MappedArea
+from powervio.testing.clock import ManualScheduler
 from powervio.virtio.device import Device, DeviceSession
 from powervio.virtio.driver import Driver
 from powervio.virtio.queue import Buffer, BufferSlice, ByteOrder, DeviceQueue, DriverQueue, DriverTransport, Segment
@@ -269,12 +270,15 @@ class DirectLink:
         self.notifications = 0
         """Used notifications the device sent."""
         self._schedule = schedule
+        self.scheduler = ManualScheduler()
+        """The device's turns and time; `advance` lets time pass."""
         self._kicked: set[int] = set()
         self._notified: set[int] = set()
         self._rings: list[MappedRing] = []
         self.device_queues: list[DeviceQueue] = []
         self.driver_queues: list[DirectDriverQueue] = []
         device.on_config_change = driver.config_changed
+        device.scheduler = self.scheduler
 
     def connect(self) -> None:
         """Begin a session: negotiate, make the rings, start both."""
@@ -291,12 +295,13 @@ class DirectLink:
             device_ring = SplitDeviceRing(size, ring, big_endian=big, event_idx=self.event_idx, indirect=self.indirect)
             self._rings.append(ring)
             self.driver_queues.append(DirectDriverQueue(self, index, driver_ring, self.indirect))
-            self.device_queues.append(DeviceQueue(index, device_ring, self._payload, self.notified))
+            self.device_queues.append(DeviceQueue(index, device_ring, self._payload, self.notified, wake=self.woken))
         self.device.start(DeviceSession(self.features, self.byteorder, dict(enumerate(self.device_queues))))
         self.driver.start(_DirectTransport(self, self.features, self.driver_queues))
 
     def disconnect(self) -> None:
-        """Lose the session: both sides' rings are gone, whatever is in them."""
+        """Lose the session: both sides' rings are gone, whatever is in them. What the device published stays reaped if
+        the test called `run_driver` before; a real transport lets the driver reap it in any case."""
         self.device.reset()
         for device_queue in self.device_queues:
             device_queue.live = False
@@ -332,12 +337,35 @@ class DirectLink:
         if self._schedule is not None:
             self._schedule(self.run)
 
-    def run_device(self) -> None:
-        """Let the device serve the queues that it was kicked for."""
-        while self._kicked:
-            queue = self.device_queues[self._kicked.pop()]
-            while queue.ring.refresh() or queue.ring.enable_notifications():
+    def woken(self, queue: DeviceQueue) -> None:
+        """The device wants a turn with a queue; in any thread."""
+
+        def turn() -> None:
+            if queue.woken():
                 self.device.process(queue)
+                queue.flush()
+
+        self.scheduler.call_soon_threadsafe(turn)
+        if self._schedule is not None:
+            self._schedule(self.run)
+
+    def advance(self, seconds: float) -> None:
+        """Let time pass for the device, and run what comes of it."""
+        self.scheduler.advance(seconds)
+        self.run()
+
+    def run_device(self) -> None:
+        """Let the device serve the queues that it was kicked for, and those that it asked for itself."""
+        while self._kicked or self.scheduler.busy:
+            self.scheduler.run()
+            if not self._kicked:
+                continue
+            queue = self.device_queues[self._kicked.pop()]
+            while True:
+                queue.ring.refresh()
+                self.device.process(queue)
+                if not queue.ring.enable_notifications():
+                    break
             queue.flush()
 
     def run_driver(self) -> None:
@@ -350,6 +378,6 @@ class DirectLink:
 
     def run(self) -> None:
         """Run both sides until neither has anything to do."""
-        while self._kicked or self._notified:
+        while self._kicked or self._notified or self.scheduler.busy:
             self.run_device()
             self.run_driver()

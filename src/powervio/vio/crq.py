@@ -132,6 +132,7 @@ class CrqEnd:
         """Elements dropped: messages outside an open connection, unknown headers and events."""
         self._kernel = kernel
         self._port = kernel.port
+        self._node = node
         self._unit_address = node.unit_address
         self._interrupt = node.interrupt
         self._dma = dma
@@ -160,7 +161,10 @@ class CrqEnd:
     # -- registration
 
     def register(self) -> None:
-        """Register the queue and offer a connection. Raises `HcallError` when the platform refuses."""
+        """Register the queue and offer a connection. Raises `HcallError` when the platform refuses.
+
+        Nothing happens when the adapter was unplugged.
+        """
         self._slots.reset()
         self._kernel.request_interrupt(self._interrupt, self.drain)
         code = self._reg_crq()
@@ -170,6 +174,9 @@ class CrqEnd:
             self._slots.reset()
             code = self._reg_crq()
         if code not in (ReturnCode.H_SUCCESS, ReturnCode.H_CLOSED):
+            self._kernel.free_interrupt(self._interrupt)
+            if self.gone:
+                return  # the owner learns of it by the device tree
             raise HcallError(Hcall.H_REG_CRQ, code)
         self.state = CrqState.WAITING
         self._port.vio_signal(self._unit_address, 1)
@@ -187,6 +194,21 @@ class CrqEnd:
             self._step(Input.SENT)
         elif code == ReturnCode.H_DROPPED:
             self._offering = self._kernel.call_later(_RETRY_LAST, self._offer)
+
+    @property
+    def gone(self) -> bool:
+        """Whether the adapter was unplugged: its node is not in the device tree any more. It never comes back; another
+        one in the same slot has other LIOBNs, so another node."""
+        found = self._port.nodes.get(self._unit_address)
+        return found is not self._node and found != self._node
+
+    def abandon(self) -> None:
+        """The adapter was unplugged: everything of the connection is over, without a call that would name it."""
+        self._forget_posts()
+        if self._offering is not None:
+            self._offering.cancel()
+        self.state = CrqState.CLOSED
+        self._kernel.free_interrupt(self._interrupt)
 
     def close(self) -> None:
         """Free the queue; the partner learns of it by an event. Everything of the connection has ended on return."""
@@ -223,7 +245,7 @@ class CrqEnd:
             ):
                 break
             self._kernel.wait(0.01)
-        if code:
+        if code and not self.gone:
             raise HcallError(Hcall.H_FREE_CRQ, code)
 
     def _unanswered(self, number: int) -> None:
@@ -317,8 +339,8 @@ class CrqEnd:
     def post(self, high: int, low: int) -> None:
         """Send a message, now or as soon as the partner's queue has room, in order.
 
-        When the connection is gone the message is forgotten: an event tells of it. A partner that lets more than
-        256 messages pile up is cut off (the connection is reset).
+        When the connection is gone the message is forgotten: an event tells of it, or the device tree when the adapter
+        was unplugged. A partner that lets more than 256 messages pile up is cut off (the connection is reset).
         """
         if not self._kept and self._sent(high, low):
             return
@@ -340,7 +362,7 @@ class CrqEnd:
             return True
         if code == ReturnCode.H_DROPPED:
             return False
-        if code == ReturnCode.H_CLOSED:
+        if code == ReturnCode.H_CLOSED or self.gone:
             return True
         raise HcallError(Hcall.H_SEND_CRQ, code)
 

@@ -109,6 +109,18 @@ class DmaSpace:
             raise
         return DmaMemory(address, ioba, self._pages.memory[address : address + length])
 
+    def close(self) -> None:
+        """Give back what the space itself needed; what was mapped has been unmapped before."""
+        if self._list_address:
+            self._pages.free(self._list_address, TCE_PAGE_SIZE)
+            self._list_address = 0
+
+    @property
+    def gone(self) -> bool:
+        """Whether the adapter was unplugged: its window ceased to be, with everything that was mapped in it."""
+        nodes = list(self._port.nodes.values())
+        return not any(window.liobn == self.liobn for node in nodes for window in node.windows)
+
     def release(self, memory: DmaMemory) -> None:
         """Unmap and free what `allocate` returned."""
         self.unmap(memory.ioba, len(memory.view))
@@ -143,7 +155,7 @@ class DmaSpace:
         port = self._port
         if pages == 1:
             code = port.put_tce(self.liobn, ioba, 0)
-            if code:
+            if code and not self.gone:
                 raise HcallError(Hcall.H_PUT_TCE, code)
             return
         while pages:
@@ -151,7 +163,7 @@ class DmaSpace:
             code = port.stuff_tce(self.liobn, ioba, 0, count)
             if code == ReturnCode.H_FUNCTION:
                 code = max(port.put_tce(self.liobn, ioba + (page << TCE_PAGE_SHIFT), 0) for page in range(count))
-            if code:
+            if code and not self.gone:
                 raise HcallError(Hcall.H_STUFF_TCE, code)
             ioba += count << TCE_PAGE_SHIFT
             pages -= count

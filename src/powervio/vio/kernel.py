@@ -58,6 +58,8 @@ class PartitionKernel:
         self._poller = select.poll()
         self._poller.register(self._line_fd, select.POLLIN)
         self._poller.register(self._wake_fd, select.POLLIN)
+        self._tree_generation = 0
+        self._tree_watchers: list[Callable[[], None]] = []
         self._thread: threading.Thread | None = None
         self._stopping = False
         self._closed = False
@@ -72,6 +74,30 @@ class PartitionKernel:
     def free_interrupt(self, source: int) -> None:
         """Forget the handler of a source."""
         self._handlers.pop(source, None)
+
+    def watch_tree(self, call: Callable[[], None]) -> None:
+        """Call in the partition's thread after each change of `port.nodes`: adapters that came or went."""
+        if not self._tree_watchers and self.port.tree_source:
+            self.request_interrupt(self.port.tree_source, self._tree_event)
+            self._tree_generation = self.port.watch_tree()
+        self._tree_watchers.append(call)
+
+    def unwatch_tree(self, call: Callable[[], None]) -> None:
+        """End what `watch_tree` began; harmless when it has ended already."""
+        if call in self._tree_watchers:
+            self._tree_watchers.remove(call)
+
+    def _tree_event(self) -> None:
+        generation = self.port.watch_tree()
+        if generation != self._tree_generation:
+            self._tree_generation = generation
+            for call in list(self._tree_watchers):
+                self._guard(call)
+
+    @property
+    def threaded(self) -> bool:
+        """Whether the partition runs in a thread of its own: then its objects are made and ended by `call`."""
+        return self._thread is not None
 
     def call_later(self, delay: float, call: Callable[[], None]) -> Timer:
         """Call after `delay` seconds."""

@@ -24,28 +24,37 @@ class DeviceSession:
 
 
 class Cancellable(Protocol):
-    """A call that is still to come."""
+    """A call that was asked for and can be called off."""
 
     def cancel(self) -> None:
-        """Make it never happen; harmless when it did."""
+        """Make it never happen; harmless when it has happened."""
 
 
-class Timers(Protocol):
-    """Time as a device has it from its transport: in its partition's thread, and a test's own clock in a test."""
+class Scheduler(Protocol):
+    """What a transport gives a device besides queues: turns and time, all in the partition's thread."""
 
     @property
     def clock(self) -> Callable[[], float]:
-        """Seconds that only grow."""
+        """Seconds since some moment; it never goes back."""
 
     def call_later(self, delay: float, call: Callable[[], None]) -> Cancellable:
-        """Call after `delay` seconds."""
+        """Call after `delay` seconds; only from the partition's thread."""
+
+    def call_soon_threadsafe(self, call: Callable[[], None]) -> None:
+        """Call in the partition's thread; from any thread."""
 
 
 class Device(ABC):
     """One virtio device. A transport asks for features and config, starts it, and hands it queues that have work.
 
-    A device that only answers requests implements `handle`; one that starts data itself (console, net) overrides
-    `process` and keeps buffers until it has something for them.
+    A device that only answers requests implements `handle`. One that has data of its own (console, net) overrides
+    `process`: it pops a buffer only when it has something for it, and otherwise leaves it in the ring, where it is in
+    nobody's way when the device is suspended, moved or reset. When data come, from whatever thread, it calls the
+    queue's `wake`, and gets a turn: `process`, in the partition's thread. Queues are touched nowhere else.
+
+    A device whose data must not be doubled or lost by a reset commits in this order: fill or read the buffers,
+    complete them, `flush`, and only if that is true forget what was sent or pass on what was received: else the
+    driver has seen nothing of it.
     """
 
     device_id: ClassVar[int]
@@ -56,13 +65,13 @@ class Device(ABC):
 
     def __init__(self) -> None:
         self.session: DeviceSession | None = None
+        self.scheduler: Scheduler | None = None
+        """Set by the transport before anything else is called."""
         self.requests = 0
         """Requests completed since the device was made."""
         self.config_generation = 0
         self.on_config_change: Callable[[], None] | None = None
         """Set by the transport: called when the driver has to be told that config changed."""
-        self.timers: Timers | None = None
-        """Set by the transport."""
 
     @property
     @abstractmethod
@@ -76,6 +85,10 @@ class Device(ABC):
     def write_config(self, offset: int, data: bytes, byteorder: ByteOrder) -> None:
         """The driver wrote config. Raises `RemoteError` for fields that are not writable."""
         raise LocalError(f"device type {self.device_id} has no writable config field (offset {offset})")
+
+    def early_config(self, offset: int, length: int) -> bool:
+        """Whether these bytes of config may be written before the features are settled (5.3.4: emerg_wr)."""
+        return False
 
     def start(self, session: DeviceSession) -> None:
         """DRIVER_OK: the queues may be used from now on."""

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Callable
 from typing import ClassVar
 
-from powervio.virtio.queue import ByteOrder, DriverQueue, DriverTransport
+from powervio.virtio.queue import Buffer, ByteOrder, DriverQueue, DriverTransport
 
 
 class Driver(ABC):
@@ -40,3 +41,9 @@ class Driver(ABC):
 
     def config_changed(self) -> None:
         """The device's config space changed; read it again."""
+
+    def removed(self, reason: str) -> None:
+        """The device is gone for good; `stop` follows if a session is on. Fail what waits, and what comes later."""
+
+    def release(self, give_back: Callable[[Buffer], None]) -> None:
+        """The driver is not used any more: give back every buffer that it allocated, those in use when they return."""

@@ -60,10 +60,12 @@ class DeviceQueue:
         payload: Callable[[DeviceQueue, list[Segment]], Payload],
         notify: Callable[[int], None],
         broken: Callable[[int, RemoteError], None] | None = None,
+        wake: Callable[[DeviceQueue], None] | None = None,
     ) -> None:
         """`payload` makes the transport's `Payload` of descriptor segments; `notify` sends a used notification.
 
         `broken` is told when completions cannot be made visible, because a completion may come from anywhere.
+        `wake`, called from any thread, gives the device a turn with this queue in the partition's thread.
         """
         self.index = index
         self.ring = ring
@@ -74,6 +76,28 @@ class DeviceQueue:
         self._payload = payload
         self._notify = notify
         self._broken = broken
+        self._wake = wake
+        self._wake_is_due = False
+
+    @property
+    def available(self) -> int:
+        """Buffers that `pop` can give now. What a device leaves there stays the driver's until it is popped."""
+        return self.ring.pending
+
+    def wake(self) -> None:
+        """Let the device's `process` be called for this queue soon; from any thread, for a device that has data.
+
+        While the device is suspended and after the end of the session nothing comes of it; RESUME gives every queue
+        a turn.
+        """
+        if self.live and not self._wake_is_due and self._wake is not None:
+            self._wake_is_due = True
+            self._wake(self)
+
+    def woken(self) -> bool:
+        """For the transport: the turn that `wake` asked for begins. False when the session is over."""
+        self._wake_is_due = False
+        return self.live
 
     def pop(self) -> Request | None:
         """The next available buffer, or None, also when the allowance is used up.
@@ -96,19 +120,23 @@ class DeviceQueue:
         if self.live:
             self.ring.push(head, written)
 
-    def flush(self) -> None:
-        """Make completed buffers visible to the driver and notify it unless it said it does not want to know."""
+    def flush(self) -> bool:
+        """Make completed buffers visible to the driver and notify it unless it said it does not want to know.
+
+        False when the driver does not see them and never will: the session is over, by now at the latest.
+        """
         if not self.live:
-            return
+            return False
         try:
             published = self.ring.publish()
         except RemoteError as error:
             if self._broken is None:
                 raise
             self._broken(self.index, error)
-        else:
-            if published:
-                self._notify(self.index)
+            return False
+        if published:
+            self._notify(self.index)
+        return True
 
 
 @dataclass(slots=True)

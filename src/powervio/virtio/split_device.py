@@ -411,7 +411,9 @@ class SplitDeviceRing:
         return not value & 1
 
     def enable_notifications(self) -> bool:
-        """Ask for kicks, to be called before sleeping. True when more came meanwhile: `refresh` again, do not sleep.
+        """Ask for kicks, to be called before sleeping. True when more came than `refresh` found: `refresh` again.
+
+        What was found and not popped is the device's to come back for: a driver does not kick for it again.
 
         Remote memory: with EVENT_IDX one store and one copy; without it nothing, for kicks were never switched off.
         """
@@ -424,13 +426,13 @@ class SplitDeviceRing:
                 fence()
                 self._memory.fetch_available()
                 self._see()
-            return self._seen != self.last_available
+            return self._seen != self._trusted
         if self._event_idx:
             self._arm(self._trusted)
         else:
             st16(self._used, 0, 0)
         fence()
-        return self._checked(self._index()) != self.last_available
+        return self._checked(self._index()) != self._trusted
 
     @cython.cfunc
     @cython.inline

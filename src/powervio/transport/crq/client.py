@@ -57,6 +57,8 @@ class ClientState(Enum):
     RESETTING = "resetting"
     FAILED = "failed"
     """Negotiation cannot succeed; a server that starts anew gets another try."""
+    GONE = "gone"
+    """The adapter was unplugged; nothing brings it back."""
 
 
 class ClientSession(DriverTransport):
@@ -120,6 +122,7 @@ class VirtioVio:
         self.sessions = 0
         """Sessions that came to DRIVER_OK."""
         self.config_snapshot = b""
+        self._retired = False
         self.on_state: Callable[[ClientState], None] | None = None
         self._kernel = kernel
         self._proposal = revision
@@ -159,16 +162,52 @@ class VirtioVio:
 
     def start(self) -> None:
         """Register with the hypervisor and negotiate as soon as the server is there."""
+        self._kernel.unwatch_tree(self._tree_changed)
+        self._kernel.watch_tree(self._tree_changed)
         self._enter(ClientState.WAITING)
         self.crq.register()
+        self._tree_changed()
 
     def stop(self) -> None:
         """End the session and close the CRQ; the driver is stopped, its requests stay its own."""
+        self._kernel.unwatch_tree(self._tree_changed)
         self._close()
-        self._enter(ClientState.CLOSED)
+        if self.state is not ClientState.GONE:
+            self._enter(ClientState.CLOSED)
+
+    def retire(self) -> None:
+        """Stop for good and give all memory back, the driver's too; the adapter may be unplugged then, or was before.
+
+        Harmless when it was done already.
+        """
+        if self._retired:
+            return
+        self.stop()  # may raise while the hypervisor is busy with the CRQ; after unplugging it does not
+        self._retired = True
+        self.driver.release(self.release)
+        for memory in (self._header_memory, self._config_memory, self._block_memory):
+            if memory is not None:
+                self._dma.release(memory)
+        self.crq.release()
+        self._dma.close()
+
+    def _tree_changed(self) -> None:
+        """A server that is away may come back as long as our node is there; without it nobody ever will."""
+        if self.state is ClientState.GONE or not self.crq.gone:
+            return
+        self.failure = "the adapter was unplugged"
+        _log.info("adapter %s: %s", self.node.location_code, self.failure)
+        self._kernel.unwatch_tree(self._tree_changed)
+        self._cancel_timers()
+        self.crq.abandon()
+        self.driver.removed(self.failure)
+        self._end_session()
+        self._enter(ClientState.GONE)
 
     def reset(self) -> None:
         """Start anew from this side: close and register the CRQ again, then negotiate."""
+        if self.state is ClientState.GONE:
+            return
         self._close()
         self._enter(ClientState.WAITING)
         self.crq.register()

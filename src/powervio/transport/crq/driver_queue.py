@@ -12,6 +12,7 @@ from typing import Literal, TypeAlias
 
 from powervio.errors import RemoteError, Verdict
 from powervio.memory.abstract import RingMemory
+from powervio.papr.codes import HcallError
 from powervio.papr.tce import TCE_ACCESS, TCE_READ
 from powervio.transport.crq.protocol import Message, QueueAddresses, encode
 from powervio.vio.crq import CrqEnd
@@ -129,6 +130,11 @@ class CrqDriverQueue(DriverQueue):
                 table = self._take_table()
             place = None if table is None else (table.view, table.ioba)
             added = self.ring.add(segments, len(readable), _InFlight(token, mappings, table), place) >= 0
+        except HcallError as error:
+            self._give_back(mappings, table)
+            if self._dma.gone:
+                raise RemoteError("the adapter was unplugged") from error
+            raise
         except BaseException:
             self._give_back(mappings, table)
             raise

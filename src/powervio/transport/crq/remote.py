@@ -33,7 +33,12 @@ class RemoteWindow:
         self._local = dma.liobn
         self._remote = node.windows[1].liobn
         self._limit = port.max_virtual_dma_size or _NO_LIMIT
+        self._dma = dma
         self.bounce = dma.allocate(BOUNCE_SIZE)
+
+    def release(self) -> None:
+        """Give back the bounce area; the window is not used afterwards."""
+        self._dma.release(self.bounce)
 
     def _check(self, code: int, address: int, length: int, what: str) -> None:
         if code:

@@ -107,6 +107,7 @@ class VirtioCrq:
         self.node = node
         self.device = device
         self._refused = 0
+        self._retired = False
         self._kernel = kernel
         self._highest_revision = highest_revision
         self._event_idx = event_idx
@@ -115,7 +116,7 @@ class VirtioCrq:
         self._window = RemoteWindow(kernel.port, node, self._dma)
         self._session: ServerSession | None = None
         device.on_config_change = self._config_changed
-        device.timers = kernel
+        device.scheduler = kernel
         self.crq = CrqEnd(
             kernel,
             node,
@@ -131,11 +132,35 @@ class VirtioCrq:
 
     def start(self) -> None:
         """Register with the hypervisor and wait for a client."""
+        self._kernel.unwatch_tree(self._tree_changed)
+        self._kernel.watch_tree(self._tree_changed)
         self.crq.register()
 
     def stop(self) -> None:
         """End the service: requests that were popped are completed or forgotten, nothing touches the client after."""
+        self._kernel.unwatch_tree(self._tree_changed)
         self.crq.close()
+
+    def retire(self) -> None:
+        """Stop for good and give all memory back; the adapter may be unplugged then, or was before.
+
+        Harmless when it was done already.
+        """
+        if self._retired:
+            return
+        self.stop()  # may raise while the hypervisor is busy with the CRQ; after unplugging it does not
+        self._retired = True
+        self.device.on_config_change = None
+        self.crq.release()
+        self._window.release()
+        self._dma.close()
+
+    def _tree_changed(self) -> None:
+        """Our node may have gone: then the client's went with it, and there is nobody to serve any more."""
+        if self.crq.gone:
+            self._kernel.unwatch_tree(self._tree_changed)
+            self.crq.abandon()
+            self._lost()
 
     def reset(self) -> None:
         """Start anew from this side: the client gets FF02, then C001, and negotiates again."""
@@ -406,7 +431,8 @@ class VirtioCrq:
         """CONFIG_WRITE: up to 4 bytes at an offset, left-aligned in the last doubleword (P5.8)."""
         session = self._current()
         offset, length = message["offset"], message["length"]
-        if not session.status.status & (device_status.FEATURES_OK | device_status.DRIVER_OK):
+        settled = session.status.status & (device_status.FEATURES_OK | device_status.DRIVER_OK)
+        if not settled and not self.device.early_config(offset, length):
             raise _Refused(Status.BAD_STATE, "config must not be written before features are settled")
         if length not in (1, 2, 4) or offset + length > session.config_length:
             raise _Refused(
@@ -635,8 +661,8 @@ class VirtioCrq:
 
     def _config_changed(self) -> None:
         session = self._session
-        if session is not None and session.status.status & device_status.DRIVER:
-            self._announce_config()
+        if session is not None and session.status.status & device_status.ACKNOWLEDGE:
+            self._announce_config()  # also before DRIVER: the client has a copy from ACKNOWLEDGE on (P5.14)
 
     def _announce_config(self) -> None:
         session = self._current()

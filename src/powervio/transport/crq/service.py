@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Mapping
+from functools import partial
 from types import MappingProxyType
 
 from powervio.errors import LocalError, RemoteError, Verdict
@@ -102,7 +103,9 @@ class QueueService:
             used_index=used,
         )
         self._rings[entry.index] = memory
-        self._queues[entry.index] = DeviceQueue(entry.index, ring, self._payload, self._notify, self._broken)
+        self._queues[entry.index] = DeviceQueue(
+            entry.index, ring, self._payload, self._notify, self._broken, self._wake
+        )
         high, low = encode(Message.USED, session, queue=entry.index)
         # bytes 6-7 are the index (P2.3)
         self._builders[entry.index] = lambda: (high | ring.used_index, low)
@@ -171,27 +174,46 @@ class QueueService:
             queue = self._queues.get(index)
             if queue is None:
                 self.rejected += 1
-                continue
-            try:
-                self._serve(queue, known)
-            except RemoteError as error:
-                self._broken(index, error)
-            except Exception:
-                # a fault of the device here; what it did not complete is lost with the session, not for ever
-                _log.exception("queue %d: the device failed", index)
-                self._on_broken(f"queue {index}: the device failed")
+            else:
+                self._guarded(queue, partial(self._serve, queue, known))
+
+    def _guarded(self, queue: DeviceQueue, turn: Callable[[], None]) -> None:
+        """Give the device a turn."""
+        try:
+            turn()
+        except RemoteError as error:
+            self._broken(queue.index, error)
+        except Exception:
+            # a fault of the device here; what it did not complete is lost with the session, not for ever
+            _log.exception("queue %d: the device failed", queue.index)
+            self._on_broken(f"queue {queue.index}: the device failed")
+
+    def _wake(self, queue: DeviceQueue) -> None:
+        self._kernel.call_soon_threadsafe(partial(self._woken, queue))
+
+    def _woken(self, queue: DeviceQueue) -> None:
+        """The device asked for a turn. What is known of the ring is enough: the client kicks when there is more."""
+        if queue.woken() and not self.paused:
+            queue.allowance = _PASS_BYTES
+            self._guarded(queue, partial(self._turn, queue))
+            if queue.live and queue.allowance <= 0 and queue.available:
+                queue.wake()
+
+    def _turn(self, queue: DeviceQueue) -> None:
+        self._device.process(queue)
+        queue.flush()
 
     def _serve(self, queue: DeviceQueue, known: int | None) -> None:
         ring = queue.ring
         queue.allowance = _PASS_BYTES
         for _ in range(_ROUNDS):
             ring.refresh(known)
-            self._device.process(queue)
-            queue.flush()
+            self._turn(queue)
             if not queue.live:
                 return
-            if queue.allowance <= 0 or ring.pending:
+            if queue.allowance <= 0:
                 break
+            # what the device left in the ring although it may take it waits for a `wake` of its own
             if not ring.enable_notifications():
                 return
             known = None

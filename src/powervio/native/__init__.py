@@ -1,0 +1,1 @@
+"""PowerVM's own adapters, for stock drivers and as comparators."""

@@ -1,0 +1,96 @@
+"""One device of a running system that the table of types declares: both ends, and what programs use it by."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from powervio.errors import LocalError
+from powervio.phyp.adapter import VirtualAdapter
+from powervio.system.types import AdapterSection, DeviceType
+from powervio.transport.crq.client import VirtioVio
+from powervio.transport.crq.server import VirtioCrq
+from powervio.vio.kernel import PartitionKernel
+from powervio.virtio.device import Device
+
+
+class ServedDevice:
+    """A virtio device of a row: its device on the VIO server, its driver on the client."""
+
+    def __init__(
+        self,
+        row: DeviceType,
+        where: str,
+        declared: AdapterSection,
+        server_adapter: VirtualAdapter,
+        client_adapter: VirtualAdapter,
+        server_kernel: PartitionKernel,
+        client_kernel: PartitionKernel,
+    ) -> None:
+        self.row = row
+        self.where = where
+        self.declared = declared
+        self.server_adapter = server_adapter
+        self.client_adapter = client_adapter
+        self.device: Device = row.device(declared)
+        self.driver: Any = row.driver(declared)
+        self.server = VirtioCrq(server_kernel, server_adapter.node, self.device)
+        self.client = VirtioVio(
+            client_kernel,
+            client_adapter.node,
+            self.driver,
+            revision=declared.revision,
+            big_endian=declared.byteorder == "big",
+        )
+        self.attachments = row.attach(declared, self.driver)
+
+    def stop_client(self) -> None:
+        """The client partition ends: whoever still waits for the driver is told."""
+        close = getattr(self.driver, "close", None)
+        if close is not None:
+            close()
+        self.client.stop()
+
+    def find_port(self, name: str) -> Any:
+        """The operator's side of a console's port. Raises `LocalError` for a device that has none."""
+        find = getattr(self.device, "find", None)
+        if find is None:
+            raise LocalError(f"{self.where} is no console")
+        return find(name)
+
+    def entries(self) -> list[dict[str, Any]]:
+        """What `ps` shows of both ends, the client's first."""
+        client = {
+            **adapter_entry(self.row.name, self.client_adapter),
+            "socket": self.declared.socket,
+            "state": self.client.state.value,
+            "revision": self.client.revision,
+            "failure": self.client.failure,
+            "requests": self.device.requests,
+            "sessions": self.client.sessions,
+            "rejected": self.client.rejected,
+        }
+        server = {
+            **adapter_entry(self.row.name, self.server_adapter),
+            "state": self.server.state,
+            "revision": self.server.revision,
+            "requests": self.device.requests,
+            "rejected": self.server.rejected,
+        }
+        return [client, server]
+
+
+def adapter_entry(kind: str, adapter: VirtualAdapter) -> dict[str, Any]:
+    """What `ps` shows of any adapter."""
+    partner = getattr(adapter, "partner", None)
+    costs = adapter.ledger.snapshot()
+    return {
+        "partition": adapter.partition.name,
+        "type": kind,
+        "role": "server" if adapter.node.is_server else "client",
+        "slot": adapter.slot,
+        "unit_address": adapter.unit_address,
+        "location_code": adapter.node.location_code,
+        "partner": None if partner is None else {"partition": partner.partition.name, "slot": partner.slot},
+        **costs,
+        "hcalls": {"H_SEND_CRQ": 0, **costs["hcalls"]},
+    }
