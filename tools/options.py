@@ -15,6 +15,7 @@ from pathlib import Path
 import msgspec
 
 from powervio.system import config
+from powervio.system import types as device_types
 from powervio.system.config import Size, show_size
 
 DOCUMENT = Path(__file__).parents[1] / "docs" / "system-file.md"
@@ -24,6 +25,10 @@ SECTIONS: tuple[tuple[str, type[msgspec.Struct]], ...] = (
     ("[[vios]]", config.Vios),
     ("[[lpar]]", config.Lpar),
     ("[[lpar.disk]]", config.Disk),
+    ("[[lpar.console]]", device_types.Console),
+    ("[[lpar.console.port]]", device_types.ConsolePort),
+    ("[[lpar.rng]]", device_types.Rng),
+    ("[[pool]]", config.StoragePool),
 )
 
 
@@ -36,7 +41,7 @@ def tables() -> str:
         texts = docstrings(struct)
         for field in msgspec.structs.fields(struct):
             value = re.sub(r"\s*\|\s*", " or ", config._expected(config._field(struct, field.name)[0], field.name))
-            if field.name == "disk":
+            if field.name in ("disk", "port", "console", "rng"):
                 value = "tables"
             parts.append(f"| `{field.name}` | {value} | {default(field)} | {texts[field.name]} |\n")
     return "".join(parts)
@@ -50,9 +55,12 @@ def first_sentence(struct: type[msgspec.Struct]) -> str:
 
 def docstrings(struct: type[msgspec.Struct]) -> dict[str, str]:
     """The text below each field of a class, as one line."""
+    found: dict[str, str] = {}
+    for base in struct.__bases__:
+        if issubclass(base, msgspec.Struct) and base is not msgspec.Struct:
+            found |= docstrings(base)
     (body,) = ast.parse(inspect.getsource(struct)).body
     assert isinstance(body, ast.ClassDef)
-    found = {}
     for field, text in zip(body.body, body.body[1:], strict=False):
         if isinstance(field, ast.AnnAssign) and isinstance(field.target, ast.Name):
             assert isinstance(text, ast.Expr), f"{struct.__name__}.{field.target.id} has no docstring"

@@ -34,6 +34,7 @@ class MemoryBacking(Backing):
         self.read_only = read_only
         self.block_size = 512
         self.can_discard = can_discard
+        self.can_secure_erase = False
         self.calls: list[str] = []
         self.failure: OSError | None = None
 
@@ -56,6 +57,10 @@ class MemoryBacking(Backing):
     def discard(self, position: int, length: int) -> None:
         self._call(f"discard {position} {length}")
         self.data[position : position + length] = b"\xdd" * length
+
+    def secure_erase(self, position: int, length: int) -> None:
+        self._call(f"erase {position} {length}")
+        self.data[position : position + length] = b"\xff" * length
 
     def write_zeroes(self, position: int, length: int, *, unmap: bool) -> None:
         self._call(f"zero {position} {length}{' unmap' if unmap else ''}")
@@ -592,3 +597,56 @@ def test_discard_of_a_sparse_image_gives_space_back(image: Image) -> None:
     before = os.stat(image.path).st_blocks
     assert disk.ranges(blk.T_DISCARD, (0, 4096, 0)) == blk.S_OK
     assert os.stat(image.path).st_blocks < before
+
+
+# SECURE_ERASE
+
+
+@pytest.fixture
+def erasing(backing: MemoryBacking) -> Setup:
+    backing.can_secure_erase = True
+    return Setup(backing, BlockOptions(max_secure_erase_sectors=64))
+
+
+def test_secure_erase_is_offered_only_where_the_backing_can(backing: MemoryBacking, erasing: Setup) -> None:
+    assert erasing.device.features & blk.F_SECURE_ERASE
+    config = blk.unpack_config(erasing.device.config("little"), "little")
+    limits = (config.max_secure_erase_sectors, config.max_secure_erase_seg, config.secure_erase_sector_alignment)
+    assert limits == (64, 16, 1)
+    backing.can_secure_erase = False
+    plain = BlockDevice(backing)
+    assert not plain.features & blk.F_SECURE_ERASE
+    assert len(plain.config("little")) == 60
+    backing.can_secure_erase = True
+    assert not BlockDevice(backing, BlockOptions(read_only=True)).features & blk.F_SECURE_ERASE
+
+
+def test_secure_erase_erases_every_range(backing: MemoryBacking, erasing: Setup) -> None:
+    assert erasing.ranges(blk.T_SECURE_ERASE, (8, 8, 0), (100, 1, 0)) == blk.S_OK
+    assert backing.calls == ["erase 4096 4096", "erase 51200 512"]
+    assert erasing.device.counters.secure_erases == 1
+
+
+@pytest.mark.parametrize(
+    ("ranges", "status"),
+    [
+        ([(0, 8, blk.SEGMENT_UNMAP)], blk.S_UNSUPP),
+        ([(0, 65, 0)], blk.S_IOERR),
+        ([(SIZE // 512, 1, 0)], blk.S_IOERR),
+        ([(0, 1, 0)] * 17, blk.S_IOERR),
+        ([], blk.S_IOERR),
+    ],
+)
+def test_secure_erase_that_must_not_be_touches_nothing(
+    backing: MemoryBacking, erasing: Setup, ranges: list[tuple[int, int, int]], status: int
+) -> None:
+    assert erasing.ranges(blk.T_SECURE_ERASE, *ranges) == status
+    assert not backing.calls
+
+
+def test_secure_erase_that_was_not_negotiated_or_that_the_backing_cannot_is_unsupported(
+    backing: MemoryBacking, erasing: Setup
+) -> None:
+    backing.failure = OSError(errno.EOPNOTSUPP, "no")
+    assert erasing.ranges(blk.T_SECURE_ERASE, (0, 8, 0)) == blk.S_UNSUPP
+    assert Setup(backing, features=ALL & ~blk.F_SECURE_ERASE).ranges(blk.T_SECURE_ERASE, (0, 8, 0)) == blk.S_UNSUPP

@@ -116,7 +116,7 @@ def test_create_existing_image_of_another_size_is_refused_and_kept(tmp_path: Pat
 
 
 def test_create_failing_half_way_leaves_no_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def refuse(fd: int, path: str, *, read_only: bool) -> None:
+    def refuse(fd: int, path: str, *, read_only: bool, wait: float) -> None:
         raise OSError(errno.ENOLCK, "No locks available")
 
     monkeypatch.setattr(hostfile, "lock_image", refuse)

@@ -58,6 +58,11 @@ def test_every_option_is_read(folder: Path) -> None:
     options = """
 readonly = true
 direct = true
+format = "raw"
+bytes_per_second = "10M"
+requests_per_second = 500
+burst_bytes = "1M"
+burst_requests = 50
 write_cache = false
 serial = "A B-1"
 block_size = 4096
@@ -73,6 +78,8 @@ slot = 7
     disk = config.lpar[0].disk[0]
     assert config.name == "x.1"
     assert (disk.readonly, disk.direct, disk.write_cache, disk.serial) == (True, True, False, "A B-1")
+    assert (disk.format, disk.bytes_per_second, disk.requests_per_second) == ("raw", 10 << 20, 500)
+    assert (disk.burst_bytes, disk.burst_requests) == (1 << 20, 50)
     assert (disk.block_size, disk.queues, disk.queue_size, disk.slot) == (4096, 4, 256, 7)
     assert (disk.revision, disk.byteorder, disk.indirect, disk.event_idx) == (0, "big", "always", True)
 
@@ -341,3 +348,56 @@ def test_every_file_name_gives_a_name(name: str) -> None:
     assert found
     assert "/" not in found
     assert not found.startswith(".")
+
+
+STORAGE_MISTAKES = [
+    ('image = "disk.img"\nformat = "vdi"', '.format: expected "raw" or "qcow2" or "vmdk" or "vhdx", found "vdi"'),
+    ('image = "disk.img"\nformat = "qcow2"', ".format: {folder}/disk.img is no image; it is declared as qcow2"),
+    ('image = "a.qcow2"', ".image: {folder}/a.qcow2 is a qcow2 image: serve what is in it with format = "),
+    ('image = "a.qcow2"\nformat = "vhdx"', ".format: {folder}/a.qcow2 is a qcow2 image; it is declared as vhdx"),
+    ('image = "new"\nsize = "1G"\nformat = "qcow2"', ".size: only a raw image can be made"),
+    ('image = "nbd://h/x"\nsize = "1G"', ".size: only a raw image can be made"),
+    ('image = "nbd://h/x"\ndirect = true', ".direct: it is the NBD server's to choose, not ours"),
+    ('image = "nbd://h/x"\nformat = "raw"', ".format: it is the NBD server's to choose, not ours"),
+    ('image = "http://h/x"', ".image: http://h/x: expected a URI that begins with nbd://"),
+    ('image = "disk.img"\nburst_bytes = 5', ".burst_bytes: it limits nothing without bytes_per_second"),
+    ('image = "disk.img"\nrequests_per_second = 0', ".requests_per_second: expected an integer from 1 to"),
+    ('image = "pool:other/a"', '.image: there is no pool "other" (pools: data)'),
+    ('image = "pool:data/../disk.img"', '.image: "pool:data/../disk.img": "../disk.img" is no name of a volume'),
+    ('image = "pool:data"', '.image: "pool:data": expected POOL/VOLUME'),
+    ('image = "pool:data/b"', ".image: pool data has no volume b"),
+    ('image = "pool:data/link"', ".image: pool data: volume link: Too many levels of symbolic links"),
+    ('image = "pool:data/a"\nsize = "1G"', ".image: a volume has its size already"),
+]
+
+
+@pytest.fixture
+def pools(folder: Path) -> str:
+    (folder / "a.qcow2").write_bytes(b"QFI\xfb" + bytes(512))
+    (folder / "pool").mkdir()
+    (folder / "pool" / "a").write_bytes(bytes(512))
+    (folder / "pool" / "link").symlink_to(folder / "disk.img")
+    return '[[pool]]\nname = "data"\npath = "pool"\n' + SMALLEST
+
+
+@pytest.mark.parametrize(("new", "said"), STORAGE_MISTAKES)
+def test_mistake_about_storage_is_told(pools: str, folder: Path, new: str, said: str) -> None:
+    with pytest.raises(ConfigError) as caught:
+        parse(pools.replace(DISK, new), "s.toml", folder)
+    assert f"lpar[0].disk[0]{said.format(folder=folder)}" in str(caught.value)
+
+
+def test_volume_is_a_file_of_its_pool_and_a_socket_in_a_uri_is_relative_too(pools: str, folder: Path) -> None:
+    config = parse(pools.replace(DISK, 'image = "pool:data/a"'), "s.toml", folder)
+    assert config.lpar[0].disk[0].image == f"{folder}/pool/a"
+    config = parse(pools.replace(DISK, 'image = "nbd+unix:///x?socket=y.sock"'), "s.toml", folder)
+    assert config.lpar[0].disk[0].image == f"nbd+unix:///x?socket={folder}/y.sock"
+
+
+def test_pools_are_checked_and_their_disks_need_not_be_there_for_who_makes_them(pools: str, folder: Path) -> None:
+    again = '[[pool]]\nname = "data"\npath = "./pool/"\n' + pools
+    with pytest.raises(ConfigError, match=r"pool\[1\]\.name: data is that of pool\[0\] already") as caught:
+        parse(again, "s.toml", folder)
+    assert "pool[1].path" in str(caught.value)
+    text = pools.replace(DISK, 'image = "pool:data/none"')
+    assert parse(text, "s.toml", folder, look_at_disks=False).pool[0].path == f"{folder}/pool"

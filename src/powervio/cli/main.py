@@ -36,6 +36,7 @@ COMMANDS = (
     Entry("resize", "cli.plug:resize", "Change the size of a running system's disk."),
     Entry("dtb", "cli.dtb:dtb", "Print the device tree of a partition."),
     Entry("down", "cli.down:down", "Stop a running system."),
+    Entry("pool", "cli.pool:pool", "Make, resize, delete and list the logical volumes of storage pools."),
     Entry("bench", "cli.bench:bench", "Measure."),
     Entry("doctor", "cli.doctor:doctor", "Say what is here, and what each missing program would enable."),
 )

@@ -51,6 +51,7 @@ PEERS = (
     Peer("fio", "fio", "data verification and throughput on attached disks", tests=True),
     Peer("qemu-img", "qemu-utils", "making and comparing images", tests=True),
     Peer("qemu-io", "qemu-utils", "single reads, writes and discards over NBD", tests=True),
+    Peer("qemu-storage-daemon", "qemu-system-common", "qcow2, vmdk and vhdx images behind a VIO server", tests=True),
     Peer("dtc", "device-tree-compiler", "reading the device trees that the hypervisor hands out", tests=True),
     Peer("nbd-client", "nbd-client", "attached disks as /dev/nbdN (needs the kernel's nbd)"),
 )

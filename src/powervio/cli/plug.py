@@ -12,18 +12,17 @@ import click
 import msgspec
 
 from powervio.system import control
-from powervio.system.config import Disk, expected, show_size
+from powervio.system.config import Disk, absolute_image, expected, show_size
 
 ATTACH_LIMIT = 60.0
 """Seconds; each step of it has a shorter limit of its own, as those of the others."""
 DETACH_LIMIT = 120.0
 RESIZE_LIMIT = 60.0
 
-_PATHS = ("image", "nbd")
 _REQUIRED = ("image",)
 _HELP = {
     "vios": "The VIO server that serves it; the only one if it is not given.",
-    "image": "A raw image or a block device.",
+    "image": "An image or a block device, pool:POOL/VOLUME, or the nbd:// or nbd+unix:// URI of an export.",
     "nbd": "Where programs find the disk: path of a Unix socket.",
 }
 """Where more can be said than what the option takes."""
@@ -77,9 +76,10 @@ def attach(client: str, name: str | None, **options: Any) -> None:
     The options are those of [[lpar.disk]] in a system file; --vios may be left out if there is only one.
     """
     given = {key: value for key, value in options.items() if value is not None}
-    for key in _PATHS:
-        if given.get(key):
-            given[key] = os.path.abspath(given[key])
+    if given.get("image"):
+        given["image"] = absolute_image(given["image"], os.path.abspath)
+    if given.get("nbd"):
+        given["nbd"] = os.path.abspath(given["nbd"])
     arguments = {"client": client, "options": given}
     made = control.ask(control.choose(name), "attach", arguments, timeout=ATTACH_LIMIT)
     click.echo(f"{made['name']}: {made['image']}, served by {made['vios']}")

@@ -68,8 +68,8 @@ def show(report: dict[str, Any]) -> None:
             escape(f"{partner['partition']}/{partner['slot']}") if partner else "-",
             _count(adapter["requests"]),
             _count(calls),
-            _bytes(adapter["rdma_bytes"]),
-            _bytes(adapter["redirected_bytes"]),
+            show_bytes(adapter["rdma_bytes"]),
+            show_bytes(adapter["redirected_bytes"]),
         )
     if console.width >= _TABLE_WIDTH:
         console.print(table)
@@ -83,11 +83,31 @@ def show(report: dict[str, Any]) -> None:
         served = adapter.get("image") or adapter.get("socket")
         if served:
             what = f"{adapter['partition']}/{adapter['slot']}: {served}"
-            console.print(f"{what} (readonly)" if adapter.get("readonly") else what, markup=False, soft_wrap=True)
+            if adapter.get("readonly"):
+                what += " (readonly)"
+            if adapter.get("format") not in (None, "raw"):
+                what += f" ({adapter['format']})"
+            console.print(what, markup=False, soft_wrap=True)
+        partner = adapter["partner"]
+        server = servers.get((partner["partition"], partner["slot"])) if partner else None
+        if server and server.get("limits"):
+            console.print(f"    {_limits(server)}", markup=False, soft_wrap=True)
         if adapter.get("nbd"):
             console.print(f"    nbd+unix:///?socket={adapter['nbd']}", markup=False, soft_wrap=True)
         if adapter["failure"] and adapter["state"] != "running":
             console.print(f"    {adapter['failure']}", markup=False, soft_wrap=True)
+
+
+def _limits(server: dict[str, Any]) -> str:
+    limits, counters = server["limits"], server["counters"]
+    said = []
+    if limits["bytes_per_second"]:
+        said.append(f"{show_bytes(limits['bytes_per_second'])}/s")
+    if limits["requests_per_second"]:
+        said.append(f"{limits['requests_per_second']} requests/s")
+    return (
+        f"limited to {', '.join(said)}: {_count(counters['throttled'])} requests waited, {server['delayed']} wait now"
+    )
 
 
 def _duration(seconds: float) -> str:
@@ -106,7 +126,8 @@ def _count(number: int) -> str:
     return str(number)
 
 
-def _bytes(number: int) -> str:
+def show_bytes(number: int) -> str:
+    """A number of bytes for people."""
     size = float(number)
     for unit in ("B", "KiB", "MiB", "GiB"):
         if size < 1024:

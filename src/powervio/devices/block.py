@@ -10,13 +10,15 @@ of the header, one move of the data, one write of the status.
 
 from __future__ import annotations
 
+import errno
 from dataclasses import dataclass, field
 
+from powervio.devices.throttle import Limits, Throttle, Waiting
 from powervio.errors import LocalError, RemoteError
 from powervio.memory.abstract import Backing, Payload
 from powervio.virtio import block as blk
-from powervio.virtio.device import Device, DeviceSession
-from powervio.virtio.queue import ByteOrder, Request
+from powervio.virtio.device import Cancellable, Device, DeviceSession
+from powervio.virtio.queue import ByteOrder, DeviceQueue, Request
 
 _SECTOR = 512
 _ID_BYTES = 20
@@ -60,8 +62,12 @@ class BlockOptions:
     """Largest discard in sectors of 512 bytes."""
     max_write_zeroes_sectors: int = 1 << 17
     """Largest write of zeroes in sectors of 512 bytes; where the host has no fast way it takes as long as a write."""
+    max_secure_erase_sectors: int = 1 << 17
+    """Largest secure erase in sectors of 512 bytes."""
     max_segments: int = 16
-    """Most ranges in one discard or write of zeroes."""
+    """Most ranges in one discard, write of zeroes or secure erase."""
+    limits: Limits | None = None
+    """How much the driver may do; what is over waits."""
 
 
 @dataclass(slots=True)
@@ -75,8 +81,13 @@ class BlockCounters:
     flushes: int = 0
     discards: int = 0
     write_zeroes: int = 0
+    secure_erases: int = 0
     bytes_read: int = 0
     bytes_written: int = 0
+    throttled: int = 0
+    """Requests that had to wait because of the limits."""
+    throttled_seconds: float = 0.0
+    """Their waiting times together."""
     errors: dict[str, int] = field(default_factory=dict)
     """Failed requests by kind: `malformed`, `range`, `read-only`, `unsupported`, `backing`, `memory`, `no status`."""
 
@@ -99,11 +110,14 @@ class BlockDevice(Device):
         self.queue_size = options.queue_size
         self._serial = _check_options(options, self.block_size)
         self._discard = not self.read_only and (backing.can_discard if options.discard is None else options.discard)
+        self._secure_erase = not self.read_only and backing.can_secure_erase
         self._capacity = backing.size // _SECTOR * _SECTOR
         self._writeback = options.writeback
         self._header = blk.REQUEST_HEADER["little"]
         self._segment = blk.SEGMENT["little"]
         self._negotiated = 0
+        self._throttle = None if options.limits is None else Throttle(options.limits)
+        self._throttle_timer: Cancellable | None = None
 
     # What the driver sees
 
@@ -120,10 +134,12 @@ class BlockDevice(Device):
             return bits | blk.F_RO
         if self._discard:
             bits |= blk.F_DISCARD
+        if self._secure_erase:
+            bits |= blk.F_SECURE_ERASE
         return bits | blk.F_WRITE_ZEROES
 
     def config(self, byteorder: ByteOrder) -> bytes:
-        """The config space (virtio 1.4, 5.2.4), all fields up to those of WRITE_ZEROES."""
+        """The config space (virtio 1.4, 5.2.4), all fields up to those of WRITE_ZEROES, or of SECURE_ERASE."""
         options = self.options
         physical = max(options.physical_block_size, self.block_size)
         changes = not self.read_only
@@ -145,8 +161,12 @@ class BlockDevice(Device):
                 max_write_zeroes_sectors=options.max_write_zeroes_sectors if changes else 0,
                 max_write_zeroes_seg=options.max_segments if changes else 0,
                 write_zeroes_may_unmap=int(changes and self.backing.can_discard),
+                max_secure_erase_sectors=options.max_secure_erase_sectors if self._secure_erase else 0,
+                max_secure_erase_seg=options.max_segments if self._secure_erase else 0,
+                secure_erase_sector_alignment=self.backing.block_size // _SECTOR if self._secure_erase else 0,
             ),
             byteorder,
+            blk.USUAL_FIELDS | (blk.F_SECURE_ERASE if self._secure_erase else 0),
         )
 
     def write_config(self, offset: int, data: bytes, byteorder: ByteOrder) -> None:
@@ -164,6 +184,8 @@ class BlockDevice(Device):
 
     def start(self, session: DeviceSession) -> None:
         """Without FLUSH the driver cannot ask for stability, so every write is stable when it completes (5.2.6.2)."""
+        if self._throttle is not None and self.scheduler is None:
+            raise LocalError("a disk with limits needs a transport that has timers")
         super().start(session)
         self._negotiated = session.features
         if not session.features & blk.F_FLUSH:
@@ -172,9 +194,12 @@ class BlockDevice(Device):
         self._segment = blk.SEGMENT[session.byteorder]
 
     def reset(self) -> None:
-        """Back to the cache mode that the device starts with."""
+        """Back to the cache mode that the device starts with. What waits because of a limit is the driver's again."""
         super().reset()
-        self._negotiated = 0
+        if self._throttle is not None:
+            self._throttle.clear()
+            self._stop_timer()
+            self._negotiated = 0
         self._writeback = self.options.writeback
 
     # What the operator does
@@ -218,8 +243,19 @@ class BlockDevice(Device):
 
     # Requests
 
+    def process(self, queue: DeviceQueue) -> None:
+        """Serve what is available; with limits, what may be served now."""
+        if self._throttle is None:
+            super().process(queue)
+        else:
+            self._process_limited(queue, self._throttle)
+
     def handle(self, request: Request) -> None:
         """Serve one request (virtio 1.4, 5.2.6)."""
+        self._handle(request, b"")
+
+    def _handle(self, request: Request, header: bytes | None) -> None:
+        """`header` is what was read of it already: nothing yet, 16 bytes, or None when they cannot be read."""
         readable, writable = request.readable, request.writable
         self.requests += 1
         room = writable.length - 1
@@ -228,7 +264,10 @@ class BlockDevice(Device):
             request.complete(0)
             return
         try:
-            filled = self._serve(request, readable, writable, room)
+            if header is None:
+                filled = self._failed("memory", blk.S_IOERR)
+            else:
+                filled = self._serve(request, readable, writable, room, header)
         except OSError:
             filled = self._failed("backing", blk.S_IOERR)
         except RemoteError:
@@ -246,7 +285,7 @@ class BlockDevice(Device):
         # left out (2.7.8.2: a driver may rely on all of it).
         request.complete(filled + 1 if filled == room else filled)
 
-    def _serve(self, request: Request, readable: Payload, writable: Payload, room: int) -> int:
+    def _serve(self, request: Request, readable: Payload, writable: Payload, room: int, header: bytes) -> int:
         """Do it; returns the bytes of data written to the driver, or the status of a failure, negative."""
         counters = self.counters
         length = readable.length - 16
@@ -254,7 +293,7 @@ class BlockDevice(Device):
             return self._failed("malformed", blk.S_IOERR)
         if length > self.options.max_request or room > self.options.max_request:
             return self._failed("range", blk.S_IOERR)
-        kind, _, sector = self._header.unpack(readable.read(0, 16))
+        kind, _, sector = self._header.unpack(header or readable.read(0, 16))
         position = sector * _SECTOR
         if kind == blk.T_IN:
             if room % _SECTOR or position + room > self._capacity:
@@ -283,42 +322,127 @@ class BlockDevice(Device):
             counters.flushes += 1
             return 0
         if kind == blk.T_DISCARD and self._negotiated & blk.F_DISCARD:
-            return self._change_ranges(request, readable, length, zeroes=False)
+            return self._change_ranges(request, readable, length, kind)
         if kind == blk.T_WRITE_ZEROES and self._negotiated & blk.F_WRITE_ZEROES:
-            return self._change_ranges(request, readable, length, zeroes=True)
+            return self._change_ranges(request, readable, length, kind)
+        if kind == blk.T_SECURE_ERASE and self._negotiated & blk.F_SECURE_ERASE:
+            return self._change_ranges(request, readable, length, kind)
         if kind == blk.T_GET_ID:
             answer = self._serial[:room]
             writable.write(0, answer)
             return len(answer)
         return self._failed("unsupported", blk.S_UNSUPP)
 
-    def _change_ranges(self, request: Request, readable: Payload, length: int, *, zeroes: bool) -> int:
-        """DISCARD and WRITE_ZEROES: all ranges are checked before the first is touched."""
-        options, size = self.options, self._segment.size
+    def _change_ranges(self, request: Request, readable: Payload, length: int, kind: int) -> int:
+        """DISCARD, WRITE_ZEROES and SECURE_ERASE: all ranges are checked before the first is touched."""
+        options, size, counters = self.options, self._segment.size, self.counters
         if self.read_only:
             return self._failed("read-only", blk.S_IOERR)
         if length == 0 or length % size or length > options.max_segments * size:
             return self._failed("malformed", blk.S_IOERR)
-        allowed = blk.SEGMENT_UNMAP if zeroes else 0
-        limit = options.max_write_zeroes_sectors if zeroes else options.max_discard_sectors
+        allowed = blk.SEGMENT_UNMAP if kind == blk.T_WRITE_ZEROES else 0
+        limit = {
+            blk.T_DISCARD: options.max_discard_sectors,
+            blk.T_WRITE_ZEROES: options.max_write_zeroes_sectors,
+            blk.T_SECURE_ERASE: options.max_secure_erase_sectors,
+        }[kind]
         ranges = list(self._segment.iter_unpack(readable.read(16, length)))
         if any(flags & ~allowed for _, _, flags in ranges):
             return self._failed("unsupported", blk.S_UNSUPP)
         if any(count > limit or (sector + count) * _SECTOR > self._capacity for sector, count, _ in ranges):
             return self._failed("range", blk.S_IOERR)
-        request.charge(sum(count for _, count, _ in ranges) * _SECTOR if zeroes else _FLUSH_COST)
+        whole = sum(count for _, count, _ in ranges) * _SECTOR
+        request.charge(_FLUSH_COST if kind == blk.T_DISCARD else whole)
         for sector, count, flags in ranges:
-            if zeroes:
-                self.backing.write_zeroes(sector * _SECTOR, count * _SECTOR, unmap=bool(flags & blk.SEGMENT_UNMAP))
-            else:
-                self.backing.discard(sector * _SECTOR, count * _SECTOR)
+            position, count = sector * _SECTOR, count * _SECTOR
+            if kind == blk.T_WRITE_ZEROES:
+                self.backing.write_zeroes(position, count, unmap=bool(flags & blk.SEGMENT_UNMAP))
+            elif kind == blk.T_DISCARD:
+                self.backing.discard(position, count)
+            elif count:
+                try:
+                    self.backing.secure_erase(position, count)
+                except OSError as error:
+                    if error.errno != errno.EOPNOTSUPP:
+                        raise
+                    return self._failed("unsupported", blk.S_UNSUPP)
         if not self._writeback:
             self.backing.flush()
-        if zeroes:
-            self.counters.write_zeroes += 1
+        if kind == blk.T_WRITE_ZEROES:
+            counters.write_zeroes += 1
+        elif kind == blk.T_DISCARD:
+            counters.discards += 1
         else:
-            self.counters.discards += 1
+            counters.secure_erases += 1
         return 0
+
+    # Limits
+
+    @property
+    def delayed(self) -> int:
+        """Requests that wait now because of the limits."""
+        return 0 if self._throttle is None else len(self._throttle)
+
+    def suspend(self) -> None:
+        """What waits because of a limit is served at once, in debt: a client that suspends waits for all of it."""
+        if self._throttle is not None:
+            self._serve_waiting(self._throttle, unlimited=True)
+
+    def queue_reset(self, index: int) -> None:
+        """What waits because of a limit is the driver's again."""
+        if self._throttle is not None:
+            self._throttle.forget(index)
+
+    def _process_limited(self, queue: DeviceQueue, throttle: Throttle) -> None:
+        assert self.scheduler is not None  # `start` looked
+        now = self.scheduler.clock()
+        new: list[Waiting] = []
+        try:
+            while (request := queue.pop()) is not None:
+                new.append(self._classify(queue, request, now))
+                throttle.add(new[-1])
+        finally:  # also when the driver broke the ring: what waits needs its timer
+            self._serve_waiting(throttle)
+            self.counters.throttled += sum(not waiting.served for waiting in new)
+
+    def _serve_waiting(self, throttle: Throttle, *, unlimited: bool = False) -> None:
+        """Serve what may go now, and come again when there is more that may."""
+        scheduler = self.scheduler
+        assert scheduler is not None
+        now = scheduler.clock()
+        touched: set[DeviceQueue] = set()
+        while isinstance(found := throttle.next(now, unlimited=unlimited), Waiting):
+            self.counters.throttled_seconds += now - found.since
+            self._handle(found.request, found.header)
+            touched.add(found.queue)
+        self._stop_timer()
+        if found is not None:
+            self._throttle_timer = scheduler.call_later(found, lambda: self._serve_waiting(throttle))
+        for queue in touched:
+            queue.flush()
+
+    def _stop_timer(self) -> None:
+        if self._throttle_timer is not None:
+            self._throttle_timer.cancel()
+            self._throttle_timer = None
+
+    def _classify(self, queue: DeviceQueue, request: Request, now: float) -> Waiting:
+        """What a request costs. Its header is read here and not again."""
+        header: bytes | None = b""
+        size, is_flush = 0, False
+        if request.readable.length >= 16:
+            try:
+                header = request.readable.read(0, 16)
+            except RemoteError:
+                header = None
+        if header:
+            kind = self._header.unpack(header)[0]
+            if kind == blk.T_IN:
+                size = max(0, request.writable.length - 1)
+            elif kind == blk.T_OUT:
+                size = request.readable.length - 16
+            is_flush = kind in (blk.T_FLUSH, blk.T_FLUSH_OUT)
+        return Waiting(queue, request, header, size, is_flush, now)
 
     def _failed(self, kind: str, status: int) -> int:
         self._count(kind)
@@ -348,6 +472,7 @@ def _check_options(options: BlockOptions, block_size: int) -> bytes:
     for name, value in (
         ("max_discard_sectors", options.max_discard_sectors),
         ("max_write_zeroes_sectors", options.max_write_zeroes_sectors),
+        ("max_secure_erase_sectors", options.max_secure_erase_sectors),
         ("max_segments", options.max_segments),
     ):
         if not 1 <= value <= 0xFFFF_FFFF:

@@ -23,7 +23,7 @@ __all__ = ["SECTOR", "BlockCore", "BlockDriver", "BlockError", "BlockRequest"]
 
 
 class BlockDriver(BlockCore):
-    """A disk to `await`: read, write, flush, discard, write_zeroes, get_id.
+    """A disk to `await`: read, write, flush, discard, write_zeroes, secure_erase, get_id.
 
     All positions and lengths are bytes, multiples of 512. Errors are `BlockError`s. Everything runs in one event loop,
     which is the partition's thread.
@@ -241,6 +241,12 @@ class BlockDriver(BlockCore):
                 stop -= stop % self.discard_alignment
             await self._do(BlockRequest(blk.T_DISCARD, position, stop - position))
             position = stop
+
+    async def secure_erase(self, position: int, length: int) -> None:
+        """Make a range unreadable for good. Raises `BlockError` (ENOTSUP) if `can_secure_erase` is false."""
+        await self.ready()
+        for at, count in _cut(length, self.max_secure_erase or length):
+            await self._do(BlockRequest(blk.T_SECURE_ERASE, position + at, count))
 
     async def write_zeroes(self, position: int, length: int, *, unmap: bool = False) -> None:
         """Make a range read as zeroes; with `unmap` its space may be given back.

@@ -47,7 +47,7 @@ from powervio.virtio.queue import Buffer, BufferSlice, ByteOrder, DriverQueue, D
 SECTOR = 512
 """Bytes of a sector, the unit of positions on the wire whatever the block size (virtio 1.4, 5.2.4)."""
 
-_CHANGES = frozenset({blk.T_OUT, blk.T_DISCARD, blk.T_WRITE_ZEROES})
+_CHANGES = frozenset({blk.T_OUT, blk.T_DISCARD, blk.T_WRITE_ZEROES, blk.T_SECURE_ERASE})
 
 
 class BlockCore(Driver):
@@ -81,6 +81,8 @@ class BlockCore(Driver):
         """Bytes that the edges of a discard should be multiples of."""
         self.max_write_zeroes = 0
         """Bytes of the largest write of zeroes; 0 when there is none."""
+        self.max_secure_erase = 0
+        """Bytes of the largest secure erase; 0 when there is none."""
         self.requests = 0
         """Completed by the device."""
         self.failed = 0
@@ -126,6 +128,11 @@ class BlockCore(Driver):
         return bool(self.features & blk.F_WRITE_ZEROES) and not self.read_only
 
     @property
+    def can_secure_erase(self) -> bool:
+        """Whether the device erases for good."""
+        return bool(self.features & blk.F_SECURE_ERASE) and not self.read_only
+
+    @property
     def needs_flush(self) -> bool:
         """Whether a completed write may still be volatile; without FLUSH it is stable (virtio 1.4, 5.2.6.2)."""
         return bool(self.features & blk.F_FLUSH)
@@ -146,7 +153,7 @@ class BlockCore(Driver):
         """Every feature that this driver has a use for."""
         wanted = (
             blk.F_SIZE_MAX | blk.F_SEG_MAX | blk.F_RO | blk.F_BLK_SIZE | blk.F_FLUSH | blk.F_TOPOLOGY
-            | blk.F_CONFIG_WCE | blk.F_DISCARD | blk.F_WRITE_ZEROES
+            | blk.F_CONFIG_WCE | blk.F_DISCARD | blk.F_WRITE_ZEROES | blk.F_SECURE_ERASE
         )  # fmt: skip
         if self.max_queues > 1:
             wanted |= blk.F_MQ
@@ -236,6 +243,9 @@ class BlockCore(Driver):
         self.discard_alignment = max(1, config.discard_sector_alignment) * SECTOR if has & blk.F_DISCARD else SECTOR
         self.max_write_zeroes = (
             (config.max_write_zeroes_sectors or 0xFFFF_FFFF) * SECTOR if has & blk.F_WRITE_ZEROES else 0
+        )
+        self.max_secure_erase = (
+            (config.max_secure_erase_sectors or 0xFFFF_FFFF) * SECTOR if has & blk.F_SECURE_ERASE else 0
         )
         capacity = config.capacity * SECTOR
         if capacity != self.capacity:
@@ -416,7 +426,11 @@ class BlockCore(Driver):
             raise failure(request, errno.EROFS, "the disk is read-only")
         if request.kind == blk.T_OUT:
             return
-        limit = self.max_discard if request.kind == blk.T_DISCARD else self.max_write_zeroes
+        limit = {
+            blk.T_DISCARD: self.max_discard,
+            blk.T_WRITE_ZEROES: self.max_write_zeroes,
+            blk.T_SECURE_ERASE: self.max_secure_erase,
+        }[request.kind]
         if not limit:
             raise failure(request, errno.ENOTSUP, "the device does not offer it")
         if request.length > limit:

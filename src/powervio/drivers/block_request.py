@@ -16,6 +16,7 @@ KINDS = {
     blk.T_GET_ID: "get id",
     blk.T_DISCARD: "discard",
     blk.T_WRITE_ZEROES: "write zeroes",
+    blk.T_SECURE_ERASE: "secure erase",
 }
 """What each kind of request that the driver makes is called in messages."""
 NOT_WRITTEN = 0xFF

@@ -6,6 +6,7 @@ on. A plain load/store interface would not do: over remote DMA every access cost
 
 from __future__ import annotations
 
+import errno
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from typing import ClassVar
@@ -83,6 +84,7 @@ class Backing(ABC):
     block_size: int
     """Smallest unit that is written without reading first; a power of two, 512 or more."""
     can_discard: bool
+    can_secure_erase: bool = False
     vectored: bool = False
     """Whether `read_vector` and `write_vector` move bytes straight between the medium and the buffers, without a look
     at them: then it does not matter that another partition, whose memory they are, may write there meanwhile."""
@@ -114,6 +116,10 @@ class Backing(ABC):
     @abstractmethod
     def discard(self, position: int, length: int) -> None:
         """Give up the contents of a range; what is read there afterwards is unspecified."""
+
+    def secure_erase(self, position: int, length: int) -> None:
+        """Make a range unreadable for ever, with every copy of it that the medium has; only if `can_secure_erase`."""
+        raise OSError(errno.EOPNOTSUPP, "this backing cannot erase securely")
 
     @abstractmethod
     def write_zeroes(self, position: int, length: int, *, unmap: bool) -> None:

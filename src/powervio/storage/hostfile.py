@@ -16,6 +16,7 @@ import os
 import platform
 import stat
 import struct
+import time
 
 from powervio.errors import LocalError
 
@@ -35,6 +36,7 @@ _fallocate.restype = ctypes.c_int
 _IO_BLOCK = 0x2000_1200 if platform.machine().startswith(("ppc", "mips", "sparc", "alpha")) else 0x1200
 _BLKSSZGET = _IO_BLOCK + 104
 _BLKDISCARD = _IO_BLOCK + 119
+_BLKSECDISCARD = _IO_BLOCK + 125
 
 _FLOCK = struct.Struct("hhqqi0q")
 _USE = 100
@@ -60,6 +62,24 @@ def block_device_discard(fd: int, position: int, length: int) -> None:
     fcntl.ioctl(fd, _BLKDISCARD, struct.pack("=QQ", position, length))
 
 
+def block_device_secure_erase(fd: int, position: int, length: int) -> None:
+    """BLKSECDISCARD: the range and every copy of it that the device made are gone. Raises `OSError`."""
+    fcntl.ioctl(fd, _BLKSECDISCARD, struct.pack("=QQ", position, length))
+
+
+def block_device_secure_erases(fd: int) -> bool:
+    """Whether a block device that is open for writing can do it, asked with a range that no device accepts.
+
+    A kernel that can is offended by the range (EINVAL), any other by the request. Before Linux 5.19 only "cannot
+    discard" is found out this way; such a device's first erase then fails with EOPNOTSUPP.
+    """
+    try:
+        block_device_secure_erase(fd, 1, 1)
+    except OSError as error:
+        return error.errno == errno.EINVAL
+    return False
+
+
 def logical_sector(fd: int) -> int:
     """Logical block size of a block device, in bytes."""
     answer = fcntl.ioctl(fd, _BLKSSZGET, bytes(4))
@@ -79,11 +99,31 @@ def block_device_discards(device: int) -> bool:
     return False
 
 
-def lock_image(fd: int, path: str, *, read_only: bool) -> None:
+def lock_image(fd: int, path: str, *, read_only: bool, wait: float = 0.0) -> None:
     """Take the image for this open file: alone when it writes, beside other readers when it does not.
+
+    `wait` is the seconds that a predecessor gets to end: a process that was killed holds its locks until its last I/O
+    has ended, and the image is not ours before.
 
     Raises `ImageBusy`, naming the other user where it can be found, and `LocalError` on file systems without locks.
     """
+    deadline = time.monotonic() + wait
+    while True:
+        try:
+            _try_lock(fd, path, read_only=read_only)
+            return
+        except ImageBusy:
+            _unlock(fd)  # two that wait for each other would wait in vain
+            if time.monotonic() >= deadline:
+                raise
+        time.sleep(0.02)
+
+
+def _unlock(fd: int) -> None:
+    fcntl.fcntl(fd, fcntl.F_OFD_SETLK, _FLOCK.pack(fcntl.F_UNLCK, os.SEEK_SET, _USE, 200, 0))
+
+
+def _try_lock(fd: int, path: str, *, read_only: bool) -> None:
     used = (_CONSISTENT_READ,) if read_only else (_CONSISTENT_READ, _WRITE, _RESIZE)
     denied = (_WRITE, _RESIZE)
     try:
@@ -100,6 +140,11 @@ def lock_image(fd: int, path: str, *, read_only: bool) -> None:
         if error.errno in (errno.EAGAIN, errno.EACCES):
             raise ImageBusy(f"image {path} is locked by another program") from error
         raise LocalError(f"image {path} cannot be locked ({error.strerror}): open it with lock=False") from error
+
+
+def is_in_use(fd: int) -> bool:
+    """Whether another open file holds any of the locks by which images are used."""
+    return any(_is_locked(fd, base + i) for base in (_USE, _DENY) for i in (_CONSISTENT_READ, _WRITE, _RESIZE))
 
 
 def _is_locked(fd: int, byte: int) -> bool:

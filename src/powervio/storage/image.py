@@ -69,6 +69,7 @@ class Image(Backing):
                 f"image {path}: direct I/O wants a multiple of {self.block_size} bytes, not {self._length}"
             )
         self.can_discard = not read_only and self._probe_discard(status.st_rdev)
+        self.can_secure_erase = self.is_block_device and not read_only and hostfile.block_device_secure_erases(fd)
 
     def _probe_discard(self, device: int) -> bool:
         if self.is_block_device:
@@ -182,6 +183,15 @@ class Image(Backing):
             if self.is_block_device:  # its discard does not leave zeroes, so it has no holes: that is still a discard
                 hostfile.block_device_discard(self._fd, first, length)
 
+    def secure_erase(self, position: int, length: int) -> None:
+        """See `Backing`: BLKSECDISCARD of a block device. Never less than was asked for: whole sectors, or EINVAL."""
+        self._check(position, length)
+        if not self.is_block_device:
+            super().secure_erase(position, length)
+        if (position | length) % self._sector:
+            raise OSError(errno.EINVAL, f"{length} bytes at {position} are not whole sectors", self.path)
+        hostfile.block_device_secure_erase(self._fd, position, length)
+
     def write_zeroes(self, position: int, length: int, *, unmap: bool) -> None:
         """See `Backing`: by the file system or the device; zeroes are written where these cannot."""
         self._check(position, length)
@@ -280,11 +290,13 @@ def open_image(
     direct: bool = False,
     create_size: int | None = None,
     lock: bool = True,
+    wait: float = 0.0,
 ) -> Image:
     """Open a raw image file or a block device.
 
     With `create_size` (bytes, a multiple of 512) a missing file is made, sparse; one that exists must have that size.
-    `direct` goes around the page cache (O_DIRECT). A block device that is mounted is not opened for writing.
+    `direct` goes around the page cache (O_DIRECT). A block device that is mounted is not opened for writing. `wait` is
+    the seconds that another user of the image gets to end (`hostfile.lock_image`).
 
     Raises `LocalError` with the reason, `ImageBusy` (a `LocalError`) when somebody else uses the image.
     """
@@ -300,7 +312,7 @@ def open_image(
         if direct:
             _go_direct(fd, name)
         if lock:
-            hostfile.lock_image(fd, name, read_only=read_only)
+            hostfile.lock_image(fd, name, read_only=read_only, wait=wait)
         image = Image(fd, name, read_only=read_only, direct=direct)
         if create_size is not None and image.size != create_size:
             raise LocalError(f"image {name} exists and has {image.size} bytes, not {create_size}")

@@ -16,7 +16,7 @@ import tomllib
 import types
 import typing
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -25,6 +25,8 @@ from msgspec import Meta, Struct
 from msgspec.structs import replace
 
 from powervio.errors import LocalError
+from powervio.storage import pool
+from powervio.storage.open import check_format, is_uri, parse_uri
 from powervio.system import sizing
 from powervio.system import types as device_types
 from powervio.system.sizing import PAGE
@@ -106,7 +108,18 @@ class Disk(_Section):
     vios: str
     """Name of the VIO server."""
     image: str
-    """A raw image or a block device; relative to the system file."""
+    """An image or a block device, relative to the system file; `pool:POOL/VOLUME`; or an export of an NBD server,
+    `nbd://HOST[:PORT]/EXPORT`, `nbd+unix:///EXPORT?socket=PATH`."""
+    format: Literal["raw", "qcow2", "vmdk", "vhdx"] | None = None
+    """What kind of image it is: raw if it is not given, and then an image that looks like another kind is refused."""
+    bytes_per_second: Size | None = None
+    """Limit of what the client reads and writes; what is over waits."""
+    requests_per_second: Annotated[int, Meta(ge=1, le=1 << 40)] | None = None
+    """Limit of the client's requests."""
+    burst_bytes: Size | None = None
+    """What may go at once after a pause; a tenth of a second's worth if it is not given."""
+    burst_requests: Annotated[int, Meta(ge=1, le=1 << 40)] | None = None
+    """The same of requests."""
     size: Size | None = None
     """Make the image, sparse and this long, if it does not exist. One that exists keeps its size, and that is said."""
     nbd: str | None = None
@@ -139,6 +152,15 @@ class Disk(_Section):
     """Whether the client uses EVENT_IDX."""
 
 
+class StoragePool(_Section):
+    """`[[pool]]`: a directory of logical volumes."""
+
+    name: Name
+    """What `image = "pool:NAME/VOLUME"` calls it; no other pool may have it."""
+    path: str
+    """The directory, relative to the system file; `powervio pool create` makes it with the first volume."""
+
+
 class Lpar(_Section):
     """`[[lpar]]`: a client partition."""
 
@@ -157,6 +179,8 @@ class SystemFile(_Section):
     """`[[vios]]`: at least one."""
     lpar: list[Lpar] = []
     """`[[lpar]]`: any number."""
+    pool: list[StoragePool] = []
+    """`[[pool]]`: any number."""
     system: SystemSection = msgspec.field(default_factory=SystemSection)
     """`[system]`: not needed."""
 
@@ -172,6 +196,7 @@ class Config:
     """Where it was read from, for messages."""
     path: str | None = None
     """The same as an absolute path, if it was read from a file."""
+    pool: list[StoragePool] = field(default_factory=list)
 
     def devices(self) -> Iterator[tuple[str, Lpar, DeviceType, AdapterSection]]:
         """Every device of the table of types, with its path in the file, its client and its row."""
@@ -192,8 +217,11 @@ def default_name(file: str | os.PathLike[str]) -> str:
     return re.sub(r"[^A-Za-z0-9_.-]", "-", Path(file).stem).lstrip("_.-")[:63] or "system"
 
 
-def load(file: str | os.PathLike[str]) -> Config:
-    """Read and check a system file. Raises `ConfigError`."""
+def load(file: str | os.PathLike[str], *, look_at_disks: bool = True) -> Config:
+    """Read and check a system file. Raises `ConfigError`.
+
+    Without `look_at_disks` its disks may still be missing or wrong: for who makes the volumes that they need.
+    """
     shown = os.fspath(file)
     try:
         data = Path(file).read_bytes()
@@ -205,10 +233,10 @@ def load(file: str | os.PathLike[str]) -> Config:
         line = data.count(b"\n", 0, error.start) + 1
         raise ConfigError(shown, [f"line {line}: not UTF-8, which TOML has to be"]) from error
     path = Path(file).absolute()  # now: a system in the background leaves its folder
-    return dataclasses.replace(parse(text, shown, path.parent), path=str(path))
+    return dataclasses.replace(parse(text, shown, path.parent, look_at_disks=look_at_disks), path=str(path))
 
 
-def parse(text: str, file: str, folder: Path) -> Config:
+def parse(text: str, file: str, folder: Path, *, look_at_disks: bool = True) -> Config:
     """A system file's text as a checked configuration; `file` is for messages, paths are relative to `folder`.
 
     Raises `ConfigError`.
@@ -224,8 +252,14 @@ def parse(text: str, file: str, folder: Path) -> Config:
         declared = msgspec.convert(raw, _file_struct(), dec_hook=_decode)
     except msgspec.ValidationError as error:
         raise ConfigError(file, [_explain(str(error), raw)]) from None
-    lpars = [_with_absolute_paths(lpar, folder) for lpar in declared.lpar]
-    config = Config(declared.system.name or default_name(file), declared.vios, lpars, file)
+    pools = [replace(one, path=os.path.normpath(folder / one.path)) for one in declared.pool]
+    problems = list(_check_pools(pools, declared.lpar if look_at_disks else []))
+    if problems:
+        raise ConfigError(file, problems)
+    if not look_at_disks:
+        return Config(declared.system.name or default_name(file), declared.vios, [], file, pool=pools)
+    lpars = [_with_absolute_paths(lpar, folder, pools) for lpar in declared.lpar]
+    config = Config(declared.system.name or default_name(file), declared.vios, lpars, file, pool=pools)
     problems = list(_check(config))
     if problems:
         raise ConfigError(file, problems)
@@ -247,12 +281,16 @@ def _decode(kind: type, value: object) -> object:
     raise NotImplementedError(kind)
 
 
-def _with_absolute_paths(lpar: Lpar, folder: Path) -> Lpar:
+def _with_absolute_paths(lpar: Lpar, folder: Path, pools: list[StoragePool]) -> Lpar:
     def absolute(path: str) -> str:
         return os.path.normpath(folder / path) if path else path
 
     disks = [
-        replace(disk, image=absolute(disk.image), nbd=None if disk.nbd is None else absolute(disk.nbd))
+        replace(
+            disk,
+            image=_volume_file(absolute_image(disk.image, absolute), pools),
+            nbd=None if disk.nbd is None else absolute(disk.nbd),
+        )
         for disk in lpar.disk
     ]
     others = {
@@ -261,6 +299,23 @@ def _with_absolute_paths(lpar: Lpar, folder: Path) -> Lpar:
         if hasattr(lpar, row.section)
     }
     return replace(lpar, disk=disks, **others)
+
+
+def absolute_image(image: str, absolute: Callable[[str], str]) -> str:
+    """An image as a system file or an option names it, with whatever is a path in it made absolute."""
+    if image.startswith("nbd+unix:"):  # the one part that is a path
+        before, _, socket = image.partition("?socket=")
+        return f"{before}?socket={absolute(socket)}"
+    return image if is_uri(image) or image.startswith(pool.PREFIX) else absolute(image)
+
+
+def _volume_file(image: str, pools: list[StoragePool]) -> str:
+    """The file of an image that is a pool's volume; any other as it is. `_check_reference` found nothing wrong."""
+    if not image.startswith(pool.PREFIX):
+        return image
+    name, volume = pool.split(image)
+    (found,) = (one for one in pools if one.name == name)
+    return os.path.join(found.path, volume)
 
 
 def _absolute_sockets(declared: Struct, absolute: Callable[[str], str]) -> Struct:
@@ -280,7 +335,7 @@ def _absolute_sockets(declared: Struct, absolute: Callable[[str], str]) -> Struc
 
 def with_disk(config: Config, client: str, options: dict[str, Any]) -> tuple[Config, Disk]:
     """The configuration with one more disk at a client, and the disk; the options are those of the file, paths
-    absolute.
+    absolute (`absolute_image`).
 
     Raises `LocalError` with the words that the file's mistakes have; the disk is called "disk" there.
     """
@@ -293,6 +348,10 @@ def with_disk(config: Config, client: str, options: dict[str, Any]) -> tuple[Con
         disk = msgspec.convert(raw, SystemFile, dec_hook=_decode).lpar[0].disk[0]
     except msgspec.ValidationError as error:
         raise LocalError(_explain(str(error), raw).replace("lpar[0].disk[0]", "disk")) from None
+    problems = list(_check_reference("disk.image", disk, config.pool))
+    if problems:
+        raise LocalError("\n".join(problems))
+    disk = replace(disk, image=_volume_file(disk.image, config.pool))
     lpar = config.lpar[at]
     grown = dataclasses.replace(config, lpar=list(config.lpar))
     grown.lpar[at] = replace(lpar, disk=[*lpar.disk, disk])
@@ -349,6 +408,41 @@ def _check(config: Config) -> Iterator[str]:
             yield f"{where}.nbd: {disk.nbd} is an image of this file; expected the path of a socket"
 
 
+def _check_pools(pools: list[StoragePool], lpars: Sequence[Lpar]) -> Iterator[str]:
+    names: dict[str, str] = {}
+    paths: dict[str, str] = {}
+    for at, one in enumerate(pools):
+        for what, known, value in (("name", names, one.name), ("path", paths, os.path.realpath(one.path))):
+            other = known.setdefault(value, f"pool[{at}]")
+            if other != f"pool[{at}]":
+                yield f"pool[{at}].{what}: {value} is that of {other} already"
+        if not os.path.isdir(one.path) and (os.path.lexists(one.path) or not os.path.isdir(os.path.dirname(one.path))):
+            yield f"pool[{at}].path: {one.path} is no directory, and none can be made there"
+    for number, lpar in enumerate(lpars):
+        for position, disk in enumerate(lpar.disk):
+            yield from _check_reference(f"lpar[{number}].disk[{position}].image", disk, pools)
+
+
+def _check_reference(where: str, disk: Disk, pools: list[StoragePool]) -> Iterator[str]:
+    """What is wrong with an image that is no path: a URI or a pool's volume."""
+    try:
+        if is_uri(disk.image):
+            parse_uri(disk.image)
+        if not disk.image.startswith(pool.PREFIX):
+            return
+        name, volume = pool.split(disk.image)
+        found = next((one for one in pools if one.name == name), None)
+        if found is None:
+            there = f"pools: {', '.join(one.name for one in pools)}" if pools else "there is no [[pool]]"
+            yield f'{where}: there is no pool "{name}" ({there})'
+        elif disk.size is not None:
+            yield f"{where}: a volume has its size already; `powervio pool` makes and resizes volumes"
+        else:
+            pool.Pool(name, found.path).check(volume)
+    except LocalError as error:
+        yield f"{where}: {error}"
+
+
 def _sockets(where: str, declared: Struct) -> Iterator[tuple[str, str]]:
     for name in declared.__struct_fields__:
         value = getattr(declared, name)
@@ -403,6 +497,15 @@ def _check_options(where: str, disk: Disk) -> Iterator[str]:
         yield f"{where}.discard: a disk that is readonly cannot discard"
     if disk.readonly and disk.size is not None:
         yield f"{where}.size: a disk that is readonly cannot be made"
+    if disk.size is not None and (disk.format not in (None, "raw") or is_uri(disk.image)):
+        yield f"{where}.size: only a raw image can be made; make others with qemu-img create"
+    for option, needs in (("burst_bytes", "bytes_per_second"), ("burst_requests", "requests_per_second")):
+        if getattr(disk, option) is not None and getattr(disk, needs) is None:
+            yield f"{where}.{option}: it limits nothing without {needs}"
+    if is_uri(disk.image):
+        for option in ("format", "direct"):
+            if getattr(disk, option):
+                yield f"{where}.{option}: it is the NBD server's to choose, not ours"
     if disk.size is not None and disk.size % 512:
         yield f"{where}.size: {disk.size} bytes; expected a multiple of 512"
 
@@ -411,7 +514,7 @@ def _check_image(where: str, disk: Disk, images: dict[tuple[int, int] | str, tup
     at = f"{where}.image"
     key: tuple[int, int] | str = disk.image
     try:
-        found = os.stat(disk.image)
+        found = None if is_uri(disk.image) else os.stat(disk.image)
     except FileNotFoundError:
         if not disk.image:
             yield f"{at}: it is empty; expected the path of a raw image"
@@ -423,13 +526,21 @@ def _check_image(where: str, disk: Disk, images: dict[tuple[int, int] | str, tup
     except (OSError, ValueError) as error:
         yield f"{at}: {disk.image}: {_reason(error)}"
     else:
-        if stat.S_ISDIR(found.st_mode):
+        if found is None:
+            pass  # who is there is found out when it is connected to
+        elif stat.S_ISDIR(found.st_mode):
             yield f"{at}: {disk.image} is a directory; expected a file or a block device"
         elif not (stat.S_ISREG(found.st_mode) or stat.S_ISBLK(found.st_mode)):
             yield f"{at}: {disk.image} is neither a file nor a block device"
         elif stat.S_ISREG(found.st_mode) and not found.st_size:
             yield f"{at}: {disk.image} is empty (0 bytes); expected at least one sector"
-        key = (0, found.st_rdev) if stat.S_ISBLK(found.st_mode) else (found.st_dev, found.st_ino)
+        elif stat.S_ISREG(found.st_mode):
+            try:
+                check_format(disk.image, disk.format)
+            except LocalError as error:
+                yield f"{where}.{'format' if disk.format else 'image'}: {error}"
+        if found is not None:
+            key = (0, found.st_rdev) if stat.S_ISBLK(found.st_mode) else (found.st_dev, found.st_ino)
     other_where, other = images.setdefault(key, (where, disk))
     if other_where != where and not (disk.readonly and other.readonly):
         yield f"{at}: {disk.image} is served by {other_where} already; an image has one disk unless all are readonly"

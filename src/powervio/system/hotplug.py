@@ -17,9 +17,9 @@ from typing import TYPE_CHECKING, Any
 import msgspec
 
 from powervio.errors import LocalError
+from powervio.storage.image import Image
 from powervio.system.config import Size, show_size, with_disk, without_disk
 from powervio.system.control import Handler
-from powervio.system.sizing import buffers_of_each
 
 if TYPE_CHECKING:
     from powervio.system.system import ServedDisk, System
@@ -111,13 +111,13 @@ class HotPlug:
         except LocalError as error:
             raise LocalError(self._with_names(str(error))) from None
         try:
-            lpar = next(lpar for lpar in system.config.lpar if lpar.name == client)
             self._share_memory(client)
             try:
-                disk = await system.make_disk("disk", lpar, declared)
+                disk = await system.make_disk("disk", client, declared)
             except LocalError as error:
                 raise LocalError(f"disk: {error}") from error
             system.disks.append(disk)
+            self._share_memory(client)  # others may have come while this one was being opened
             try:
                 await system.in_partition(declared.vios, disk.server.start)
                 disk.client.start()
@@ -147,9 +147,9 @@ class HotPlug:
 
     def _share_memory(self, client: str) -> None:
         """The pools of a client's disks share its memory: each gets its part anew."""
-        lpar = next(lpar for lpar in self._system.config.lpar if lpar.name == client)
+        buffers = self._system.buffers_of(client)
         for disk in self._system.disks_of(client):
-            disk.driver.limit_buffers(buffers_of_each(lpar.memory, lpar.disk))
+            disk.driver.limit_buffers(buffers)
 
     # -- detach
 
@@ -208,11 +208,11 @@ class HotPlug:
                 f" {disk.declared.image}; detach it again when that has ended"
             ) from None
         self._unplug(disk)
-        disk.image.close()
         system.disks.remove(disk)
         self._unplugged.discard(id(disk))
         system.config = without_disk(system.config, disk.declared)
         self._share_memory(disk.client_adapter.partition.name)
+        await asyncio.to_thread(disk.image.close)
 
     def _unplug(self, disk: ServedDisk) -> None:
         """Remove both adapters, if they are there."""
@@ -223,7 +223,7 @@ class HotPlug:
     # -- resize
 
     async def resize(self, disk: ServedDisk, size: int, *, shrink: bool = False) -> None:
-        """Let a disk have `size` bytes; returns when its client knows. Raises `LocalError`.
+        """Let a disk on a raw image have `size` bytes; returns when its client knows. Raises `LocalError`.
 
         NBD clients that are connected keep the size that they know, those that connect later see the new one.
         """
@@ -233,6 +233,9 @@ class HotPlug:
         now = disk.device.capacity
         if disk.device.read_only:
             raise LocalError(f"{disk.name} is readonly and cannot be resized")
+        image = disk.image
+        if not isinstance(image, Image):
+            raise LocalError(f"{disk.declared.image} is not a raw image; only those are resized here")
         if size % disk.device.block_size:
             raise LocalError(f"size: {size} bytes; expected a multiple of {disk.device.block_size}")
         if size < now and not shrink:
@@ -242,11 +245,11 @@ class HotPlug:
 
         def change() -> None:
             if size > now:
-                disk.image.resize(size)
+                image.resize(size)
                 disk.device.resize(size)
             else:  # the driver hears of it before the bytes are gone
                 disk.device.resize(size)
-                disk.image.resize(size)
+                image.resize(size)
 
         changed = asyncio.Event()
         disk.driver.on_resize = changed.set

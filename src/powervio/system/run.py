@@ -73,7 +73,7 @@ async def run(
 
     control = ControlServer(
         run_name.socket,
-        {"ps": ps, "down": down, "dtb": dtb, **system.plug.handlers()},
+        {"ps": ps, "down": down, "dtb": dtb, "pool": system.pool, **system.plug.handlers()},
         streams={"console": console},
     )
     try:

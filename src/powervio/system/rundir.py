@@ -7,7 +7,9 @@ owns `NAME.sock`. So a socket whose owner was killed is known as stale without a
 from __future__ import annotations
 
 import fcntl
+import itertools
 import os
+import shutil
 import stat
 import time
 from pathlib import Path
@@ -15,6 +17,7 @@ from pathlib import Path
 from powervio.errors import LocalError
 
 _ATTEMPTS = 10
+_numbers = itertools.count()
 
 
 class NameInUse(LocalError):
@@ -90,6 +93,18 @@ class RunName:
 def log_file(name: str) -> Path:
     """Where a system in the background writes what it has to say."""
     return run_folder() / f"{name}.log"
+
+
+def private_folder() -> str:
+    """A new folder for sockets between this process and its helpers; those of processes that are gone are removed."""
+    folder = run_folder()
+    for path in folder.glob("q*-*"):
+        owner = path.name[1:].partition("-")[0]
+        if owner.isdigit() and not os.path.exists(f"/proc/{owner}"):
+            shutil.rmtree(path, ignore_errors=True)
+    made = folder / f"q{os.getpid()}-{next(_numbers)}"  # short: the path of a socket has at most 107 bytes
+    made.mkdir(mode=0o700)
+    return str(made)
 
 
 def running_names() -> list[str]:

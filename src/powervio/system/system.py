@@ -15,6 +15,7 @@ import contextlib
 import dataclasses
 import logging
 import os
+import shutil
 import time
 from collections.abc import Awaitable, Callable
 from contextlib import AsyncExitStack
@@ -23,17 +24,22 @@ from typing import Any, TypeVar, cast
 from powervio.attach.block import BlockDisk
 from powervio.attach.nbd import NbdServer
 from powervio.devices.block import BlockDevice, BlockOptions
+from powervio.devices.throttle import Limits
 from powervio.drivers.block import BlockDriver
 from powervio.errors import LocalError
+from powervio.memory.abstract import Backing
 from powervio.phyp.adapter import VioAdapter
 from powervio.phyp.hypervisor import Hypervisor
 from powervio.phyp.partition import Partition
 from powervio.phyp.vterm import Vty, VtyServer
-from powervio.storage.image import Image, open_image
+from powervio.storage.nbd_backing import NbdBacking
+from powervio.storage.open import is_uri, open_disk
+from powervio.system import volumes
 from powervio.system.config import Config, Disk, Lpar, show_size
 from powervio.system.hotplug import HotPlug
 from powervio.system.operator import OperatorPort
 from powervio.system.plan import make_device_pair, make_pair, make_partition, tree_of_running
+from powervio.system.rundir import private_folder
 from powervio.system.served import ServedDevice, adapter_entry
 from powervio.system.sizing import BUFFER_SIZE, CLIENT_DEVICE, buffers_of_each
 from powervio.system.types import AdapterSection, DeviceType
@@ -60,7 +66,7 @@ class ServedDisk:
     where: str
     """What messages call it: its path in the system file, or "disk" if it was attached later."""
     declared: Disk
-    image: Image
+    image: Backing
     server_adapter: VioAdapter
     client_adapter: VioAdapter
     device: BlockDevice
@@ -99,6 +105,7 @@ class System:
         self._undo = AsyncExitStack()
         self._problems: list[str] = []
         self._has_started = False
+        self._private: str | None = None
         self._since = time.monotonic()
 
     async def start(self) -> None:
@@ -125,11 +132,12 @@ class System:
             self._make_partition(vios.name, vios.memory, engine=vios.redirect)
         for lpar in self.config.lpar:
             self._make_partition(lpar.name, lpar.memory)
-        self._later_each("closing {0.declared.image}", lambda disk: disk.image.close())
+        self._later("removing the private folder", self._remove_folder)
+        self._later_each("closing {0.declared.image}", lambda disk: asyncio.to_thread(disk.image.close))
         for where, lpar, declared in self.config.disks():
             place = f"{self.config.file}: {where}"
             try:
-                self.disks.append(await self.make_disk(place, lpar, declared))
+                self.disks.append(await self.make_disk(place, lpar.name, declared))
             except LocalError as error:
                 raise LocalError(f"{place}: {error}") from error
         for where, lpar, row, section in self.config.devices():
@@ -167,23 +175,61 @@ class System:
         self._kernels[name] = kernel
         self._later(f"the kernel of partition {name}", kernel.close)
 
-    async def make_disk(self, where: str, lpar: Lpar, declared: Disk) -> ServedDisk:
+    async def _open(self, declared: Disk) -> Backing:
+        """Open a disk's image, elsewhere than in the loop: a predecessor may still have it, a server may be slow."""
+        folder = None
+        if declared.format not in (None, "raw"):
+            folder = self._folder()
+        opening = asyncio.ensure_future(
+            asyncio.to_thread(
+                open_disk,
+                declared.image,
+                image_format=declared.format,
+                read_only=declared.readonly,
+                direct=declared.direct,
+                create_size=_size_to_make(declared),
+                folder=folder,
+            )
+        )
+        try:
+            return await asyncio.shield(opening)
+        except asyncio.CancelledError:
+            with contextlib.suppress(LocalError):
+                image = await opening
+                await asyncio.to_thread(image.close)
+            raise
+
+    def _folder(self) -> str:
+        """A private folder for sockets between this process and its helpers, made when it is first needed."""
+        if self._private is None:
+            self._private = private_folder()
+        return self._private
+
+    def _remove_folder(self) -> None:
+        if self._private is not None:
+            shutil.rmtree(self._private, ignore_errors=True)
+
+    def buffers_of(self, client: str) -> int:
+        """How many data buffers each disk of a client may have as it is declared now."""
+        lpar = next(lpar for lpar in self.config.lpar if lpar.name == client)
+        others = sum(other is lpar for _, other, _, _ in self.config.devices())
+        return buffers_of_each(lpar.memory - others * CLIENT_DEVICE, lpar.disk)
+
+    async def make_disk(self, where: str, client_name: str, declared: Disk) -> ServedDisk:
         """Both ends of a disk, not started yet. Raises `LocalError`, and leaves nothing then."""
         async with AsyncExitStack() as undo:
             size_to_make = _size_to_make(declared)
-            image = open_image(
-                declared.image, read_only=declared.readonly, direct=declared.direct, create_size=size_to_make
-            )
+            image = await self._open(declared)
             if size_to_make is not None:
                 undo.callback(os.unlink, declared.image)
-            undo.callback(image.close)
+            undo.push_async_callback(asyncio.to_thread, image.close)
             self._look_at_size(where, declared, image.size, made=size_to_make is not None)
             block_size = declared.block_size or image.block_size
             if image.size % block_size:
                 raise LocalError(
                     f"image {declared.image} has {image.size} bytes; expected whole blocks of {block_size}"
                 )
-            server_adapter, client_adapter = make_pair(self.hypervisor, self._partitions, lpar.name, declared)
+            server_adapter, client_adapter = make_pair(self.hypervisor, self._partitions, client_name, declared)
             undo.callback(self.hypervisor.remove_pair, client_adapter)
             options = BlockOptions(
                 serial=declared.serial,
@@ -193,13 +239,14 @@ class System:
                 block_size=declared.block_size,
                 writeback=declared.write_cache,
                 discard=declared.discard,
+                limits=_limits(declared),
             )
             device = BlockDevice(image, options)
-            others = sum(other is lpar for _, other, _, _ in self.config.devices())
-            buffers = buffers_of_each(lpar.memory - others * CLIENT_DEVICE, lpar.disk)
-            driver = BlockDriver(max_queues=declared.queues, buffers=buffers, buffer_size=BUFFER_SIZE)
+            driver = BlockDriver(
+                max_queues=declared.queues, buffers=self.buffers_of(client_name), buffer_size=BUFFER_SIZE
+            )
             client = VirtioVio(
-                self._kernels[lpar.name],
+                self._kernels[client_name],
                 client_adapter.node,
                 driver,
                 revision=declared.revision,
@@ -336,12 +383,17 @@ class System:
             raise LocalError(f"{disk.where}.nbd: {error}") from error
         disk.nbd = server
 
+    async def pool(self, arguments: dict[str, Any]) -> dict[str, Any]:
+        """The control request `pool`: see `volumes`."""
+        return await volumes.answer(self, arguments)
+
     async def flush(self, disk: ServedDisk) -> None:
         """Make what the disk was told to write stable. Raises `OSError`, `LocalError`."""
         if disk.image.read_only or not disk.connected:
             return
         if not disk.client.running:
-            disk.image.flush()  # the way of the client is broken; what it was told is done is with the image already
+            # the way of the client is broken; what it was told is done is with the image already
+            await asyncio.to_thread(disk.image.flush)
             return
         # Not a timeout around it: a driver's operation that is cancelled still waits for the device.
         flushing = asyncio.ensure_future(disk.driver.flush())
@@ -420,6 +472,7 @@ def _adapter_entry(disk: ServedDisk, adapter: VioAdapter) -> dict[str, Any]:
     return {
         **adapter_entry("block", adapter),
         "image": disk.declared.image,
+        "format": None if is_uri(disk.declared.image) else disk.declared.format or "raw",
         "nbd": disk.declared.nbd,
         "readonly": disk.declared.readonly,
     }
@@ -452,8 +505,22 @@ def _server_entry(disk: ServedDisk) -> dict[str, Any]:
         "capacity": disk.image.size,
         "requests": disk.device.requests,
         "rejected": disk.server.rejected,
-        "counters": dataclasses.asdict(disk.device.counters),
+        "counters": {
+            **dataclasses.asdict(disk.device.counters),
+            "throttled_seconds": round(disk.device.counters.throttled_seconds, 3),
+        },
+        "limits": None if disk.device.options.limits is None else dataclasses.asdict(disk.device.options.limits),
+        "delayed": disk.device.delayed,
+        "reconnections": disk.image.reconnections if isinstance(disk.image, NbdBacking) else 0,
     }
+
+
+def _limits(declared: Disk) -> Limits | None:
+    if declared.bytes_per_second is None and declared.requests_per_second is None:
+        return None
+    return Limits(
+        declared.bytes_per_second, declared.requests_per_second, declared.burst_bytes, declared.burst_requests
+    )
 
 
 def _size_to_make(declared: Disk) -> int | None:

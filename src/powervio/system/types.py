@@ -117,6 +117,7 @@ class ConsolePort(Struct, forbid_unknown_fields=True, kw_only=True):
     """`[[lpar.console.port]]`: a stream beside the console."""
 
     name: _PortName
+    """What `powervio console CLIENT --port` calls it; no other port of the console may have it."""
     exec: str | None = None
     """A command whose terminal is this port."""
     socket: str | None = None
@@ -132,7 +133,9 @@ class Console(AdapterSection):
     """A command of the client partition whose terminal is the console, such as "sh -i"; it is started again when it
     ends. Without it and without `socket` the console is there and nobody answers."""
     port: list[ConsolePort] = []
+    """`[[lpar.console.port]]`: further streams beside the console, which is port 0."""
     max_ports: Annotated[int, Meta(ge=1, le=16)] = 4
+    """Most ports at a time, the console among them."""
 
 
 def _check_console(declared: Console) -> list[str]:

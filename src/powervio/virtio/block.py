@@ -138,7 +138,8 @@ WRITEBACK_OFFSET = 32
 """Of the one field that a driver may write."""
 
 _ALL_FIELDS = (1 << 24) - 1
-_USUAL_FIELDS = _ALL_FIELDS & ~F_SECURE_ERASE & ~F_ZONED
+USUAL_FIELDS = _ALL_FIELDS & ~F_SECURE_ERASE & ~F_ZONED
+"""Those whose fields every config space of ours has."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -188,7 +189,7 @@ class BlockConfig:
     """0 none, 1 host-managed, 2 host-aware."""
 
 
-def pack_config(config: BlockConfig, byteorder: str, features: int = _USUAL_FIELDS) -> bytes:
+def pack_config(config: BlockConfig, byteorder: str, features: int = USUAL_FIELDS) -> bytes:
     """The config space of a device that offers `features`, up to the last field of these; without them all up to
     those of WRITE_ZEROES, 60 bytes. Raises `LocalError` for a value that does not fit its field."""
     return LAYOUT.pack(asdict(config), features, byteorder)
