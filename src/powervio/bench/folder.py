@@ -1,4 +1,4 @@
-"""A temporary folder that signals cannot leave behind."""
+"""What a signal must not break into: making and removing a temporary folder, and an event loop."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import shutil
 import signal
 import tempfile
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -18,33 +18,41 @@ def scratch_folder(prefix: str, place: Path | None = None) -> Iterator[Path]:
     """A folder for as long as this is entered; a signal while it is made or removed takes effect afterwards."""
     folder: str | None = None
     try:
-        with _undisturbed():  # mkdir takes its time on a busy disk
+        with signals_wait():  # mkdir takes its time on a busy disk
             folder = tempfile.mkdtemp(prefix=prefix, dir=place)
         yield Path(folder)
     finally:
         if folder is not None:
             try:
-                with _undisturbed():
+                with signals_wait():
                     shutil.rmtree(folder)
             finally:
                 shutil.rmtree(folder, ignore_errors=True)  # if a signal came just before
 
 
 @contextmanager
-def _undisturbed() -> Iterator[None]:
-    """Let Python's signal handlers wait. (Blocking the signals would not: another thread may take them.)"""
+def signals_wait(tell: Callable[[], object] = lambda: None) -> Iterator[None]:
+    """Let Python's signal handlers wait until this is left; `tell` is called when one has to.
+
+    (Blocking the signals would not do: another thread may take them.)
+    """
     if threading.current_thread() is not threading.main_thread():
         yield
         return
     came: list[int] = []
+
+    def later(number: int, frame: object) -> None:
+        came.append(number)
+        tell()
+
     handlers = {number: signal.getsignal(number) for number in _SIGNALS}
     waiting = [number for number, handler in handlers.items() if callable(handler)]
     for number in waiting:
-        signal.signal(number, lambda came_now, frame: came.append(came_now))
+        signal.signal(number, later)
     try:
         yield
     finally:
         for number in waiting:
             signal.signal(number, handlers[number])
-    for late in came:
-        signal.raise_signal(late)
+        for late in came:
+            signal.raise_signal(late)

@@ -9,9 +9,12 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Callable, Coroutine
+from contextlib import suppress
+from functools import partial
 from types import TracebackType
 from typing import Any, Protocol, TypeVar
 
+from powervio.bench.folder import signals_wait
 from powervio.devices.block import BlockDevice, BlockOptions
 from powervio.drivers.block import BlockDriver
 from powervio.errors import LocalError
@@ -177,7 +180,22 @@ class Rig:
         An operation that the device does not answer cannot be cancelled, for the device has its buffer. So when no
         request completes for `limit` seconds, the disks are taken away, which ends all operations with an error.
         """
-        return asyncio.run(self._run(work, limit))
+        running: list[Callable[[], object]] = []
+
+        async def cancellable() -> _T:
+            task = asyncio.current_task()
+            assert task is not None
+            running.append(partial(asyncio.get_running_loop().call_soon_threadsafe, task.cancel))
+            return await self._run(work, limit)
+
+        def cancel() -> None:
+            for act in running:
+                with suppress(RuntimeError):  # the loop is closed
+                    act()
+
+        # A signal that raised in the loop would end all tasks at once, and the guard with them.
+        with signals_wait(cancel):
+            return asyncio.run(cancellable())
 
     async def _run(self, work: Coroutine[Any, Any, _T], limit: float) -> _T:
         loop = asyncio.get_running_loop()
@@ -188,6 +206,11 @@ class Rig:
         try:
             return await work
         finally:
+            # what the device has comes back to these tasks as long as the kernels run
+            rest = asyncio.all_tasks() - {guard, asyncio.current_task()}
+            for task in rest:
+                task.cancel()
+            await asyncio.gather(*rest, return_exceptions=True)
             guard.cancel()
             for kernel in kernels:
                 kernel.detach()
