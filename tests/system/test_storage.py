@@ -40,7 +40,14 @@ def daemons_of(pid: int) -> list[int]:
 def fio(uri: str, *more: str) -> list[str]:
     return [
         *("fio", "--name=verify", "--ioengine=nbd", f"--uri={uri}", "--rw=randwrite", "--bsrange=4k-64k"),
-        *("--iodepth=16", "--verify=crc32c", "--verify_fatal=1", "--output-format=json", *more),
+        *(
+            "--iodepth=16",
+            "--verify=crc32c",
+            "--verify_fatal=1",
+            "--verify_state_save=0",
+            "--output-format=json",
+            *more,
+        ),
     ]
 
 
