@@ -6,7 +6,7 @@ Everything here runs under the hypervisor's lock unless it says otherwise.
 from __future__ import annotations
 
 from dataclasses import replace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 from powervio.papr.crq import TransportEvent, event_element
 from powervio.papr.nodes import UNIT_ADDRESS_BASE, DmaWindow, VdeviceNode
@@ -22,6 +22,15 @@ if TYPE_CHECKING:
 _SUCCESS = 0
 _DROPPED = -12
 _RESOURCE = -16
+
+
+class Identity(NamedTuple):
+    """The numbers by which a partition knows one of its client adapters."""
+
+    liobn: int
+    """0 for an adapter without a window."""
+    interrupt: int
+    """The first of its interrupt numbers."""
 
 
 class WindowPane:
@@ -169,6 +178,14 @@ class VioAdapter(VirtualAdapter):
         if self.partner is not None and self.partner.registered:
             self._link(self.partner)
             self.partner._link(self)
+
+    def take_over(self, ioba: int, length: int, enqueue: int) -> None:
+        """A queue that a suspended partition had registered elsewhere, disabled until H_ENABLE_CRQ."""
+        interrupt_enabled = self.interrupt_enabled
+        self.register(ioba, length)
+        self.queue.go_on_at(enqueue)
+        self.enabled = False
+        self.interrupt_enabled = interrupt_enabled
 
     def drain(self) -> int:
         """Before an orderly end of the link: H_SUCCESS when nothing of it is redirected any more (papr-vio 1.5).

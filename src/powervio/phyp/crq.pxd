@@ -10,6 +10,7 @@ cdef class ReceiveQueue:
     cdef readonly unsigned long long enqueue
     cpdef bint mapped(self, unsigned long long ioba, unsigned long long length)
     cpdef void register(self, unsigned long long ioba, unsigned long long length)
+    cpdef void go_on_at(self, unsigned long long offset)
     cpdef void release(self)
     cpdef int put(self, unsigned long long high, unsigned long long low)
     cpdef void clear(self)

@@ -54,6 +54,11 @@ class ReceiveQueue:
         self.enqueue = 0
 
     @cython.ccall
+    def go_on_at(self, offset: cython.ulonglong) -> cython.void:
+        """The next element goes to the slot at this offset in bytes, within the length."""
+        self.enqueue = offset
+
+    @cython.ccall
     def release(self) -> cython.void:
         """Forget the range."""
         self.length = 0

@@ -11,7 +11,7 @@ from powervio.memory.area import PAGE_SIZE
 from powervio.papr.crq import TransportEvent
 from powervio.papr.devicetree import partition_tree
 from powervio.papr.fdt import encode
-from powervio.phyp.adapter import VioAdapter, VirtualAdapter
+from powervio.phyp.adapter import Identity, VioAdapter, VirtualAdapter
 from powervio.phyp.partition import Partition
 from powervio.phyp.physical import PhysicalAdapter
 from powervio.phyp.policy import Policy
@@ -50,7 +50,7 @@ class Hypervisor:
         self.suspensions = Suspensions(self.lock)
         self.partitions: dict[int, Partition] = {}
         """Live partitions by id."""
-        self._next_liobn = _FIRST_LIOBN
+        self.next_liobn = _FIRST_LIOBN
         self._next_cookie = _FIRST_COOKIE
 
     def __enter__(self) -> Hypervisor:
@@ -63,8 +63,8 @@ class Hypervisor:
 
     def new_liobn(self) -> int:
         """A LIOBN that this hypervisor has not used: unique over all partitions, the top bit clear."""
-        self._next_liobn += 1
-        return self._next_liobn - 1
+        self.next_liobn += 1
+        return self.next_liobn - 1
 
     def new_cookie(self) -> int:
         """A Sub-CRQ cookie that this hypervisor has not used: a late send to a freed Sub-CRQ reaches nobody."""
@@ -102,11 +102,13 @@ class Hypervisor:
         server_compatible: tuple[str, ...] | None = None,
         server_window: int = 64 << 20,
         client_window: int = 256 << 20,
+        client_identity: Identity | None = None,
     ) -> tuple[VioAdapter, VioAdapter]:
         """A server adapter and a client adapter that are each other's only partner: `(server, client)`.
 
         Windows are bytes, multiples of 4096; the server's second pane is as large as the client's window. Slots are
-        the lowest free ones unless given. What the server's node is called defaults to the client's with "-host".
+        the lowest free ones unless given; `client_identity` has the numbers of an adapter that existed before, in a
+        partition that moves here (`saved`). What the server's node is called defaults to the client's with "-host".
         Client and server may be the same partition.
         """
         _check_pages(server_window, "the server's window")
@@ -126,14 +128,15 @@ class Hypervisor:
             )
             server.add(server_end)
             try:
-                client_end = VioAdapter(
-                    client,
-                    client.choose_slot(client_slot),
-                    name=name,
-                    device_type=device_type,
-                    compatible=compatible,
-                    window=client_window,
-                )
+                with client.numbering(client_identity):
+                    client_end = VioAdapter(
+                        client,
+                        client.choose_slot(client_slot),
+                        name=name,
+                        device_type=device_type,
+                        compatible=compatible,
+                        window=client_window,
+                    )
             except LocalError:
                 server.remove(server_end)
                 raise

@@ -16,6 +16,8 @@ import contextlib
 import os
 from collections import deque
 
+from powervio.errors import LocalError
+
 PRIORITY = 5
 """Priority of every virtual I/O source."""
 LEAST_FAVOURED = 0xFF
@@ -98,6 +100,26 @@ class InterruptPresentation:
         self._held = held
         if not held and self._waiting and self._cppr > PRIORITY and not self._asserted:
             self._assert()
+
+    def state(self) -> tuple[int, list[int], list[int]]:
+        """CPPR, pending sources with the oldest first, and accepted ones."""
+        accepted = [source for source, state in self._states.items() if state in (_ACCEPTED, _RETIRED)]
+        return self._cppr, list(self._waiting), accepted
+
+    def restore(self, priority: int, pending: list[int], accepted: list[int]) -> None:
+        """Take over what `state` gave of another partition, held until `hold(False)`.
+
+        An accepted source that is not there was retired before. Raises `LocalError` for a pending one that is not.
+        """
+        for source in pending:
+            if self._states.get(source) != _IDLE:
+                raise LocalError(f"interrupt {source:#x} is pending, but is none of an adapter of this partition")
+            self._states[source] = _PENDING
+            self._waiting.append(source)
+        for source in accepted:
+            self._states[source] = _ACCEPTED if source in self._states else _RETIRED
+        self._cppr = priority & 0xFF
+        self._held = True
 
     def reset(self) -> None:
         """The partition boots: nothing is pending and everything gets through."""

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import TYPE_CHECKING
 from uuid import UUID, uuid5
 
@@ -13,7 +15,7 @@ from powervio.phyp.port import PartitionPort
 
 if TYPE_CHECKING:
     from powervio.papr.nodes import VdeviceNode
-    from powervio.phyp.adapter import VirtualAdapter, WindowPane
+    from powervio.phyp.adapter import Identity, VirtualAdapter, WindowPane
     from powervio.phyp.hypervisor import Hypervisor
     from powervio.phyp.physical import PhysicalAdapter
 
@@ -68,6 +70,25 @@ class Partition:
         self._next_source += 1
         return self._next_source - 1
 
+    @contextmanager
+    def numbering(self, identity: Identity | None) -> Iterator[None]:
+        """The next adapter is made with this LIOBN and interrupt number, those after it with numbers not used yet.
+
+        LIOBNs are looked up in a partition's own table, so it does not matter to the others.
+        """
+        if identity is None:
+            yield
+            return
+        hypervisor = self.hypervisor
+        source, liobn = self._next_source, hypervisor.next_liobn
+        self._next_source = identity.interrupt
+        hypervisor.next_liobn = identity.liobn
+        try:
+            yield
+        finally:
+            self._next_source = max(source, self._next_source)
+            hypervisor.next_liobn = max(liobn, hypervisor.next_liobn)
+
     def choose_slot(self, wanted: int | None) -> int:
         """The slot asked for, or the lowest free one; 0 and 1 belong to virtual terminals."""
         if wanted is None:
@@ -94,7 +115,7 @@ class Partition:
         for pane in adapter.panes:
             self.panes[pane.liobn] = pane
         self.nodes[adapter.unit_address] = adapter.node
-        self._tree_changed()
+        self.tree_changed()
 
     def remove(self, adapter: VirtualAdapter) -> None:
         """Unplug an adapter: its unit address and LIOBNs are unknown from here on. Under the hypervisor's lock."""
@@ -106,7 +127,7 @@ class Partition:
             del self.sources[source]
         del self.adapters[adapter.unit_address]
         del self.slots[adapter.slot]
-        self._tree_changed()
+        self.tree_changed()
 
     def watch_tree(self) -> int:
         """See `HcallPort.watch_tree`. Under the hypervisor's lock."""
@@ -117,7 +138,13 @@ class Partition:
         """The partition boots: nobody waits for changes. Under the hypervisor's lock."""
         self._tree_watched = False
 
-    def _tree_changed(self) -> None:
+    @property
+    def watches_tree(self) -> bool:
+        """Whether its software waits for the next change of its device tree."""
+        return self._tree_watched
+
+    def tree_changed(self) -> None:
+        """Tell whoever waits for it. Under the hypervisor's lock."""
         self._tree_generation += 1
         if self._tree_watched:
             self._tree_watched = False

@@ -140,6 +140,10 @@ class TceTable:
             st64(self.entries, (index + i) * 8, be64(ld64(words, i * 8)))
         return 0
 
+    def used(self) -> dict[int, int]:
+        """The entries that are not 0, by the number of their I/O page."""
+        return {page: tce for page, tce in enumerate(self._view.cast("Q")) if tce}
+
     def clear(self) -> None:
         """Forget every entry, and end every copy of one."""
         self.copies.invalidate_all()

@@ -10,7 +10,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from powervio.papr.crq import TransportEvent
-from powervio.phyp.adapter import VirtualAdapter
+from powervio.phyp.adapter import Identity, VirtualAdapter
 
 if TYPE_CHECKING:
     from powervio.phyp.hypervisor import Hypervisor
@@ -94,18 +94,35 @@ class VtyServer(VtermAdapter):
 
 
 def create_vterm(
-    hypervisor: Hypervisor, server: Partition, client: Partition, *, client_slot: int | None = None
+    hypervisor: Hypervisor,
+    server: Partition,
+    client: Partition,
+    *,
+    client_slot: int | None = None,
+    client_identity: Identity | None = None,
 ) -> tuple[VtyServer, Vty]:
     """A vty-server and a vty that it may connect to; not under the lock. The vty is in slot 0 unless that is taken.
 
-    Raises `LocalError` for a slot that is taken.
+    `client_identity` as for `Hypervisor.create_pair`. Raises `LocalError` for a slot that is taken.
     """
     with hypervisor.lock:
         if client_slot is None:
             client_slot = next((slot for slot in (0, 1) if slot not in client.slots), None)
-        vty = Vty(client, client.choose_slot(client_slot))
+        with client.numbering(client_identity):
+            vty = Vty(client, client.choose_slot(client_slot))
         client.add(vty)
         vty_server = VtyServer(server, server.choose_slot(None))
         server.add(vty_server)
         vty_server.configured.append(vty)
         return vty_server, vty
+
+
+def remove_vterm(vty_server: VtyServer, vty: Vty) -> None:
+    """Unplug both ends; not under the lock. What waits for either is gone. Harmless for ends that are gone already."""
+    with vty_server.partition.hypervisor.lock:
+        for end in (vty, vty_server):
+            if end.partition.slots.get(end.slot) is end:
+                end.stop()
+                end.partition.remove(end)
+        if vty in vty_server.configured:
+            vty_server.configured.remove(vty)
