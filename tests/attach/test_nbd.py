@@ -18,7 +18,7 @@ from powervio.attach.nbd import NbdServer
 from powervio.attach.nbd_connection import IN_FLIGHT
 from powervio.errors import LocalError
 from powervio.storage.nbd import protocol as nbd
-from powervio.storage.nbd.protocol import Command, Error, Option
+from powervio.storage.nbd.protocol import Command, Error, Option, Request
 
 MIB = 1 << 20
 Body = Callable[[RawClient], Awaitable[None]]
@@ -521,6 +521,80 @@ def test_close_with_grace_refuses_further_requests_until_the_client_leaves(path:
         await closing
         assert server.clients == 0
         assert disk.free_buffers == disk.buffers
+
+    asyncio.run(asyncio.wait_for(main(), 10))
+
+
+def test_paused_server_ends_what_it_began_and_goes_on_where_it_stopped(path: Path) -> None:
+    disk = MemoryDisk(MIB)
+
+    async def main() -> None:
+        async with NbdServer(disk, path) as server:
+            client = await RawClient.connect(path)
+            disk.gate = asyncio.Event()
+            first = client.send(Command.WRITE, 0, data=b"1" * 4096)
+            await until(lambda: len(disk.calls) == 1)
+            pausing = asyncio.ensure_future(server.pause(20))
+            await asyncio.sleep(0.01)
+            second = client.send(Command.WRITE, 4096, data=b"2" * 4096)
+            third = client.send(Command.READ, 4096, 4096)
+            await asyncio.sleep(0.02)
+            assert not pausing.done()
+            disk.gate.set()
+            assert await pausing
+            answered = await client.answer()
+            assert (answered.cookie, answered.error) == (first, 0)
+            await asyncio.sleep(0.02)
+            assert disk.calls == ["write"]
+            server.unpause()
+            assert {(await client.answer()).cookie for _ in range(2)} == {second, third}
+            assert bytes(disk.data[4096:8192]) == b"2" * 4096
+            await client.close()
+        assert disk.free_buffers == disk.buffers
+
+    asyncio.run(asyncio.wait_for(main(), 10))
+
+
+def test_paused_server_that_closes_drops_what_it_did_not_begin_without_an_answer(path: Path) -> None:
+    disk = MemoryDisk(MIB)
+
+    async def main() -> None:
+        server = NbdServer(disk, path)
+        await server.start()
+        clients = [await RawClient.connect(path) for _ in range(3)]
+        assert await server.pause(20)
+        clients[0].send(Command.WRITE, 0, data=b"1" * 4096)
+        clients[1].writer.write(Request(0, Command.WRITE, 1, 0, 8192).pack() + b"half of it")
+        await asyncio.sleep(0.02)
+        waiting = asyncio.ensure_future(asyncio.open_unix_connection(path))
+        await asyncio.sleep(0.01)
+        await server.close()
+        for client in clients:
+            assert await client.reader.read() == b""
+            await client.close()
+        reader, writer = await waiting
+        await reader.read()
+        writer.close()
+        assert disk.calls == []
+        assert disk.free_buffers == disk.buffers
+
+    asyncio.run(asyncio.wait_for(main(), 10))
+
+
+def test_pause_says_that_a_disk_hangs(path: Path) -> None:
+    disk = MemoryDisk(MIB)
+
+    async def main() -> None:
+        async with NbdServer(disk, path) as server:
+            client = await RawClient.connect(path)
+            disk.gate = asyncio.Event()
+            cookie = client.send(Command.READ, 0, 512)
+            await until(lambda: len(disk.calls) == 1)
+            assert not await server.pause(0.05)
+            server.unpause()
+            disk.gate.set()
+            assert (await client.answer()).cookie == cookie
+            await client.close()
 
     asyncio.run(asyncio.wait_for(main(), 10))
 

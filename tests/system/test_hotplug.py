@@ -100,7 +100,7 @@ def options(file: Path, name: str = "b", **more: Any) -> dict[str, Any]:
 
 
 def free_pages(system: System) -> dict[str, int]:
-    return {name: kernel.pages.free_bytes for name, kernel in system._kernels.items()}
+    return {name: kernel.pages.free_bytes for name, kernel in system.kernels.items()}
 
 
 def test_attached_disk_serves_and_detached_one_is_gone(file: Path) -> None:

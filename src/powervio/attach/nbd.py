@@ -54,6 +54,7 @@ class NbdServer(Generic[B]):
         self._max_clients = max_clients
         self._patience = patience
         self._waiting = 0
+        self._paused = False
         self._connections: dict[NbdConnection[B], asyncio.Task[None]] = {}
         self._tasks: list[asyncio.Task[None]] = []
         self._listener: UnixListener | None = None
@@ -76,6 +77,28 @@ class NbdServer(Generic[B]):
         """
         self._listener = UnixListener(self.path, self._mode)
         self._tasks = [asyncio.create_task(self._accept(self._listener.socket)), asyncio.create_task(self._watch())]
+
+    async def pause(self, timeout: float) -> bool:
+        """Begin no further requests; their clients see a slow disk. `unpause` goes on, `close` drops them unanswered.
+
+        Returns whether all that had begun has ended within `timeout` seconds. Replies that clients do not take are
+        waited for as long, and no harm if they stay.
+        """
+        self._paused = True
+        for connection in self._connections:
+            connection.pause()
+        waiting = [asyncio.ensure_future(connection.quiet()) for connection in self._connections]
+        if waiting:
+            _, late = await asyncio.wait(waiting, timeout=timeout)
+            for task in late:
+                task.cancel()
+        return not any(connection.busy for connection in self._connections)
+
+    def unpause(self) -> None:
+        """Begin requests again."""
+        self._paused = False
+        for connection in self._connections:
+            connection.unpause()
 
     async def close(self, timeout: float = 5.0, *, grace: float = 0.0) -> None:
         """Stop listening, remove the socket file, answer what is in flight, and close all connections.
@@ -135,6 +158,8 @@ class NbdServer(Generic[B]):
                 continue
             client.setblocking(False)
             connection = NbdConnection(self.disk, self.export, client, self._acquire, str(self.path))
+            if self._paused:
+                connection.pause()
             task = asyncio.create_task(connection.run())
             self._connections[connection] = task
             task.add_done_callback(partial(self._forget, connection))

@@ -56,6 +56,8 @@ class NbdConnection(Generic[B]):
         self._tasks: dict[int, asyncio.Task[None]] = {}
         self._serial = 0
         self._finishing = False
+        self._paused = False
+        self._go_on: asyncio.Future[None] | None = None
         self._readable: asyncio.Future[None] | None = None
         self._reading = False
         self._turns = 0
@@ -96,6 +98,8 @@ class NbdConnection(Generic[B]):
                 continue
             while self._sender.in_flight >= IN_FLIGHT:
                 await self._sender.changed()
+            if self._paused and not await self._unpaused():
+                return
             if isinstance(event, Request):
                 self._sender.in_flight += 1
                 if self._finishing:
@@ -182,16 +186,54 @@ class NbdConnection(Generic[B]):
                 raise
             finally:
                 self._piece_since = None
+            if self._paused and not await self._unpaused():
+                self._disk.release(buffer)
+                return False
             self._spawn(request, self._write_piece(write, position, buffer, length))
             position += length
         return True
+
+    def pause(self) -> None:
+        """Begin nothing further until `unpause`; what is in flight goes on."""
+        self._paused = True
+
+    def unpause(self) -> None:
+        """Go on."""
+        self._paused = False
+        if self._go_on is not None and not self._go_on.done():
+            self._go_on.set_result(None)
+
+    async def _unpaused(self) -> bool:
+        """Wait until it goes on; False when it was cut."""
+        while self._paused and not self._sender.closed:
+            self._go_on = self._loop.create_future()
+            await self._go_on
+        return not self._sender.closed
+
+    async def quiet(self) -> None:
+        """Wait until nothing of this client is with the disk and its socket has taken every reply, or it is cut."""
+        while self._tasks:
+            await asyncio.wait(self._tasks.values())
+        while self._sender.waiting and not self._sender.closed:
+            await self._sender.changed()
+
+    @property
+    def busy(self) -> bool:
+        """Whether something of this client is with the disk."""
+        return bool(self._tasks)
 
     def refuse(self) -> None:
         """Answer every further request with ESHUTDOWN; what is in flight goes on."""
         self._finishing = True
 
     def finish(self) -> None:
-        """Let the client's stream end here: what is in flight is answered, then the connection closes."""
+        """Let the client's stream end here: what is in flight is answered, then the connection closes.
+
+        A paused connection is cut: what its client sent and nobody began has no answer.
+        """
+        if self._paused:
+            self.cut("the server is closing")
+            return
         self._finishing = True
         with suppress(OSError):
             self._socket.shutdown(socket.SHUT_RD)
@@ -352,8 +394,9 @@ class NbdConnection(Generic[B]):
         self._sender.close()
         self._loop.remove_reader(self._socket)
         self._reading = False
-        if self._readable is not None and not self._readable.done():
-            self._readable.set_result(None)
+        for waiting in (self._readable, self._go_on):
+            if waiting is not None and not waiting.done():
+                waiting.set_result(None)
         with suppress(OSError):
             self._socket.shutdown(socket.SHUT_RDWR)  # the client learns of it now, and not when all work has ended
 

@@ -34,6 +34,8 @@ COMMANDS = (
     Entry("attach", "cli.plug:attach", "Give a client of a running system one more disk."),
     Entry("detach", "cli.plug:detach", "Take a disk away from a running system."),
     Entry("resize", "cli.plug:resize", "Change the size of a running system's disk."),
+    Entry("save", "cli.move:save", "Let a client partition go on in a file, and end it."),
+    Entry("restore", "cli.move:restore", "Let a saved client partition go on."),
     Entry("dtb", "cli.dtb:dtb", "Print the device tree of a partition."),
     Entry("down", "cli.down:down", "Stop a running system."),
     Entry("pool", "cli.pool:pool", "Make, resize, delete and list the logical volumes of storage pools."),

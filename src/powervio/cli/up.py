@@ -20,8 +20,9 @@ import click
 from powervio.cli import process
 from powervio.cli.main import Options
 from powervio.errors import LocalError, PowervioError
-from powervio.system.config import Config, load
+from powervio.system.config import Config, load, without_lpar
 from powervio.system.rundir import RunName, log_file
+from powervio.system.saved_file import SavedFile
 from powervio.system.types import load_types
 
 if TYPE_CHECKING:
@@ -37,8 +38,14 @@ START_LIMIT = 60.0
 @click.argument("file", type=click.Path())
 @click.option("-d", "--detach", is_flag=True, help="Run in the background; return when everything serves.")
 @click.option("--types", multiple=True, type=click.Path(), help="A Python file with device types (docs/new-device.md).")
+@click.option(
+    "--restore",
+    multiple=True,
+    type=click.Path(path_type=Path),
+    help="Let a saved client partition go on instead of starting it anew (`powervio save`).",
+)
 @click.pass_obj
-def up(options: Options, file: str, detach: bool, types: tuple[str, ...]) -> None:
+def up(options: Options, file: str, detach: bool, types: tuple[str, ...], restore: tuple[Path, ...]) -> None:
     """Start the system that FILE declares, and run it until Ctrl-C, SIGTERM, SIGHUP or `powervio down`.
 
     docs/system-file.md has every option of FILE. In the background, NAME.log beside the control socket (in
@@ -48,14 +55,18 @@ def up(options: Options, file: str, detach: bool, types: tuple[str, ...]) -> Non
     for module in types:
         load_types(module)
     config = load(file)
+    restore = tuple(path.absolute() for path in restore)
+    for path in restore:
+        with SavedFile(path) as saved:
+            config = without_lpar(config, saved.manifest.partition.name)
     if detach:
-        _up_in_background(config, options.debug)
+        _up_in_background(config, options.debug, restore)
         return
     before = process.hold_signals()  # until the system has its own handlers: no lock stays for want of them
     try:
         run_name = RunName(config.name)
         try:
-            _run(config, run_name, options.debug, _Foreground())
+            _run(config, run_name, options.debug, _Foreground(), restore)
         finally:
             run_name.release()
     finally:
@@ -89,13 +100,24 @@ class _Background:
         logging.getLogger("powervio").info("stopping")
 
 
-def _run(config: Config, run_name: RunName, debug: bool, teller: _Foreground | _Background) -> None:
+def _run(
+    config: Config, run_name: RunName, debug: bool, teller: _Foreground | _Background, restore: Sequence[Path]
+) -> None:
     from powervio.system.run import run
 
     logging.basicConfig(
         level=logging.DEBUG if debug else logging.WARNING, format="%(asctime)s %(levelname)s %(name)s: %(message)s"
     )
-    asyncio.run(run(config, run_name, on_ready=teller.ready, on_stopping=teller.stopping, starter=teller.pipe))
+    asyncio.run(
+        run(
+            config,
+            run_name,
+            on_ready=teller.ready,
+            on_stopping=teller.stopping,
+            starter=teller.pipe,
+            restore=restore,
+        )
+    )
 
 
 def show_served(config: Config, notes: Sequence[str] = ()) -> None:
@@ -116,7 +138,7 @@ def show_served(config: Config, notes: Sequence[str] = ()) -> None:
 # -- in the background
 
 
-def _up_in_background(config: Config, debug: bool) -> None:
+def _up_in_background(config: Config, debug: bool, restore: Sequence[Path]) -> None:
     sys.stdout.flush()
     sys.stderr.flush()
     log = log_file(config.name)
@@ -125,7 +147,7 @@ def _up_in_background(config: Config, debug: bool) -> None:
     child = os.fork()
     if not child:
         os.close(reading)
-        _be_background(config, debug, writing)
+        _be_background(config, debug, writing, restore)
     try:
         os.close(writing)
         signal.pthread_sigmask(signal.SIG_SETMASK, before)
@@ -173,7 +195,7 @@ def _wait_for(pipe: int, timeout: float) -> bytes | None:
     return said
 
 
-def _be_background(config: Config, debug: bool, pipe: int) -> NoReturn:
+def _be_background(config: Config, debug: bool, pipe: int, restore: Sequence[Path]) -> NoReturn:
     """The child's life; it never returns into the parent's code."""
     status = 1
     try:
@@ -183,7 +205,7 @@ def _be_background(config: Config, debug: bool, pipe: int) -> NoReturn:
         run_name = RunName(config.name)
         try:
             _leave_terminal(config.name)
-            _run(config, run_name, debug, _Background(pipe))
+            _run(config, run_name, debug, _Background(pipe), restore)
             _remove_empty(log_file(config.name))
             status = 0
         except PowervioError as error:

@@ -9,8 +9,9 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
-from powervio.errors import RemoteError
+from powervio.errors import LocalError, RemoteError
 from powervio.virtio import console as con
 from powervio.virtio.driver import Driver
 from powervio.virtio.queue import Buffer, ByteOrder, DriverQueue, DriverTransport
@@ -163,6 +164,31 @@ class ConsoleCore(Driver):
             if unconfirmed:
                 port.outgoing.put_back(unconfirmed)
             self._changed(port)
+
+    def state(self) -> dict[str, Any]:
+        """What is on its way in either direction; whose program it was is not known any more."""
+        return {
+            "ports": [
+                {
+                    "number": port.number,
+                    "incoming": port.incoming.peek(0, len(port.incoming)).hex(),
+                    "outgoing": port.outgoing.peek(0, len(port.outgoing)).hex(),
+                }
+                for port in self.ports.values()
+            ]
+        }
+
+    def restore(self, state: dict[str, Any]) -> None:
+        """See `Driver`."""
+        try:
+            for entry in state["ports"]:
+                if not 0 <= entry["number"] < con.MAX_PORTS:
+                    raise ValueError(f"port {entry['number']}")
+                port = self.port(entry["number"])
+                port.incoming.put_all(bytes.fromhex(entry["incoming"]))
+                port.outgoing.put_all(bytes.fromhex(entry["outgoing"]))
+        except (KeyError, TypeError, ValueError) as error:
+            raise LocalError(f"not the state of a console's driver: {error!r}") from None
 
     def config_changed(self) -> None:
         """See `Driver`: without MULTIPORT the size of port 0 is told here (5.3.5)."""

@@ -109,8 +109,8 @@ def save_partition(partition: Partition) -> PartitionState:
 def restore_partition(partition: Partition, state: PartitionState) -> None:
     """Give a new partition, whose adapters are in their slots and which did not run yet, the state of a saved one.
 
-    It is suspended. Raises `LocalError` when something of the platform is different; the partition is of no use then. `resume` of the
-    hypervisor lets it run.
+    It is suspended; `resume` of the hypervisor lets it run. Raises `LocalError` when something of the platform is
+    different; the partition is of no use then.
     """
     hypervisor = partition.hypervisor
     with hypervisor.lock:

@@ -370,6 +370,31 @@ def without_disk(config: Config, gone: Disk) -> Config:
     return dataclasses.replace(config, lpar=lpars)
 
 
+# -- client partitions that come and go
+
+
+def with_lpar(config: Config, raw: dict[str, Any]) -> tuple[Config, Lpar]:
+    """The configuration with one more client partition, and the partition; `raw` is its section, paths absolute.
+
+    Raises `LocalError` with the words that the file's mistakes have; the partition is called "lpar" there.
+    """
+    try:
+        lpar = msgspec.convert({"vios": [], "lpar": [raw]}, _file_struct(), dec_hook=_decode).lpar[0]
+    except msgspec.ValidationError as error:
+        raise LocalError(_explain(str(error), {"vios": [], "lpar": [raw]}).replace("lpar[0]", "lpar")) from None
+    where = f"lpar[{len(config.lpar)}]"
+    grown = dataclasses.replace(config, lpar=[*config.lpar, lpar])
+    problems = [problem for problem in _check(grown) if problem.startswith((where, "vios["))]
+    if problems:
+        raise LocalError("\n".join(problems).replace(where, "lpar"))
+    return grown, lpar
+
+
+def without_lpar(config: Config, name: str) -> Config:
+    """The configuration without the client partition of this name."""
+    return dataclasses.replace(config, lpar=[lpar for lpar in config.lpar if lpar.name != name])
+
+
 # -- what a type cannot say
 
 

@@ -64,6 +64,12 @@ class HotPlug:
         """The requests of the control socket."""
         return {"attach": self._on_attach, "detach": self._on_detach, "resize": self._on_resize}
 
+    def check_idle(self, client: str) -> None:
+        """Raises `LocalError` while a disk comes to this client, or goes."""
+        leaving = any(id(disk) in self._leaving for disk in self._system.disks_of(client))
+        if leaving or self._attaching:
+            raise LocalError("a disk is being attached or detached; try again when that has ended")
+
     def open(self) -> None:
         """The system has started."""
         self._open = True
@@ -89,6 +95,7 @@ class HotPlug:
         then.
         """
         self._check_open()
+        self._system.moves.check_idle(client)
         task = asyncio.get_running_loop().create_task(self._attach(client, options))
         self._attaching.add(task)
         task.add_done_callback(self._attaching.discard)
@@ -125,7 +132,7 @@ class HotPlug:
                 await system.export(disk)
             except BaseException:
                 self._unplug(disk)
-                await self._end(disk)
+                await self.end(disk)
                 raise
         except BaseException:
             system.config = without_disk(system.config, declared)
@@ -159,6 +166,7 @@ class HotPlug:
         When this raises `LocalError` the disk is gone all the same, unless the message says that it is still in use.
         """
         self._check_open()
+        self._system.moves.check_idle(disk.client_adapter.partition.name)
         if force:
             self._unplug(disk)
         task = self._leaving.get(id(disk))
@@ -182,12 +190,12 @@ class HotPlug:
             disk.nbd = None
         if id(disk) not in self._unplugged:
             await attempt(f"flushing {disk.declared.image}", self._system.flush(disk))
-        await self._end(disk)
+        await self.end(disk)
         if problems:
             raise LocalError("\n".join(f"{disk.name} is detached, but {problem}" for problem in problems))
 
-    async def _end(self, disk: ServedDisk) -> None:
-        """Both ends, the adapters, the image, and what the system knows of them."""
+    async def end(self, disk: ServedDisk) -> None:
+        """End a disk that no program uses: both ends, the adapters, the image, what the system knows of them."""
         system = self._system
         disk.driver.fail_all("the disk was detached")
         try:
@@ -228,6 +236,7 @@ class HotPlug:
         NBD clients that are connected keep the size that they know, those that connect later see the new one.
         """
         self._check_open()
+        self._system.moves.check_idle(disk.client_adapter.partition.name)
         if id(disk) in self._leaving:
             raise LocalError(f"{disk.name} is being detached")
         now = disk.device.capacity

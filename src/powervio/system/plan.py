@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from typing import Any
 
 from powervio.errors import LocalError
 from powervio.phyp.adapter import VioAdapter, VirtualAdapter
 from powervio.phyp.hypervisor import Hypervisor
 from powervio.phyp.partition import Partition
+from powervio.phyp.saved import SavedAdapter
 from powervio.phyp.vterm import create_vterm
 from powervio.system.config import Config, Disk
 from powervio.system.types import AdapterSection
@@ -28,22 +30,43 @@ def make_partition(hypervisor: Hypervisor, name: str, memory: int, *, engine: bo
 
 
 def make_pair(
-    hypervisor: Hypervisor, partitions: Mapping[str, Partition], client: str, disk: Disk
+    hypervisor: Hypervisor,
+    partitions: Mapping[str, Partition],
+    client: str,
+    disk: Disk,
+    saved: SavedAdapter | None = None,
 ) -> tuple[VioAdapter, VioAdapter]:
-    """The adapters of a disk: `(server, client)`. Raises `LocalError` when the slot is taken."""
-    return hypervisor.create_pair(partitions[disk.vios], partitions[client], client_slot=disk.slot)
+    """The adapters of a disk: `(server, client)`; `saved` is the client's in a partition that moves here.
+
+    Raises `LocalError` when the slot is taken.
+    """
+    return hypervisor.create_pair(partitions[disk.vios], partitions[client], **_place(disk.slot, saved))
 
 
 def make_device_pair(
-    hypervisor: Hypervisor, partitions: Mapping[str, Partition], client: str, section: AdapterSection
+    hypervisor: Hypervisor,
+    partitions: Mapping[str, Partition],
+    client: str,
+    section: AdapterSection,
+    saved: SavedAdapter | None = None,
 ) -> tuple[VirtualAdapter, VirtualAdapter]:
-    """The adapters of a device of the table of types: `(server, client)`. Raises `LocalError`."""
+    """The adapters of a device of the table of types, as `make_pair`. Raises `LocalError`."""
     vios, owner = partitions[section.vios], partitions[client]
     if is_vterm(section):
-        return create_vterm(hypervisor, vios, owner, client_slot=section.slot)
+        return create_vterm(hypervisor, vios, owner, **_place(section.slot, saved))
     return hypervisor.create_pair(
-        vios, owner, client_slot=section.slot, client_window=DEVICE_WINDOW, server_window=DEVICE_WINDOW
+        vios,
+        owner,
+        client_window=DEVICE_WINDOW,
+        server_window=DEVICE_WINDOW,
+        **_place(section.slot, saved),
     )
+
+
+def _place(slot: int | None, saved: SavedAdapter | None) -> dict[str, Any]:
+    if saved is None:
+        return {"client_slot": slot}
+    return {"client_slot": saved.slot, "client_identity": saved.identity}
 
 
 def is_vterm(section: AdapterSection) -> bool:

@@ -6,9 +6,10 @@ import asyncio
 import base64
 import os
 import signal
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 from powervio.errors import LocalError
@@ -28,11 +29,13 @@ async def run(
     on_ready: Callable[[System], None] = lambda system: None,
     on_stopping: Callable[[], None] = lambda: None,
     starter: int | None = None,
+    restore: Sequence[Path] = (),
 ) -> None:
     """Run a system until SIGINT, SIGTERM, SIGHUP or the request `down`; a second signal ends the process at once.
 
     Signals that the caller blocks are let in here, and blocked again at the end: so none is lost in between.
-    `starter` is the writing end of a pipe: when nobody reads it any more before the system is ready, it stops.
+    `restore` has files of saved partitions that go on here, which the declaration does not have. `starter` is the
+    writing end of a pipe: when nobody reads it any more before the system is ready, it stops.
 
     Returns when it ended well, also while it was starting. Raises `LocalError` when it could not be started, or when
     something was wrong at its end; nothing of it is left then either.
@@ -73,13 +76,20 @@ async def run(
 
     control = ControlServer(
         run_name.socket,
-        {"ps": ps, "down": down, "dtb": dtb, "pool": system.pool, **system.plug.handlers()},
+        {
+            "ps": ps,
+            "down": down,
+            "dtb": dtb,
+            "pool": system.pool,
+            **system.plug.handlers(),
+            **system.moves.handlers(),
+        },
         streams={"console": console},
     )
     try:
         await control.start()
         try:
-            if await _started(system, stop):
+            if await _started(system, stop, restore):
                 if starter is not None:
                     loop.remove_reader(starter)
                 on_ready(system)
@@ -98,9 +108,16 @@ async def run(
         signal.pthread_sigmask(signal.SIG_SETMASK, mask)  # the handlers go with the loop
 
 
-async def _started(system: System, stop: asyncio.Event) -> bool:
+async def _start(system: System, restore: Sequence[Path]) -> None:
+    await system.start()
+    for path in restore:
+        client = await system.moves.restore(path)
+        system.notes.append(f"{client}: goes on from {path}")
+
+
+async def _started(system: System, stop: asyncio.Event, restore: Sequence[Path]) -> bool:
     """Start the system; False if it was to stop before it had started."""
-    start = asyncio.ensure_future(system.start())
+    start = asyncio.ensure_future(_start(system, restore))
     stopped = asyncio.ensure_future(stop.wait())
     try:
         await asyncio.wait((start, stopped), return_when=asyncio.FIRST_COMPLETED)

@@ -5,7 +5,8 @@ from __future__ import annotations
 from typing import Any
 
 from powervio.errors import LocalError
-from powervio.phyp.adapter import VirtualAdapter
+from powervio.phyp.adapter import VioAdapter, VirtualAdapter
+from powervio.phyp.hypervisor import Hypervisor
 from powervio.system.types import AdapterSection, DeviceType
 from powervio.transport.crq.client import VirtioVio
 from powervio.transport.crq.server import VirtioCrq
@@ -49,6 +50,38 @@ class ServedDevice:
         if close is not None:
             close()
         self.client.stop()
+
+    def device_state(self) -> dict[str, Any]:
+        """What has to survive on the server's side; in its thread, after the client has stopped."""
+        return self.device.state()
+
+    def driver_state(self) -> dict[str, Any]:
+        """The same of the client's side."""
+        state: dict[str, Any] = self.driver.state()
+        return state
+
+    def restore(self, device: dict[str, Any], driver: dict[str, Any]) -> None:
+        """Take both over, before either side starts. Raises `LocalError`."""
+        self.device.restore(device)
+        self.driver.restore(driver)
+
+    def retire_client(self) -> None:
+        """The client's side ends for good."""
+        self.stop_client()
+        self.client.retire()
+
+    def retire_server(self) -> None:
+        """The server's side ends for good; in its thread. Whoever watches a port is told."""
+        self.server.retire()
+        for port in getattr(self.device, "ports", {}).values():
+            port.removed = True
+            if port.on_change is not None:
+                port.on_change()
+
+    def unplug(self, hypervisor: Hypervisor) -> None:
+        """Remove both adapters."""
+        assert isinstance(self.client_adapter, VioAdapter)
+        hypervisor.remove_pair(self.client_adapter)
 
     def find_port(self, name: str) -> Any:
         """The operator's side of a console's port. Raises `LocalError` for a device that has none."""

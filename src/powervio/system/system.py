@@ -28,7 +28,7 @@ from powervio.devices.throttle import Limits
 from powervio.drivers.block import BlockDriver
 from powervio.errors import LocalError
 from powervio.memory.abstract import Backing
-from powervio.phyp.adapter import VioAdapter
+from powervio.phyp.adapter import VioAdapter, VirtualAdapter
 from powervio.phyp.hypervisor import Hypervisor
 from powervio.phyp.partition import Partition
 from powervio.phyp.vterm import Vty, VtyServer
@@ -37,6 +37,7 @@ from powervio.storage.open import is_uri, open_disk
 from powervio.system import volumes
 from powervio.system.config import Config, Disk, Lpar, show_size
 from powervio.system.hotplug import HotPlug
+from powervio.system.moves import Moves
 from powervio.system.operator import OperatorPort
 from powervio.system.plan import make_device_pair, make_pair, make_partition, tree_of_running
 from powervio.system.rundir import private_folder
@@ -99,9 +100,11 @@ class System:
         self.disks: list[ServedDisk] = []
         self.devices: list[ServedDevice | ServedVterm] = []
         """What the table of device types declares."""
-        self._kernels: dict[str, PartitionKernel] = {}
-        self._partitions: dict[str, Partition] = {}
+        self.kernels: dict[str, PartitionKernel] = {}
+        """By the name of the partition."""
+        self.partitions: dict[str, Partition] = {}
         self.plug = HotPlug(self)
+        self.moves = Moves(self)
         self._undo = AsyncExitStack()
         self._problems: list[str] = []
         self._has_started = False
@@ -128,6 +131,7 @@ class System:
 
     async def _start(self) -> None:
         self._later("the hypervisor", self.hypervisor.close)
+        self._undo.push_async_callback(self._close_kernels)
         for vios in self.config.vios:
             self._make_partition(vios.name, vios.memory, engine=vios.redirect)
         for lpar in self.config.lpar:
@@ -149,31 +153,45 @@ class System:
         for vios in self.config.vios:
             self._run_server(vios.name, thread=vios.thread)
         for lpar in self.config.lpar:
-            self._run_client(lpar.name)
+            self.run_client(lpar.name)
+        self._undo.push_async_callback(self._stop_clients)
         self._later_each("flushing {0.declared.image}", self.flush)
         self._later_each("the NBD server at {0.declared.nbd}", _close_export)
         for disk in self.disks:
             await self.connected(disk)
         for disk in self.disks:
             await self.export(disk)
+        self._undo.push_async_callback(self._close_attachments)
         for device in self.devices:
             await self.connected(device)
-            for attachment in device.attachments:
-                try:
-                    await attachment.start()
-                except LocalError as error:
-                    raise LocalError(f"{device.where}: {error}") from error
-                self._later(f"what uses {device.where}", attachment.close)
+            await self.attach_programs(device)
+        self._later("partitions that come and go", self.moves.close)
         self._later("disks that come and go", self.plug.close)
         self.plug.open()
+        self.moves.open()
         self._has_started = True
 
     def _make_partition(self, name: str, memory: int, *, engine: bool = False) -> None:
         partition = make_partition(self.hypervisor, name, memory, engine=engine)
-        kernel = PartitionKernel(partition.port)
-        self._partitions[name] = partition
-        self._kernels[name] = kernel
-        self._later(f"the kernel of partition {name}", kernel.close)
+        self.partitions[name] = partition
+        self.kernels[name] = PartitionKernel(partition.port)
+
+    async def _close_kernels(self) -> None:
+        for name, kernel in reversed(self.kernels.items()):
+            await self._attempt(f"the kernel of partition {name}", kernel.close)
+
+    async def attach_programs(self, device: ServedDevice | ServedVterm) -> None:
+        """Let programs use a device. Raises `LocalError`."""
+        for attachment in device.attachments:
+            try:
+                await attachment.start()
+            except LocalError as error:
+                raise LocalError(f"{device.where}: {error}") from error
+
+    async def _close_attachments(self) -> None:
+        for device in reversed(self.devices):
+            for attachment in reversed(device.attachments):
+                await self._attempt(f"what uses {device.where}", attachment.close)
 
     async def _open(self, declared: Disk) -> Backing:
         """Open a disk's image, elsewhere than in the loop: a predecessor may still have it, a server may be slow."""
@@ -215,8 +233,17 @@ class System:
         others = sum(other is lpar for _, other, _, _ in self.config.devices())
         return buffers_of_each(lpar.memory - others * CLIENT_DEVICE, lpar.disk)
 
-    async def make_disk(self, where: str, client_name: str, declared: Disk) -> ServedDisk:
-        """Both ends of a disk, not started yet. Raises `LocalError`, and leaves nothing then."""
+    async def make_disk(
+        self,
+        where: str,
+        client_name: str,
+        declared: Disk,
+        adapters: tuple[VioAdapter, VioAdapter] | None = None,
+    ) -> ServedDisk:
+        """Both ends of a disk, not started yet, with these adapters of server and client if they are there already.
+
+        Raises `LocalError`, and leaves nothing then.
+        """
         async with AsyncExitStack() as undo:
             size_to_make = _size_to_make(declared)
             image = await self._open(declared)
@@ -229,8 +256,10 @@ class System:
                 raise LocalError(
                     f"image {declared.image} has {image.size} bytes; expected whole blocks of {block_size}"
                 )
-            server_adapter, client_adapter = make_pair(self.hypervisor, self._partitions, client_name, declared)
-            undo.callback(self.hypervisor.remove_pair, client_adapter)
+            if adapters is None:
+                adapters = make_pair(self.hypervisor, self.partitions, client_name, declared)
+                undo.callback(self.hypervisor.remove_pair, adapters[1])
+            server_adapter, client_adapter = adapters
             options = BlockOptions(
                 serial=declared.serial,
                 read_only=declared.readonly,
@@ -246,7 +275,7 @@ class System:
                 max_queues=declared.queues, buffers=self.buffers_of(client_name), buffer_size=BUFFER_SIZE
             )
             client = VirtioVio(
-                self._kernels[client_name],
+                self.kernels[client_name],
                 client_adapter.node,
                 driver,
                 revision=declared.revision,
@@ -256,7 +285,7 @@ class System:
             )
             undo.callback(client.retire)
             server = await self.in_partition(
-                declared.vios, lambda: VirtioCrq(self._kernels[declared.vios], server_adapter.node, device)
+                declared.vios, lambda: VirtioCrq(self.kernels[declared.vios], server_adapter.node, device)
             )
             undo.pop_all()
         return ServedDisk(
@@ -266,15 +295,31 @@ class System:
     def _make_device(
         self, where: str, lpar: Lpar, row: DeviceType, declared: AdapterSection
     ) -> ServedDevice | ServedVterm:
-        kernels = self._kernels[declared.vios], self._kernels[lpar.name]
-        server, client = make_device_pair(self.hypervisor, self._partitions, lpar.name, declared)
+        return self.make_device(
+            where, lpar, row, declared, make_device_pair(self.hypervisor, self.partitions, lpar.name, declared)
+        )
+
+    def make_device(
+        self,
+        where: str,
+        lpar: Lpar,
+        row: DeviceType,
+        declared: AdapterSection,
+        adapters: tuple[VirtualAdapter, VirtualAdapter],
+    ) -> ServedDevice | ServedVterm:
+        """Both ends of a device behind its adapters, not started yet; where the server's objects live.
+
+        Raises `LocalError`.
+        """
+        kernels = self.kernels[declared.vios], self.kernels[lpar.name]
+        server, client = adapters
         if isinstance(server, VtyServer) and isinstance(client, Vty):
             return ServedVterm(row, where, declared, server, client, *kernels)
         return ServedDevice(row, where, declared, server, client, *kernels)
 
     async def in_partition(self, name: str, function: Callable[[], T]) -> T:
         """Call a function where a partition's objects live. Raises `TimeoutError` if its thread does not answer."""
-        kernel = self._kernels[name]
+        kernel = self.kernels[name]
         if kernel.threaded:
             # Elsewhere than in the loop: a thread that waits for a slow disk must not keep everything else waiting.
             return cast(T, await asyncio.to_thread(kernel.call, function, STOP_LIMIT))
@@ -296,7 +341,7 @@ class System:
                 os.unlink(path)
 
     def _run_server(self, name: str, *, thread: bool) -> None:
-        kernel = self._kernels[name]
+        kernel = self.kernels[name]
         for end in self._served_by(name):
             end.server.start()
         if thread:
@@ -315,23 +360,24 @@ class System:
 
         self._later(f"VIO server {name}", stop)
 
-    def _run_client(self, name: str) -> None:
-        kernel = self._kernels[name]
-        devices = [device for device in self.devices if device.client_adapter.partition.name == name]
-        kernel.attach(asyncio.get_running_loop())
-
-        def stop() -> None:
-            for disk in self.disks_of(name):
-                disk.driver.fail_all("the system stops")
-                disk.client.stop()
-            for device in devices:
-                device.stop_client()
-
-        self._later(f"client {name}", stop)
+    def run_client(self, name: str) -> None:
+        """Let a client partition run: it connects to its servers."""
+        self.kernels[name].attach(asyncio.get_running_loop())
         for disk in self.disks_of(name):
             disk.client.start()
-        for device in devices:
+        for device in self.devices_of(name):
             device.client.start()
+
+    async def _stop_clients(self) -> None:
+        for lpar in reversed(self.config.lpar):
+            await self._attempt(f"client {lpar.name}", self._stop_client, lpar.name)
+
+    def _stop_client(self, name: str) -> None:
+        for disk in self.disks_of(name):
+            disk.driver.fail_all("the system stops")
+            disk.client.stop()
+        for device in self.devices_of(name):
+            device.stop_client()
 
     def _served(self) -> list[ServedDisk | ServedDevice | ServedVterm]:
         return [*self.disks, *self.devices]
@@ -342,6 +388,10 @@ class System:
     def disks_of(self, client: str) -> list[ServedDisk]:
         """The disks of a client partition now."""
         return [disk for disk in self.disks if disk.client_adapter.partition.name == client]
+
+    def devices_of(self, client: str) -> list[ServedDevice | ServedVterm]:
+        """Its devices of the table of types."""
+        return [device for device in self.devices if device.client_adapter.partition.name == client]
 
     async def connected(self, disk: ServedDisk | ServedDevice | ServedVterm) -> None:
         """Wait until the client's driver runs."""
@@ -443,7 +493,7 @@ class System:
 
     def device_tree(self, name: str) -> bytes:
         """The flattened device tree of a partition. Raises `LocalError`."""
-        return tree_of_running(self.hypervisor, self._partitions, name)
+        return tree_of_running(self.hypervisor, self.partitions, name)
 
     def report(self) -> dict[str, Any]:
         """What `powervio ps --json` prints: plain values. Each end of each adapter pair has an entry."""

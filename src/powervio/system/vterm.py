@@ -14,7 +14,8 @@ from typing import Any
 from powervio.drivers.console import PortStream, serve_stream
 from powervio.errors import LocalError
 from powervio.native.vterm import VtermEnd, VtermServer
-from powervio.phyp.vterm import Vty, VtyServer
+from powervio.phyp.hypervisor import Hypervisor
+from powervio.phyp.vterm import Vty, VtyServer, remove_vterm
 from powervio.system.served import adapter_entry
 from powervio.system.types import AdapterSection, DeviceType
 from powervio.vio.kernel import PartitionKernel
@@ -114,6 +115,10 @@ class VtermDriver:
             self._stream.shut()
 
 
+def _bytes_of(output: ByteQueue, given: ByteQueue) -> dict[str, Any]:
+    return {"output": output.peek(0, len(output)).hex(), "input": given.peek(0, len(given)).hex()}
+
+
 class ServedVterm:
     """See `served.ServedDevice`."""
 
@@ -143,6 +148,43 @@ class ServedVterm:
         """The client partition ends."""
         self.driver.close()
         self.client.stop()
+
+    def device_state(self) -> dict[str, Any]:
+        """What no operator has seen, and what an operator typed; what the hypervisor had is lost (papr-vio 7.7)."""
+        return _bytes_of(self.operator.from_driver, self.operator.to_driver)
+
+    def driver_state(self) -> dict[str, Any]:
+        """What the program wrote, and what it has not read."""
+        return _bytes_of(self.driver.port.outgoing, self.driver.port.incoming)
+
+    def restore(self, device: dict[str, Any], driver: dict[str, Any]) -> None:
+        """Take both over. Raises `LocalError`."""
+        port = self.driver.port
+        pairs = (
+            (device, self.operator.from_driver, self.operator.to_driver),
+            (driver, port.outgoing, port.incoming),
+        )
+        try:
+            for state, output, given in pairs:
+                output.put_all(bytes.fromhex(state["output"]))
+                given.put_all(bytes.fromhex(state["input"]))
+        except (KeyError, TypeError, ValueError) as error:
+            raise LocalError(f"not the state of a virtual terminal: {error!r}") from None
+
+    def retire_client(self) -> None:
+        """The client's side ends for good."""
+        self.stop_client()
+
+    def retire_server(self) -> None:
+        """The server's side ends for good; in its thread. An operator is told."""
+        self.server.stop()
+        self.operator.removed = True
+        if self.operator.on_change is not None:
+            self.operator.on_change()
+
+    def unplug(self, hypervisor: Hypervisor) -> None:
+        """Remove both adapters."""
+        remove_vterm(self.server_adapter, self.client_adapter)
 
     def find_port(self, name: str) -> VtermPort:
         """The one port. Raises `LocalError` for any other name."""

@@ -99,6 +99,10 @@ class DmaSpace:
         self._clear(first, pages)
         self._iobas.free(first >> TCE_PAGE_SHIFT, pages)
 
+    def wipe(self, size: int) -> None:
+        """Clear the whole window of `size` bytes, before anything is mapped: an earlier life may have left mappings."""
+        self._clear(0, size >> TCE_PAGE_SHIFT)
+
     def allocate(self, length: int) -> DmaMemory:
         """Zeroed memory that stays mapped for reading and writing (coherent memory)."""
         address = self._pages.allocate(length)

@@ -19,7 +19,7 @@ from collections.abc import Callable
 from itertools import count
 
 from powervio.papr.port import HcallPort
-from powervio.vio.dma import PartitionPages
+from powervio.vio.dma import DmaSpace, PartitionPages
 from powervio.vio.engine import EngineWindow
 
 _SOURCE_MASK = 0x00FF_FFFF
@@ -77,6 +77,13 @@ class PartitionKernel:
     def free_interrupt(self, source: int) -> None:
         """Forget the handler of a source."""
         self._handlers.pop(source, None)
+
+    def take_over(self) -> None:
+        """Boot in a partition whose earlier software was not told to stop (as after kexec): its mappings go, so that
+        nobody reaches memory that is used for something else from now on. CRQs that it left are met by `CrqEnd`."""
+        for node in self.port.nodes.values():
+            for window in node.windows[:1]:
+                DmaSpace(self.port, self.pages, window).wipe(window.size)
 
     def watch_tree(self, call: Callable[[], None]) -> None:
         """Call in the partition's thread after each change of `port.nodes`: adapters that came or went."""

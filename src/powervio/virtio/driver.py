@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable
-from typing import ClassVar
+from typing import Any, ClassVar
 
 from powervio.virtio.queue import Buffer, ByteOrder, DriverQueue, DriverTransport
 
@@ -44,6 +44,13 @@ class Driver(ABC):
 
     def removed(self, reason: str) -> None:
         """The device is gone for good; `stop` follows if a session is on. Fail what waits, and what comes later."""
+
+    def state(self) -> dict[str, Any]:
+        """What has to survive a move of the partition and is not in its memory; asked for between two sessions."""
+        return {}
+
+    def restore(self, state: dict[str, Any]) -> None:
+        """Take over what `state` of another instance gave, before the first `start`. Raises `LocalError`."""
 
     def release(self, give_back: Callable[[Buffer], None]) -> None:
         """The driver is not used any more: give back every buffer that it allocated, those in use when they return."""
