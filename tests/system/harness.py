@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import asyncio
+import gc
 import hashlib
 import json
 import os
@@ -10,10 +12,15 @@ import socket
 import struct
 import subprocess
 import sys
+import threading
 import time
-from collections.abc import Mapping
+from collections.abc import Awaitable, Callable, Mapping
 from pathlib import Path
 from typing import Any
+
+from powervio.storage.image import open_image
+from powervio.system.config import load
+from powervio.system.system import System
 
 SOURCES = str(Path(__file__).parents[2] / "src")
 START = 30.0
@@ -146,6 +153,35 @@ def wait_for(condition: Any, timeout: float = 20) -> None:
     while not condition():
         assert time.monotonic() < deadline, "it did not happen in time"
         time.sleep(0.02)
+
+
+Scenario = Callable[[System], Awaitable[None]]
+
+
+def held() -> tuple[int, list[str]]:
+    """What this process holds: open files, and threads."""
+    gc.collect()
+    names = sorted(thread.name for thread in threading.enumerate() if thread.name.startswith("partition-"))
+    return len(os.listdir("/proc/self/fd")), names
+
+
+def run(file: Path, scenario: Scenario) -> None:
+    """Run it with a system of this file; nothing of it may be left afterwards, and the images are free."""
+
+    async def whole() -> None:
+        system = System(load(file))
+        await system.start()
+        try:
+            await scenario(system)
+        finally:
+            await system.stop()
+
+    before = held()
+    asyncio.run(asyncio.wait_for(whole(), 60))
+    assert held() == before
+    assert not list(file.parent.glob("*.sock"))
+    for image in file.parent.glob("*.img"):
+        open_image(image).close()  # raises if it is still locked
 
 
 class PlainNbd:

@@ -4,14 +4,12 @@ from __future__ import annotations
 
 import asyncio
 import errno
-import gc
 import json
 import os
 import re
 import subprocess
 import threading
 import time
-from collections.abc import Awaitable, Callable
 from pathlib import Path
 from typing import Any
 
@@ -24,11 +22,10 @@ from powervio.phyp.port import PartitionPort
 from powervio.storage.image import Image, open_image
 from powervio.system import hotplug
 from powervio.system import system as system_module
-from powervio.system.config import load
 from powervio.system.system import ServedDisk, System
 from powervio.virtio.queue import Buffer
 
-from .harness import House, PlainNbd, digest, program, wait_for
+from .harness import House, PlainNbd, digest, held, program, run, wait_for
 
 MIB = 1 << 20
 
@@ -47,8 +44,6 @@ image = "a.img"
 nbd = "a.sock"
 """
 
-Scenario = Callable[[System], Awaitable[None]]
-
 
 @pytest.fixture(params=["true", "false"], ids=["threads", "one-thread"])
 def file(request: pytest.FixtureRequest, house: House) -> Path:
@@ -66,32 +61,6 @@ def threads(house: House) -> Path:
     path = house.folder / "s.toml"
     path.write_text(DECLARED.format(thread="true"))
     return path
-
-
-def held() -> tuple[int, list[str]]:
-    """What this process holds: open files, and threads."""
-    gc.collect()
-    names = sorted(thread.name for thread in threading.enumerate() if thread.name.startswith("partition-"))
-    return len(os.listdir("/proc/self/fd")), names
-
-
-def run(file: Path, scenario: Scenario) -> None:
-    """Run it with a system of this file; nothing of it may be left afterwards, and the images are free."""
-
-    async def whole() -> None:
-        system = System(load(file))
-        await system.start()
-        try:
-            await scenario(system)
-        finally:
-            await system.stop()
-
-    before = held()
-    asyncio.run(asyncio.wait_for(whole(), 60))
-    assert held() == before
-    assert not list(file.parent.glob("*.sock"))
-    for image in file.parent.glob("*.img"):
-        open_image(image).close()  # raises if it is still locked
 
 
 def options(file: Path, name: str = "b", **more: Any) -> dict[str, Any]:

@@ -14,6 +14,7 @@ What users meet:
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import fcntl
 import os
@@ -68,17 +69,20 @@ class Image(Backing):
             raise LocalError(
                 f"image {path}: direct I/O wants a multiple of {self.block_size} bytes, not {self._length}"
             )
-        self.can_discard = not read_only and self._probe_discard(status.st_rdev)
+        self.can_discard = not read_only and self._probe_discard(status)
         self.can_secure_erase = self.is_block_device and not read_only and hostfile.block_device_secure_erases(fd)
 
-    def _probe_discard(self, device: int) -> bool:
+    def _probe_discard(self, status: os.stat_result) -> bool:
         if self.is_block_device:
-            return hostfile.block_device_discards(device)
+            return hostfile.block_device_discards(status.st_rdev)
         try:
             # Beyond the end of the file there is nothing to lose: only the answer counts.
             hostfile.fallocate(self._fd, FALLOC_PUNCH_HOLE | FALLOC_KEEP_SIZE, self._length + (1 << 20), 4096)
         except OSError:
             return False
+        # It counted as a change of the file. Nothing has changed, and who compares times should see that.
+        with contextlib.suppress(OSError):
+            os.utime(self._fd, ns=(status.st_atime_ns, status.st_mtime_ns))
         return True
 
     def __enter__(self) -> Image:

@@ -317,14 +317,12 @@ class Moves:
             disk.driver.restore(saved.driver)
             return
 
-        def build() -> ServedDevice | ServedVterm:
-            made = system.make_device(where, lpar, TYPES[saved.section], declared, ends)
-            made.restore(saved.device, saved.driver)
-            return made
-
-        device = await system.in_partition(declared.vios, build)
+        device = await system.in_partition(
+            declared.vios, lambda: system.make_device(where, lpar, TYPES[saved.section], declared, ends)
+        )
         system.devices.append(device)
         undo.push_async_callback(self._end_device, device)
+        await system.in_partition(declared.vios, lambda: device.restore(saved.device, saved.driver))
 
     # -- the control socket
 
