@@ -1,8 +1,8 @@
 """The driver's end of virtio over CRQ (virtio_vio): one `VirtioVio` brings one driver to one client adapter.
 
-It walks the configuration handshake of the slides step by step, each step begun by the reply to the one before, sets
-up the queues, and starts the driver. When the connection or the server goes away it stops the driver, waits for the
-server, and walks again; requests that were in flight are the driver's to submit anew.
+It walks the configuration handshake (`handshake`), which sets up the queues, and starts the driver. When the connection
+or the server goes away it stops the driver, waits for the server, and walks again; requests that were in flight are the
+driver's to submit anew.
 """
 
 from __future__ import annotations
@@ -13,20 +13,16 @@ from collections.abc import Callable
 from enum import Enum
 
 from powervio.errors import LocalError, PowervioError, RemoteError, Verdict
-from powervio.papr.codes import ReturnCode
 from powervio.papr.nodes import VdeviceNode
 from powervio.transport.crq.channels import Channels
+from powervio.transport.crq.client_session import ClientSession
 from powervio.transport.crq.driver_queue import CrqDriverQueue, IndirectPolicy
+from powervio.transport.crq.handshake import STEPS, Handshake
 from powervio.transport.crq.protocol import (
-    CARRIED,
-    FLAG_BIG_ENDIAN,
-    HEADERS,
     HIGHEST_REVISION,
     REPLY,
-    ChannelEntry,
     DeviceHeader,
     Message,
-    QueueAddresses,
     Status,
     decode,
     encode,
@@ -34,16 +30,12 @@ from powervio.transport.crq.protocol import (
 from powervio.vio.crq import CrqEnd, CrqState
 from powervio.vio.dma import DmaMemory, DmaSpace
 from powervio.vio.kernel import PartitionKernel, Timer
-from powervio.vio.subcrq import SubCrqEnd
-from powervio.virtio import features as feature
 from powervio.virtio import status as device_status
 from powervio.virtio.driver import Driver
-from powervio.virtio.queue import Buffer, ByteOrder, DriverTransport
+from powervio.virtio.queue import Buffer
 
 _log = logging.getLogger(__name__)
 
-_HEADER_AREA = 512
-"""Bytes mapped for the header block, enough for every revision."""
 _REPLY_LIMIT = 10.0
 """Seconds for the server to answer a configuration message."""
 _QUIET = 5.0
@@ -64,32 +56,6 @@ class ClientState(Enum):
     """Negotiation cannot succeed; a server that starts anew gets another try."""
     GONE = "gone"
     """The adapter was unplugged; nothing brings it back."""
-
-
-class ClientSession(DriverTransport):
-    """See `DriverTransport`: what the driver has between DRIVER_OK and the end of the session."""
-
-    def __init__(self, client: VirtioVio, features: int, byteorder: ByteOrder, queues: list[CrqDriverQueue]) -> None:
-        self._client = client
-        self.features = features
-        self.byteorder = byteorder
-        self.queues = queues
-
-    def config(self) -> bytes:
-        """See `DriverTransport`: what the server wrote last, between one of our requests and its reply (P5.7)."""
-        return self._client.config_snapshot
-
-    def write_config(self, offset: int, data: bytes) -> None:
-        """See `DriverTransport`."""
-        self._client.write_config(offset, data)
-
-    def allocate(self, length: int, *, mapped: bool = False) -> Buffer:
-        """See `DriverTransport`."""
-        return self._client.allocate(length, mapped=mapped)
-
-    def release(self, buffer: Buffer) -> None:
-        """See `DriverTransport`."""
-        self._client.release(buffer)
 
 
 class VirtioVio:
@@ -122,34 +88,15 @@ class VirtioVio:
         self.state = ClientState.CLOSED
         self.failure = ""
         """Why the last session could not be made or ended, in words."""
-        self.revision: int | None = None
-        """What was settled with the server; None while there is none."""
         self.rejected = 0
         """Messages of the server that made no sense."""
         self.sessions = 0
         """Sessions that came to DRIVER_OK."""
-        self.config_snapshot = b""
         self._retired = False
         self.on_state: Callable[[ClientState], None] | None = None
         self._kernel = kernel
-        self._proposal = revision
-        self._big_endian = big_endian and revision == 0
-        self._indirect = indirect
-        self._event_idx = event_idx
-        self._largest_queue = largest_queue
-        self._use_channels = channels
-        self._generation = 0
-        self._trace = trace or (lambda step: None)
         self._dma = DmaSpace(kernel.port, kernel.pages, node.windows[0])
-        self._header_memory: DmaMemory = self._dma.allocate(_HEADER_AREA)
-        self._config_memory: DmaMemory | None = None
-        self._block_memory: DmaMemory | None = None
-        self._header = DeviceHeader()
-        self._number = 0
         self._session: ClientSession | None = None
-        self._queues: list[CrqDriverQueue] = []
-        self._features = 0
-        self._config_stale = False
         self._awaited: deque[int] = deque()
         self._watchdog: Timer | None = None
         self._pause: Timer | None = None
@@ -160,7 +107,7 @@ class VirtioVio:
             node,
             self._dma,
             on_message=self._message,
-            on_open=self._probe,
+            on_open=self._negotiate,
             on_lost=self._lost,
             on_gone=self._gone,
             on_drained=self._completed,
@@ -175,7 +122,21 @@ class VirtioVio:
             on_hint=lambda queue, index: self._used.add(queue),
             on_drained=self._completed,
         )
-        self._opened: list[SubCrqEnd] = []
+        self._handshake = Handshake(
+            driver,
+            self._dma,
+            self.crq,
+            self._channels,
+            revision=revision,
+            big_endian=big_endian,
+            indirect=indirect,
+            event_idx=event_idx,
+            largest_queue=largest_queue,
+            use_channels=channels,
+            request=self._request,
+            fail=self._fail,
+            trace=trace or (lambda step: None),
+        )
 
     # -- life
 
@@ -204,9 +165,7 @@ class VirtioVio:
         self.stop()  # may raise while the hypervisor is busy with the CRQ; after unplugging it does not
         self._retired = True
         self.driver.release(self.release)
-        for memory in (self._header_memory, self._config_memory, self._block_memory):
-            if memory is not None:
-                self._dma.release(memory)
+        self._handshake.release()
         self.crq.release()
         self._dma.close()
 
@@ -247,9 +206,27 @@ class VirtioVio:
         return len(self._channels)
 
     @property
+    def revision(self) -> int | None:
+        """What was settled with the server; None while there is none."""
+        return self._handshake.revision
+
+    @property
     def header(self) -> DeviceHeader:
         """What the server last said of its device."""
-        return self._header
+        return self._handshake.header
+
+    @property
+    def config_snapshot(self) -> bytes:
+        """The device's config space, as far as this end knows it."""
+        return self._handshake.config
+
+    @property
+    def _number(self) -> int:
+        return self._handshake.number
+
+    @property
+    def _queues(self) -> list[CrqDriverQueue]:
+        return self._handshake.queues
 
     def _enter(self, state: ClientState) -> None:
         if state is not self.state:
@@ -279,7 +256,7 @@ class VirtioVio:
         self._awaited.clear()
         self._used.clear()
         session, self._session = self._session, None
-        queues, self._queues = self._queues, []
+        queues, self._handshake.queues = self._handshake.queues, []
         for queue in queues:
             queue.ending = True
         try:
@@ -328,7 +305,7 @@ class VirtioVio:
         _log.warning("adapter %s: %s", self.node.location_code, reason)
         return self._failures
 
-    # -- the handshake: each step is begun by the reply to the one before
+    # -- requests to the server
 
     def _request(self, kind: Message, **values: int) -> None:
         self._awaited.append(kind)
@@ -342,177 +319,19 @@ class VirtioVio:
             waiting = Message(self._awaited[0]).name
             self._fail(f"the server did not answer {waiting} within {_REPLY_LIMIT:.0f} s")
 
-    def _probe(self) -> None:
-        """PROBE: where the header block is to be written, and what this end can do (P5.1)."""
+    def _negotiate(self) -> None:
+        """The connection is open."""
         if self.state is ClientState.FAILED:
             return  # the same server would give the same answers
         self._enter(ClientState.NEGOTIATING)
-        self.revision = None
-        self._number = self._number % 0xFFFF + 1 if self._proposal else 0
-        self._header_memory.view[:] = bytes(_HEADER_AREA)
-        self._trace("PROBE")
-        self._request(
-            Message.PROBE,
-            revision=self._proposal,
-            flags=FLAG_BIG_ENDIAN if self._big_endian else 0,
-            length=_HEADER_AREA,
-            address=self._header_memory.ioba,
-        )
-
-    def _probed(self, reply: dict[str, int]) -> None:
-        revision = reply["value"]
-        if revision > self._proposal or revision not in HEADERS:
-            self._fail(f"the server settled revision {revision}; {self._proposal} is the highest here", final=True)
-            return
-        self.revision = revision
-        if revision == 0:
-            self._number = 0
-        codec = HEADERS[revision]
-        self._header = header = codec.unpack(bytes(self._header_memory.view[: codec.size]))
-        if header.device_type != self.driver.device_id:
-            self._fail(f"the device is of type {header.device_type}; expected {self.driver.device_id}", final=True)
-        elif not header.queue_count or not header.queue_size or header.queue_size & (header.queue_size - 1):
-            self._fail(
-                f"the device has {header.queue_count} queues of {header.queue_size} entries; expected a power of two",
-                final=True,
-            )
-        else:
-            self._acknowledge()
-
-    def _acknowledge(self) -> None:
-        """ACKNOWLEDGE: the config space is allocated now that its size is known (P5.2)."""
-        length = max(1, self._header.config_length)
-        if self._config_memory is None or len(self._config_memory.view) < length:
-            self._config_memory = self._larger(self._config_memory, length)
-        self._config_stale = False
-        self._trace("ACKNOWLEDGE")
-        self._request(Message.ACKNOWLEDGE, length=self._header.config_length, address=self._config_memory.ioba)
-
-    def _larger(self, memory: DmaMemory | None, length: int) -> DmaMemory:
-        """Other memory instead of this, which stays what it is when there is not enough."""
-        larger = self._dma.allocate(length)
-        if memory is not None:
-            self._dma.release(memory)
-        return larger
-
-    def _take_config(self) -> None:
-        assert self._config_memory is not None
-        self.config_snapshot = bytes(self._config_memory.view[: self._header.config_length])
-
-    def _acknowledged(self, reply: dict[str, int]) -> None:
-        self._take_config()
-        self._trace("DRIVER")
-        self._request(Message.DRIVER)
-
-    def _driver_found(self, reply: dict[str, int]) -> None:
-        """finalize_features: what this end accepts goes into its own header block (P5.4)."""
-        assert self.revision is not None
-        codec = HEADERS[self.revision]
-        offered = self._header.device_features
-        wanted = self.driver.select_features(offered)
-        if self._indirect != "never":
-            wanted |= feature.INDIRECT_DESC
-        if self._event_idx:
-            wanted |= feature.EVENT_IDX
-        if self.revision:
-            wanted |= feature.VERSION_1 | feature.ACCESS_PLATFORM | feature.NOTIFICATION_DATA | feature.RING_RESET
-            wanted |= feature.SUSPEND
-        else:
-            wanted |= feature.ANY_LAYOUT
-        self._features = features = feature.choose(offered, wanted, self.driver.device_id)
-        if self.revision and not (features & feature.VERSION_1 and features & feature.ACCESS_PLATFORM):
-            self._fail("the device does not offer VERSION_1 and ACCESS_PLATFORM in revision 1", final=True)
-            return
-        at = codec.driver_features_offset
-        self._header_memory.view[at : at + codec.driver_features_size] = codec.pack_driver_features(features)
-        self._trace("FINALIZE_FEATURES")
-        if self.revision:
-            self._trace("FEATURES_OK")
-            self._request(Message.FEATURES_OK)
-        else:
-            self._find_vqs()
-
-    def _features_accepted(self, reply: dict[str, int]) -> None:
-        self._find_vqs()
-
-    def _byteorder(self) -> ByteOrder:
-        return "big" if self.revision == 0 and self._big_endian else "little"
-
-    def _find_vqs(self) -> None:
-        """FIND_VQS: allocate the rings, expose them by TCEs and say where they are (P5.5)."""
-        wanted = self.driver.queue_count(self._features, self.config_snapshot, self._byteorder())
-        count = max(1, min(wanted, self._header.queue_count))
-        size = self._header.queue_size if self.revision == 0 else min(self._header.queue_size, self._largest_queue)
-        for index in range(count):
-            self._queues.append(
-                CrqDriverQueue(
-                    index,
-                    size,
-                    self._dma,
-                    self.crq,
-                    self._number,
-                    big_endian=self._byteorder() == "big",
-                    event_idx=bool(self._features & feature.EVENT_IDX),
-                    indirect=self._indirect if self._features & feature.INDIRECT_DESC else "never",
-                )
-            )
-        address = self._block(b"".join(queue.addresses().pack() for queue in self._queues))
-        self._trace("FIND_VQS")
-        self._request(Message.FIND_VQS, count=count, length=count * QueueAddresses.SIZE, address=address)
-
-    def _block(self, content: bytes) -> int:
-        """Put something into the block for the server to read; returns its I/O address."""
-        if self._block_memory is None or len(self._block_memory.view) < len(content):
-            self._block_memory = self._larger(self._block_memory, len(content))
-        self._block_memory.view[: len(content)] = content
-        return self._block_memory.ioba
-
-    def _queues_found(self, reply: dict[str, int]) -> None:
-        """CHANNELS, if queues are to be carried by Sub-CRQs and the platform has some (P5.13)."""
-        wanted = len(self._queues) > 1 if self._use_channels is None else self._use_channels
-        self._opened = []
-        while wanted and self.revision and len(self._opened) < len(self._queues):
-            code, end = self._channels.open()
-            if code not in (ReturnCode.H_SUCCESS, ReturnCode.H_CLOSED):
-                break  # no Sub-CRQs on this platform, or no more: the other queues stay on the CRQ
-            self._opened.append(end)
-        if not self._opened:
-            self._driver_ok()
-            return
-        self._generation = (self._generation + 1) & 0xFFFF
-        entries = [ChannelEntry(queue, self._generation, 0, end.cookie) for queue, end in enumerate(self._opened)]
-        block = b"".join(entry.pack() for entry in entries)
-        self._trace("CHANNELS")
-        self._request(Message.CHANNELS, count=len(entries), length=len(block), address=self._block(block))
-
-    def _channels_opened(self, reply: dict[str, int]) -> None:
-        assert self._block_memory is not None
-        for queue, end in enumerate(self._opened):
-            at = queue * ChannelEntry.SIZE
-            entry = ChannelEntry.unpack(bytes(self._block_memory.view[at : at + ChannelEntry.SIZE]))
-            if entry.status == CARRIED:
-                end.partner = entry.server
-                self._channels.carry(queue, end, self._number, self._generation)
-                self._queues[queue].use(end, self._generation)
-            else:
-                end.free()
-        self._driver_ok()
-
-    def _channels_refused(self) -> None:
-        """The server has no Sub-CRQs, or none now: all queues stay on the CRQ."""
-        self._channels.close()
-        self._driver_ok()
-
-    def _driver_ok(self) -> None:
-        self._trace("DRIVER_OK")
-        self._request(Message.DRIVER_OK)
+        self._handshake.probe()
 
     def _live(self, reply: dict[str, int]) -> None:
-        self._session = ClientSession(self, self._features, self._byteorder(), self._queues)
+        self._session = ClientSession(self, self._handshake.features, self._handshake.byteorder, self._queues)
         self.sessions += 1
         self._enter(ClientState.RUNNING)
         self.driver.start(self._session)
-        if self._config_stale and self._session is not None:
+        if self._handshake.config_stale and self._session is not None:
             self._request(Message.CONFIG_READ)  # it changed after ACKNOWLEDGE
 
     # -- while it runs
@@ -521,7 +340,8 @@ class VirtioVio:
         """Write 1, 2 or 4 bytes of config (P5.8). Raises `LocalError` when there is no session."""
         if self._session is None:
             raise LocalError(f"adapter {self.node.location_code} has no session ({self.state.value})")
-        self.config_snapshot = self.config_snapshot[:offset] + data + self.config_snapshot[offset + len(data) :]
+        known = self._handshake.config
+        self._handshake.config = known[:offset] + data + known[offset + len(data) :]
         value = int.from_bytes(data.ljust(8, b"\0"), "big")
         self._request(Message.CONFIG_WRITE, offset=offset, length=len(data), data=value)
 
@@ -529,13 +349,13 @@ class VirtioVio:
         pass
 
     def _config_was_read(self, reply: dict[str, int]) -> None:
-        self._take_config()
+        self._handshake.take_config()
         if self._session is not None:
             self.driver.config_changed()
 
     def _config_event(self, event: dict[str, int]) -> None:
         if self.state is not ClientState.RUNNING:
-            self._config_stale = True
+            self._handshake.config_stale = True
             return
         if event["device_status"] & device_status.NEEDS_RESET:
             if self._count_failure("the device asked for a reset") > 1:
@@ -556,7 +376,7 @@ class VirtioVio:
         """Only now nothing of the old life is touched any more, so only now the driver gets its buffers back."""
         self._end_session()
         self._enter(ClientState.NEGOTIATING)
-        self._acknowledge()
+        self._handshake.acknowledge()
 
     def allocate(self, length: int, *, mapped: bool) -> Buffer:
         """See `DriverTransport.allocate`."""
@@ -610,7 +430,10 @@ class VirtioVio:
         code = reply["status"]
         if code == Status.OK:
             try:
-                _NEXT[kind](self, reply)
+                if kind in STEPS:
+                    STEPS[kind](self._handshake, reply)
+                else:
+                    _REPLIES[kind](self, reply)
             except PowervioError as error:
                 # no memory or window for what the device asks for, or a device that the driver cannot live with
                 self._fail(f"after {Message(kind).name}: {error}")
@@ -618,7 +441,7 @@ class VirtioVio:
                 _log.exception("adapter %s: the driver failed", self.node.location_code)
                 self._fail(f"after {Message(kind).name}: the driver failed: {error!r}")
         elif kind == Message.CHANNELS:
-            self._channels_refused()
+            self._handshake.channels_refused()
         elif kind == Message.CONFIG_WRITE:
             _log.warning("adapter %s: the device refused a config write", self.node.location_code)
         else:
@@ -646,15 +469,10 @@ class VirtioVio:
                 return  # a completion ended the session
 
 
-_NEXT: dict[int, Callable[[VirtioVio, dict[str, int]], None]] = {
-    Message.PROBE: VirtioVio._probed,
-    Message.ACKNOWLEDGE: VirtioVio._acknowledged,
-    Message.DRIVER: VirtioVio._driver_found,
-    Message.FEATURES_OK: VirtioVio._features_accepted,
-    Message.FIND_VQS: VirtioVio._queues_found,
-    Message.CHANNELS: VirtioVio._channels_opened,
+_REPLIES: dict[int, Callable[[VirtioVio, dict[str, int]], None]] = {
     Message.DRIVER_OK: VirtioVio._live,
     Message.CONFIG_WRITE: VirtioVio._config_written,
     Message.CONFIG_READ: VirtioVio._config_was_read,
     Message.RESET: VirtioVio._was_reset,
 }
+"""What follows the reply to each message, beside the handshake's `STEPS`."""
