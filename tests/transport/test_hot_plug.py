@@ -14,7 +14,7 @@ from pathlib import Path
 
 import pytest
 
-from powervio.devices.block import BlockDevice
+from powervio.devices.block import BlockDevice, BlockOptions
 from powervio.drivers.block import BlockDriver, BlockRequest
 from powervio.phyp.adapter import VioAdapter
 from powervio.phyp.ledger import Costs
@@ -61,7 +61,7 @@ class Rig:
     def plug(self, device: BlockDevice | None = None, *, settle: bool = True, slot: int | None = None) -> Plugged:
         pair = self.pair
         device = device or BlockDevice(self.image)
-        driver = BlockDriver(buffers=4, buffer_size=BLOCK)
+        driver = BlockDriver(max_queues=device.queue_count, buffers=4, buffer_size=BLOCK)
         server_adapter, client_adapter = pair.hypervisor.create_pair(
             pair.server_partition, pair.client_partition, client_slot=slot
         )
@@ -274,11 +274,13 @@ def test_orderly_end_tells_the_server_by_an_event_and_nothing_is_left(rig: Rig) 
     assert rig.free() == before
 
 
+@pytest.mark.parametrize("queues", [1, 3])
 @pytest.mark.parametrize("orderly", [True, False])
-def test_200_cycles_leave_no_page_behind(rig: Rig, orderly: bool) -> None:
+def test_200_cycles_leave_no_page_behind(rig: Rig, orderly: bool, queues: int) -> None:
     before = rig.free()
     for _ in range(200):
-        disk = rig.plug()
+        disk = rig.plug(BlockDevice(rig.image, BlockOptions(queues=queues)))
+        assert disk.client.channels == (queues if queues > 1 else 0)
         requests = rig.requests(disk, 4)
         if orderly:
             rig.pair.settle()

@@ -59,6 +59,7 @@ class SubCrqEnd:
         self._crq = crq
         self._on_element = on_element
         self._on_drained = on_drained
+        self._dma = dma
         self._memory = dma.allocate(length)
         self._slots = CrqSlots(self._memory.view, 32)
         self._interrupt = 0
@@ -95,6 +96,11 @@ class SubCrqEnd:
             if self._port.free_sub_crq(self._unit_address, self.cookie) <= 0:
                 return
             self._kernel.wait(0.01)
+
+    def release(self) -> None:
+        """Free, and give back the queue's memory; the end is not used afterwards."""
+        self.free()
+        self._dma.release(self._memory)
 
     def drain(self) -> None:
         """Take the elements out of the queue and hand them up."""

@@ -107,6 +107,12 @@ class Channels:
         for end in self._ends:
             end.free()
 
+    def release(self) -> None:
+        """Close, and give back the memory of all queues."""
+        self.close()
+        while self._ends:
+            self._ends.pop().release()
+
     def _element(self, end: SubCrqEnd, dws: Element) -> None:
         high, low = dws[0], dws[1]
         queue = (high >> 16) & 0xFFFF

@@ -166,6 +166,7 @@ class VirtioVio:
         self._retired = True
         self.driver.release(self.release)
         self._handshake.release()
+        self._channels.release()
         self.crq.release()
         self._dma.close()
 

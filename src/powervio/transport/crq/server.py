@@ -143,6 +143,7 @@ class VirtioCrq:
         self.stop()  # may raise while the hypervisor is busy with the CRQ; after unplugging it does not
         self._retired = True
         self.device.on_config_change = None
+        self._channels.release()
         self.crq.release()
         self._window.release()
         self._dma.close()
