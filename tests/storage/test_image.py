@@ -220,6 +220,14 @@ def test_random_operations_equal_a_bytearray(
 # Holes
 
 
+def test_opening_does_not_count_as_a_change(tmp_path: Path) -> None:
+    path = tmp_path / "disk.img"
+    path.write_bytes(bytes(4096))
+    os.utime(path, ns=(10**18, 10**18))
+    open_image(path).close()
+    assert path.stat().st_mtime_ns == 10**18
+
+
 def test_discard_gives_space_back(image: Image) -> None:
     write(image, 0, os.urandom(2 * MIB))
     image.flush()

@@ -2,7 +2,7 @@
 
     magic (16 bytes), version, length of the manifest, its CRC-32 (4 bytes each, big-endian)
     the manifest, MessagePack
-    for each piece of memory: address (8 bytes), length, CRC-32 (4 bytes each), then that many bytes
+    for each piece of memory: address (8 bytes), length, CRC-32 of address and data (4 bytes each), then the data
     the end: all ones, the number of pieces, 0
 
 It is written beside its place and renamed when it is complete and on disk. Whoever can read it can read the partition's
@@ -117,10 +117,14 @@ def _write(file: BinaryIO, manifest: Manifest, memory_fd: int) -> None:
             raise LocalError(f"the memory of {manifest.partition.name} ends at {address + len(data):#x}")
         if data.count(0) == length:
             continue
-        file.write(_PIECE.pack(address, length, zlib.crc32(data)))
+        file.write(_PIECE.pack(address, length, _check(address, data)))
         file.write(data)
         pieces += 1
     file.write(_PIECE.pack(_END, pieces, 0))
+
+
+def _check(address: int, data: bytes) -> int:
+    return zlib.crc32(data, zlib.crc32(address.to_bytes(8, "big")))
 
 
 def _used(fd: int, size: int) -> Iterator[tuple[int, int]]:
@@ -180,7 +184,7 @@ class SavedFile:
             if not 0 < length <= PIECE or address + length > len(memory):
                 raise self._damaged(f"a piece of {length} bytes at {address:#x}, in a memory of {len(memory)}")
             data = self._read(length)
-            if zlib.crc32(data) != check:
+            if _check(address, data) != check:
                 raise self._damaged(f"the memory at {address:#x} does not have the checksum that was written")
             memory[address : address + length] = data
             pieces += 1
