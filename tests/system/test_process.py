@@ -153,7 +153,7 @@ def test_signals_leave_no_folder_of_the_demo_or_the_bench(house: House, word: st
         process.send_signal(how)  # impatience changes nothing
         _, errors = process.communicate(timeout=30)
         assert b"Traceback" not in errors, errors.decode()
-        assert process.returncode in (128 + how, -how)
+        assert process.returncode in (128 + how, -how), (number, how, errors)
         assert list(tmp_path.iterdir()) == [], (number, how)
 
 

@@ -128,7 +128,7 @@ def _run(options: Options, arguments: Sequence[str] | None) -> int:
             raise
         for line in str(error).splitlines():
             _say(line)
-        return 1
+        return 128 + process.ended_by() if process.ended_by() else 1
     return status if isinstance(status, int) else 0
 
 

@@ -23,6 +23,7 @@ _OUTPUT_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO, errno.EBAD
 _SHOW_CURSOR = b"\x1b[?25h"
 
 _first: float | None = None
+_ended_by = 0
 
 
 def open_standard_files() -> None:
@@ -49,13 +50,19 @@ def end_on_signals() -> None:
 
 
 def _ended(number: int, frame: object) -> None:
-    global _first  # noqa: PLW0603 - there is one process
+    global _first, _ended_by  # noqa: PLW0603 - there is one process
     if _first is None:
         _first = time.monotonic()
+        _ended_by = number
         raise KeyboardInterrupt if number == signal.SIGINT else SystemExit(128 + number)
     if time.monotonic() - _first > PATIENCE:
         show_cursor()
         os._exit(128 + number)
+
+
+def ended_by() -> int:
+    """The signal that ends the command, 0 if none does: what fails from then on fails because of it."""
+    return _ended_by
 
 
 def let_go() -> None:
