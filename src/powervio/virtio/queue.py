@@ -13,7 +13,7 @@ from typing import Literal, TypeAlias
 
 from powervio.errors import RemoteError
 from powervio.memory.abstract import Payload
-from powervio.virtio.split_device import Chain, SplitDeviceRing
+from powervio.virtio.device_ring import Chain, DeviceRing
 
 ByteOrder: TypeAlias = Literal["little", "big"]
 """Of rings, config fields and device structures: little in virtio 1, the guest's own in legacy devices."""
@@ -56,7 +56,7 @@ class DeviceQueue:
     def __init__(
         self,
         index: int,
-        ring: SplitDeviceRing,
+        ring: DeviceRing,
         payload: Callable[[DeviceQueue, list[Segment]], Payload],
         notify: Callable[[int], None],
         broken: Callable[[int, RemoteError], None] | None = None,

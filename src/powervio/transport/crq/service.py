@@ -81,7 +81,7 @@ class QueueService:
     @property
     def in_hand(self) -> int:
         """Requests that were popped and are not told to the client as used."""
-        return sum(_in_hand(queue) for queue in self._queues.values())
+        return sum(queue.ring.in_hand for queue in self._queues.values())
 
     def start(self, session: DeviceSession) -> None:
         """Start the device on the queues that were added."""
@@ -171,7 +171,7 @@ class QueueService:
         Raises `LocalError` while a request is in the device's hands: then the two do not say everything.
         """
         for queue in self._queues.values():
-            count = _in_hand(queue)
+            count = queue.ring.in_hand
             if count:
                 raise LocalError(f"queue {queue.index} has {count} requests in the device's hands; suspend it first")
         return {index: (queue.ring.last_available, queue.ring.used_index) for index, queue in self._queues.items()}
@@ -184,13 +184,7 @@ class QueueService:
         queue = self._queues.get(index)
         if index in self._kicked and queue is not None:
             before = self._kicked[index]
-            if before is None or known is None:
-                known = None
-            else:
-                done = queue.ring.last_available
-                old, new = (before - done) & 0xFFFF, (known - done) & 0xFFFF
-                if new > queue.ring.size or (old <= queue.ring.size and old > new):
-                    known = before
+            known = None if before is None or known is None else max(before, known, key=queue.ring.ahead)
         self._kicked[index] = known
 
     def kick_all(self) -> None:
@@ -288,7 +282,3 @@ class QueueService:
         self.on_frozen = None
         self.kick_all()
         self._kernel.call_soon(self.serve)
-
-
-def _in_hand(queue: DeviceQueue) -> int:
-    return (queue.ring.last_available - queue.ring.published_index) & 0xFFFF
