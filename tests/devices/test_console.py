@@ -223,7 +223,7 @@ def test_emergency_write_over_crq_right_after_acknowledge() -> None:
             *encode(Message.CONFIG_WRITE, pair.client._number, offset=8, length=4, data=ord("!") << 56)
         )
 
-    pair.client._acknowledge = instead  # type: ignore[method-assign]
+    pair.client._handshake.acknowledge = instead  # type: ignore[method-assign]
     pair.start()
     assert device.ports[0].from_driver.take(9) == b"!"
     pair.close()
@@ -524,11 +524,11 @@ def test_idle_console_costs_nothing_and_has_nothing_in_hand() -> None:
 def test_suspended_device_says_nothing_until_resume() -> None:
     device, driver = ConsoleDevice(), ConsoleCore()
     pair = PartitionPair(device, driver).start()
-    pair.server._suspend({})
+    pair.server._configuration._suspend({})
     device.ports[0].to_driver.put(b"typed meanwhile")
     pair.settle()
     assert driver.ports[0].read(99) == b""
-    pair.server._resume({})
+    pair.server._configuration._resume({})
     pair.server._serve()
     pair.settle()
     assert driver.ports[0].read(99) == b"typed meanwhile"

@@ -17,7 +17,6 @@ from powervio.phyp.hypervisor import Hypervisor
 from powervio.phyp.policy import Policy
 from powervio.testing.echo import EchoDevice, EchoDriver
 from powervio.testing.pair import PartitionPair
-from powervio.transport.crq.client import _NEXT
 from powervio.transport.crq.parts import DeviceParts
 from powervio.transport.crq.protocol import (
     CARRIED,
@@ -164,7 +163,7 @@ def ready(prober: Prober, *queues: int) -> None:
 
 
 def channels(prober: Prober, *entries: ChannelEntry, **values: int) -> Status:
-    area = prober.client._header_memory
+    area = prober.client._handshake.header_memory
     block = b"".join(entry.pack() for entry in entries)
     area.view[128 : 128 + len(block)] = block
     values = {"count": len(entries), "length": len(block), "address": area.ioba + 128, **values}
@@ -176,7 +175,7 @@ def test_channels_writes_the_server_s_cookies_into_the_block() -> None:
     prober = Prober()
     ready(prober, 0, 1)
     assert channels(prober, ChannelEntry(0, 1, 0, 77), ChannelEntry(1, 1, 0, 77)) is Status.OK
-    view = prober.client._header_memory.view[128:192]
+    view = prober.client._handshake.header_memory.view[128:192]
     found = [ChannelEntry.unpack(bytes(view[at : at + 32])) for at in (0, 32)]
     cookie = next(iter(prober.pair.server_adapter.sub_crqs._by_cookie))
     assert found == [ChannelEntry(0, 1, CARRIED, 77, cookie), ChannelEntry(1, 1, CARRIED, 77, cookie)]
@@ -269,13 +268,12 @@ def test_used_that_is_wrong_is_dropped_by_the_client() -> None:
     pair.close()
 
 
-def test_late_kick_after_queue_reset_is_void(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_late_kick_after_queue_reset_is_void() -> None:
     """P5.17: the generation changes with QUEUE_RESET, although session and cookie stay."""
     pair = pair_of().start()
     cookie = server_channel(pair)
-    pair.client._awaited.append(Message.QUEUE_RESET)
-    monkeypatch.setitem(_NEXT, Message.QUEUE_RESET, lambda client, reply: None)
-    pair.client.crq.post(*encode(Message.QUEUE_RESET, pair.client._number, queue=0))
+    assert isinstance(pair.driver, EchoDriver)
+    pair.driver.reset_queue(0)
     pair.settle()
     assert pair.server._channels.generation(0) == 2
     assert kick(pair, cookie, queue=0, index=3, generation=1) == ReturnCode.H_SUCCESS

@@ -106,8 +106,8 @@ def test_every_rdma_write_of_the_server_is_followed_by_a_message() -> None:
 def test_header_of_revision_1_is_48_bytes_and_carries_both_feature_words() -> None:
     """P3.2, P4.3, P5.4: the driver's choice stands in the block before FEATURES_OK."""
     pair, wire, _, _ = traced()
-    header = HeaderR1.unpack(bytes(pair.client._header_memory.view[:48]))
-    assert ("server", "write_rdma", (48, pair.client._header_memory.ioba)) in wire.log
+    header = HeaderR1.unpack(bytes(pair.client._handshake.header_memory.view[:48]))
+    assert ("server", "write_rdma", (48, pair.client._handshake.header_memory.ioba)) in wire.log
     always = feature.VERSION_1 | feature.ACCESS_PLATFORM
     assert header.device_features & always == header.driver_features & always == always
     never = feature.SR_IOV | feature.NOTIF_CONFIG_DATA | feature.ADMIN_VQ | feature.SOCKET_ONLY
@@ -117,7 +117,7 @@ def test_header_of_revision_1_is_48_bytes_and_carries_both_feature_words() -> No
 def test_offer_of_revision_0_has_32_bits_and_never_bit_30() -> None:
     """P4.2."""
     pair, _, _, _ = traced(revision=0)
-    offered = pair.client._header.device_features
+    offered = pair.client.header.device_features
     assert offered >> 32 == 0
     assert not offered & feature.SOCKET_ONLY
     assert offered & feature.ANY_LAYOUT
@@ -171,12 +171,12 @@ def test_header_and_rings_stay_mapped_while_the_session_lasts() -> None:
         driver.send(b"data")
         pair.settle()
     port, liobn = pair.client_partition.port, pair.client.node.windows[0].liobn
-    areas = [pair.client._header_memory.ioba]
+    areas = [pair.client._handshake.header_memory.ioba]
     areas += [
         address for queue in pair.client._queues for address in (queue.addresses().descriptors, queue.addresses().used)
     ]
-    assert pair.client._config_memory is not None
-    for ioba in [*areas, pair.client._config_memory.ioba]:
+    assert pair.client._handshake.config_memory is not None
+    for ioba in [*areas, pair.client._handshake.config_memory.ioba]:
         assert port.get_tce(liobn, ioba)[1] & TCE_ACCESS == TCE_ACCESS
 
 
@@ -251,7 +251,8 @@ def test_kick_that_is_kept_back_stays_behind_the_config_write_before_it() -> Non
     slots = 0
     while port.send_crq(unit, foreign, 0) == 0:
         slots += 1
-    pair.client.write_config(4, (1234).to_bytes(4, "little"))
+    assert driver.transport is not None
+    driver.transport.write_config(4, (1234).to_bytes(4, "little"))
     driver.send(b"hello")
     while pair.server_kernel.poll():
         pass

@@ -176,9 +176,9 @@ def test_queue_that_was_set_up_again_is_not_touched_by_requests_of_the_one_befor
     pair = start(EchoDevice())
     request = hold_one(pair)
     queue = pair.client._queues[0]
-    assert pair.client._block_memory is not None
+    assert pair.client._handshake.block_memory is not None
     tell(pair, Message.QUEUE_RESET, queue=0)
-    tell(pair, Message.FIND_VQS, count=1, length=32, address=pair.client._block_memory.ioba)
+    tell(pair, Message.FIND_VQS, count=1, length=32, address=pair.client._handshake.block_memory.ioba)
     assert list(pair.server._service.queues) == [0]
     before = bytes(queue.memory.used)
     request.complete(4)

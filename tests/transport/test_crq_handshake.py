@@ -161,13 +161,13 @@ def test_driver_for_another_device_type_gives_up_and_says_why() -> None:
 def test_driver_that_accepts_more_than_is_offered_is_refused() -> None:
     """P4.4. The client end never does this by itself, so its choice is changed behind its back."""
     pair = PartitionPair(EchoDevice(), EchoDriver())
-    original = pair.server._fetch_features
+    original = pair.server._configuration._fetch_features
 
     def tampered() -> None:
-        pair.client._header_memory.view[32:48] = (0xFF).to_bytes(16, "big")
+        pair.client._handshake.header_memory.view[32:48] = (0xFF).to_bytes(16, "big")
         original()
 
-    pair.server._fetch_features = tampered  # type: ignore[method-assign]
+    pair.server._configuration._fetch_features = tampered  # type: ignore[method-assign]
     pair.start()
     assert pair.client.state is ClientState.FAILED
     assert "FEATURES_OK with BAD_FEATURES" in pair.client.failure

@@ -347,7 +347,7 @@ def test_flood_of_config_changed_is_answered_by_one_config_read(serve: Serve) ->
             server.config_changed()
         server.pair.settle()
     assert server.heard.count(Message.CONFIG_READ) == 1
-    assert list(server.client._awaited) == [Message.CONFIG_READ]
+    assert list(server.client._replies.awaited) == [Message.CONFIG_READ]
 
 
 @pytest.mark.parametrize("kind", [Message.USED, Message.CONFIG_CHANGED, Message.PROBE | REPLY, Message.RESET | REPLY])
@@ -405,7 +405,7 @@ def test_client_that_gave_up_tries_a_server_that_starts_anew() -> None:
     pair = PartitionPair(device, EchoDriver()).start()
     assert pair.client.state.value == "failed"
     pair.server.device = EchoDevice()
-    pair.server._service._device = pair.server.device
+    pair.server._service._device = pair.server._configuration._device = pair.server.device
     pair.server.reset()
     pair.settle()
     assert pair.client.state.value == "running"
@@ -456,7 +456,7 @@ def test_request_that_waits_for_room_at_the_end_of_a_session_does_not_hinder_it(
     """A ring of one entry holds no request of two segments; at the end the driver tries to place it once more."""
     driver = EchoDriver()
     server = serve(driver, echo(queue_size=1), bytes(8)).start()
-    server.client._indirect = "never"
+    server.client._handshake._indirect = "never"
     driver._pending.append((b"x", 0))
     server.crq.close()
     server.pair.settle()
@@ -653,14 +653,14 @@ def test_config_that_changes_during_the_handshake_reaches_the_driver() -> None:
     """CONFIG_CHANGED between ACKNOWLEDGE and DRIVER_OK is ignored: the driver keeps the old capacity."""
     device, driver = EchoDevice(), EchoDriver()
     pair = PartitionPair(device, driver)
-    fetch = pair.server._fetch_features
+    fetch = pair.server._configuration._fetch_features
 
     def change() -> None:
         fetch()
         device.counter = 99
         device.config_changed()
 
-    pair.server._fetch_features = change  # type: ignore[method-assign]
+    pair.server._configuration._fetch_features = change  # type: ignore[method-assign]
     pair.start()
     assert driver.transport is not None
     assert driver.transport.config()[:4] == (99).to_bytes(4, "little")

@@ -144,20 +144,20 @@ class Prober:
         return Status(self.ask(kind, session, **values)["status"])
 
     def probe(self, revision: int = 1, **values: int) -> Status:
-        block = {"length": 512, "address": self.client._header_memory.ioba, **values}
+        block = {"length": 512, "address": self.client._handshake.header_memory.ioba, **values}
         return self.status(Message.PROBE, 5 if revision else 0, revision=revision, **block)
 
     def until_features(self) -> None:
         """A good session up to and with FEATURES_OK."""
         assert self.probe() is Status.OK
-        area = self.client._header_memory
+        area = self.client._handshake.header_memory
         assert self.status(Message.ACKNOWLEDGE, length=8, address=area.ioba + 256) is Status.OK
         assert self.status(Message.DRIVER) is Status.OK
         area.view[32:48] = ((1 << 32) | (1 << 33) | (1 << 40) | (1 << 43)).to_bytes(16, "big")
         assert self.status(Message.FEATURES_OK) is Status.OK
 
     def find_vqs(self, *entries: QueueAddresses, **values: int) -> Status:
-        area = self.client._header_memory
+        area = self.client._handshake.header_memory
         block = b"".join(entry.pack() for entry in entries)
         area.view[128 : 128 + len(block)] = block
         values = {"count": len(entries), "length": len(block), "address": area.ioba + 128, **values}
@@ -306,7 +306,7 @@ def test_suspend_stops_service_and_resume_looks_at_every_queue() -> None:
     pair.client._request(Message.SUSPEND)
     _accept_replies(pair)
     pair.settle()
-    assert pair.server._current().status.status == 1 | 2 | 8 | 16
+    assert pair.server._configuration.current().status.status == 1 | 2 | 8 | 16
     driver.send(b"while asleep")
     pair.settle()
     assert driver.answers == []
@@ -344,7 +344,7 @@ def test_suspend_that_waits_is_given_up_when_another_message_comes() -> None:
     driver.send(b"one")
     pair.settle()
     pair.client._request(Message.SUSPEND)
-    pair.client._request(Message.CONFIG_READ)
+    pair.client.crq.post(*encode(Message.CONFIG_READ, pair.client._number))  # the client end itself would wait
     pair.settle()
     assert replies == [(Message.SUSPEND, Status.BAD_STATE)]
     device.hold = False
@@ -383,18 +383,18 @@ def test_device_with_more_queues_than_revision_0_can_say_shows_255() -> None:
     """P3.1: num_vqs is one byte."""
     driver = EchoDriver(queue_count=2)
     pair = PartitionPair(EchoDevice(queue_count=300, queue_size=8), driver, revision=0).start()
-    assert pair.client._header.queue_count == 255
+    assert pair.client.header.queue_count == 255
     driver.send(b"x", queue=1)
     pair.settle()
     assert driver.answers == [(b"x", b"x")]
 
 
 def _accept_replies(pair: PartitionPair) -> list[tuple[int, int]]:
-    """The client end sends SUSPEND for nobody yet: its replies have no step that follows. They are collected."""
+    """Messages that are sent past `VirtioVio.suspend` have replies that nobody waits for. They are collected."""
     original = pair.client._answered
     replies: list[tuple[int, int]] = []
 
-    def answered(kind: int, reply: dict[str, int]) -> None:
+    def answered(kind: Message, reply: dict[str, int]) -> None:
         if kind in (Message.SUSPEND, Message.RESUME):
             replies.append((kind, reply["status"]))
         else:

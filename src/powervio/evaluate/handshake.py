@@ -13,7 +13,8 @@ from dataclasses import dataclass
 
 from powervio.phyp.ledger import Costs
 from powervio.transport.crq.client import VirtioVio
-from powervio.transport.crq.server import ServerSession, VirtioCrq
+from powervio.transport.crq.server import VirtioCrq
+from powervio.transport.crq.server_session import ServerSession
 from powervio.virtio import features, ids
 
 RDMA_CALLS = ("H_COPY_RDMA", "H_READ_RDMA", "H_WRITE_RDMA")

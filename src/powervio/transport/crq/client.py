@@ -1,51 +1,41 @@
 """The driver's end of virtio over CRQ (virtio_vio): one `VirtioVio` brings one driver to one client adapter.
 
-It walks the configuration handshake of the slides step by step, each step begun by the reply to the one before, sets
-up the queues, and starts the driver. When the connection or the server goes away it stops the driver, waits for the
-server, and walks again; requests that were in flight are the driver's to submit anew.
+It walks the configuration handshake (`handshake`), which sets up the queues, and starts the driver. When the connection
+or the server goes away it stops the driver, waits for the server, and walks again; requests that were in flight are the
+driver's to submit anew.
 """
 
 from __future__ import annotations
 
 import logging
-from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from enum import Enum
 
-from powervio.errors import LocalError, PowervioError, RemoteError, Verdict
-from powervio.papr.codes import ReturnCode
+from powervio.errors import PowervioError, RemoteError
 from powervio.papr.nodes import VdeviceNode
 from powervio.transport.crq.channels import Channels
+from powervio.transport.crq.client_session import ClientSession, DriverMemory
 from powervio.transport.crq.driver_queue import CrqDriverQueue, IndirectPolicy
+from powervio.transport.crq.handshake import STEPS, Handshake
 from powervio.transport.crq.protocol import (
-    CARRIED,
-    FLAG_BIG_ENDIAN,
-    HEADERS,
     HIGHEST_REVISION,
     REPLY,
-    ChannelEntry,
     DeviceHeader,
     Message,
-    QueueAddresses,
     Status,
     decode,
-    encode,
 )
+from powervio.transport.crq.quiescence import Quiescence
+from powervio.transport.crq.replies import AwaitedReplies
 from powervio.vio.crq import CrqEnd, CrqState
-from powervio.vio.dma import DmaMemory, DmaSpace
+from powervio.vio.dma import DmaSpace
 from powervio.vio.kernel import PartitionKernel, Timer
-from powervio.vio.subcrq import SubCrqEnd
-from powervio.virtio import features as feature
 from powervio.virtio import status as device_status
 from powervio.virtio.driver import Driver
-from powervio.virtio.queue import Buffer, ByteOrder, DriverTransport
+from powervio.virtio.queue import Buffer
 
 _log = logging.getLogger(__name__)
 
-_HEADER_AREA = 512
-"""Bytes mapped for the header block, enough for every revision."""
-_REPLY_LIMIT = 10.0
-"""Seconds for the server to answer a configuration message."""
 _QUIET = 5.0
 """Seconds without trouble after which earlier failures are forgotten."""
 _FAILURE_LIMIT = 8
@@ -59,37 +49,13 @@ class ClientState(Enum):
     """For the server, or for the end of a pause after a failure."""
     NEGOTIATING = "negotiating"
     RUNNING = "running"
+    SUSPENDED = "suspended"
+    """The driver is started, and its device is quiet until `resume`."""
     RESETTING = "resetting"
     FAILED = "failed"
     """Negotiation cannot succeed; a server that starts anew gets another try."""
     GONE = "gone"
     """The adapter was unplugged; nothing brings it back."""
-
-
-class ClientSession(DriverTransport):
-    """See `DriverTransport`: what the driver has between DRIVER_OK and the end of the session."""
-
-    def __init__(self, client: VirtioVio, features: int, byteorder: ByteOrder, queues: list[CrqDriverQueue]) -> None:
-        self._client = client
-        self.features = features
-        self.byteorder = byteorder
-        self.queues = queues
-
-    def config(self) -> bytes:
-        """See `DriverTransport`: what the server wrote last, between one of our requests and its reply (P5.7)."""
-        return self._client.config_snapshot
-
-    def write_config(self, offset: int, data: bytes) -> None:
-        """See `DriverTransport`."""
-        self._client.write_config(offset, data)
-
-    def allocate(self, length: int, *, mapped: bool = False) -> Buffer:
-        """See `DriverTransport`."""
-        return self._client.allocate(length, mapped=mapped)
-
-    def release(self, buffer: Buffer) -> None:
-        """See `DriverTransport`."""
-        self._client.release(buffer)
 
 
 class VirtioVio:
@@ -122,36 +88,16 @@ class VirtioVio:
         self.state = ClientState.CLOSED
         self.failure = ""
         """Why the last session could not be made or ended, in words."""
-        self.revision: int | None = None
-        """What was settled with the server; None while there is none."""
         self.rejected = 0
         """Messages of the server that made no sense."""
         self.sessions = 0
         """Sessions that came to DRIVER_OK."""
-        self.config_snapshot = b""
         self._retired = False
         self.on_state: Callable[[ClientState], None] | None = None
         self._kernel = kernel
-        self._proposal = revision
-        self._big_endian = big_endian and revision == 0
-        self._indirect = indirect
-        self._event_idx = event_idx
-        self._largest_queue = largest_queue
-        self._use_channels = channels
-        self._generation = 0
-        self._trace = trace or (lambda step: None)
         self._dma = DmaSpace(kernel.port, kernel.pages, node.windows[0])
-        self._header_memory: DmaMemory = self._dma.allocate(_HEADER_AREA)
-        self._config_memory: DmaMemory | None = None
-        self._block_memory: DmaMemory | None = None
-        self._header = DeviceHeader()
-        self._number = 0
+        self._memory = DriverMemory(kernel.pages, self._dma)
         self._session: ClientSession | None = None
-        self._queues: list[CrqDriverQueue] = []
-        self._features = 0
-        self._config_stale = False
-        self._awaited: deque[int] = deque()
-        self._watchdog: Timer | None = None
         self._pause: Timer | None = None
         self._failures = 0
         self._last_failure = 0.0
@@ -160,11 +106,12 @@ class VirtioVio:
             node,
             self._dma,
             on_message=self._message,
-            on_open=self._probe,
+            on_open=self._negotiate,
             on_lost=self._lost,
             on_gone=self._gone,
             on_drained=self._completed,
         )
+        self._replies = AwaitedReplies(kernel, self.crq, self._fail)
         self._used: set[int] = set()
         self._channels = Channels(
             kernel,
@@ -175,7 +122,28 @@ class VirtioVio:
             on_hint=lambda queue, index: self._used.add(queue),
             on_drained=self._completed,
         )
-        self._opened: list[SubCrqEnd] = []
+        self._handshake = Handshake(
+            driver,
+            self._dma,
+            self.crq,
+            self._channels,
+            revision=revision,
+            big_endian=big_endian,
+            indirect=indirect,
+            event_idx=event_idx,
+            largest_queue=largest_queue,
+            use_channels=channels,
+            request=self._request,
+            fail=self._fail,
+            trace=trace or (lambda step: None),
+        )
+        self._quiescence = Quiescence(
+            self._handshake,
+            self._channels,
+            request=self._request,
+            look=self._look,
+            on_change=lambda suspended: self._enter(ClientState.SUSPENDED if suspended else ClientState.RUNNING),
+        )
 
     # -- life
 
@@ -191,6 +159,7 @@ class VirtioVio:
         """End the session and close the CRQ; the driver is stopped, its requests stay its own."""
         self._kernel.unwatch_tree(self._tree_changed)
         self._close()
+        self._quiescence.abandon("the adapter was stopped")
         if self.state is not ClientState.GONE:
             self._enter(ClientState.CLOSED)
 
@@ -203,10 +172,8 @@ class VirtioVio:
             return
         self.stop()  # may raise while the hypervisor is busy with the CRQ; after unplugging it does not
         self._retired = True
-        self.driver.release(self.release)
-        for memory in (self._header_memory, self._config_memory, self._block_memory):
-            if memory is not None:
-                self._dma.release(memory)
+        self.driver.release(self._memory.release)
+        self._handshake.release()
         self.crq.release()
         self._dma.close()
 
@@ -217,10 +184,11 @@ class VirtioVio:
         self.failure = "the adapter was unplugged"
         _log.info("adapter %s: %s", self.node.location_code, self.failure)
         self._kernel.unwatch_tree(self._tree_changed)
-        self._cancel_timers()
+        self._cancel_pause()
         self.crq.abandon()
         self.driver.removed(self.failure)
         self._end_session()
+        self._quiescence.abandon(self.failure)
         self._enter(ClientState.GONE)
 
     def reset(self) -> None:
@@ -232,14 +200,14 @@ class VirtioVio:
         self.crq.register()
 
     def _close(self) -> None:
-        self._cancel_timers()
+        self._cancel_pause()
         self.crq.close()
         self._end_session()  # no-op when the connection was open: then its loss did it
 
     @property
     def running(self) -> bool:
         """Whether the driver is started."""
-        return self.state is ClientState.RUNNING
+        return self.state in (ClientState.RUNNING, ClientState.SUSPENDED)
 
     @property
     def channels(self) -> int:
@@ -247,9 +215,27 @@ class VirtioVio:
         return len(self._channels)
 
     @property
+    def revision(self) -> int | None:
+        """What was settled with the server; None while there is none."""
+        return self._handshake.revision
+
+    @property
     def header(self) -> DeviceHeader:
         """What the server last said of its device."""
-        return self._header
+        return self._handshake.header
+
+    @property
+    def config_snapshot(self) -> bytes:
+        """The device's config space, as far as this end knows it."""
+        return self._handshake.config
+
+    @property
+    def _number(self) -> int:
+        return self._handshake.number
+
+    @property
+    def _queues(self) -> list[CrqDriverQueue]:
+        return self._handshake.queues
 
     def _enter(self, state: ClientState) -> None:
         if state is not self.state:
@@ -257,15 +243,14 @@ class VirtioVio:
             if self.on_state is not None:
                 self.on_state(state)
 
-    def _cancel_timers(self) -> None:
-        for timer in (self._watchdog, self._pause):
-            if timer is not None:
-                timer.cancel()
-        self._watchdog = self._pause = None
+    def _cancel_pause(self) -> None:
+        if self._pause is not None:
+            self._pause.cancel()
+            self._pause = None
 
     def _lost(self) -> None:
         """The connection is gone. What the device completed before is still completed, then the driver is stopped."""
-        self._cancel_timers()
+        self._cancel_pause()
         self._end_session()
         if self.state is not ClientState.CLOSED:
             self._enter(ClientState.WAITING)
@@ -276,10 +261,14 @@ class VirtioVio:
             self._enter(ClientState.WAITING)
 
     def _end_session(self) -> None:
-        self._awaited.clear()
+        self._replies.forget()
+        self._quiescence.end()
         self._used.clear()
         session, self._session = self._session, None
-        queues, self._queues = self._queues, []
+        self._memory.may_map = False
+        if session is not None:
+            session.live = False
+        queues, self._handshake.queues = self._handshake.queues, []
         for queue in queues:
             queue.ending = True
         try:
@@ -328,227 +317,71 @@ class VirtioVio:
         _log.warning("adapter %s: %s", self.node.location_code, reason)
         return self._failures
 
-    # -- the handshake: each step is begun by the reply to the one before
+    # -- requests to the server
 
     def _request(self, kind: Message, **values: int) -> None:
-        self._awaited.append(kind)
-        self.crq.post(*encode(kind, self._number, **values))
-        if self._watchdog is None:
-            self._watchdog = self._kernel.call_later(_REPLY_LIMIT, self._overdue)
+        self._replies.send(kind, self._number, **values)
 
-    def _overdue(self) -> None:
-        self._watchdog = None
-        if self._awaited:
-            waiting = Message(self._awaited[0]).name
-            self._fail(f"the server did not answer {waiting} within {_REPLY_LIMIT:.0f} s")
-
-    def _probe(self) -> None:
-        """PROBE: where the header block is to be written, and what this end can do (P5.1)."""
+    def _negotiate(self) -> None:
+        """The connection is open."""
         if self.state is ClientState.FAILED:
             return  # the same server would give the same answers
         self._enter(ClientState.NEGOTIATING)
-        self.revision = None
-        self._number = self._number % 0xFFFF + 1 if self._proposal else 0
-        self._header_memory.view[:] = bytes(_HEADER_AREA)
-        self._trace("PROBE")
-        self._request(
-            Message.PROBE,
-            revision=self._proposal,
-            flags=FLAG_BIG_ENDIAN if self._big_endian else 0,
-            length=_HEADER_AREA,
-            address=self._header_memory.ioba,
-        )
-
-    def _probed(self, reply: dict[str, int]) -> None:
-        revision = reply["value"]
-        if revision > self._proposal or revision not in HEADERS:
-            self._fail(f"the server settled revision {revision}; {self._proposal} is the highest here", final=True)
-            return
-        self.revision = revision
-        if revision == 0:
-            self._number = 0
-        codec = HEADERS[revision]
-        self._header = header = codec.unpack(bytes(self._header_memory.view[: codec.size]))
-        if header.device_type != self.driver.device_id:
-            self._fail(f"the device is of type {header.device_type}; expected {self.driver.device_id}", final=True)
-        elif not header.queue_count or not header.queue_size or header.queue_size & (header.queue_size - 1):
-            self._fail(
-                f"the device has {header.queue_count} queues of {header.queue_size} entries; expected a power of two",
-                final=True,
-            )
-        else:
-            self._acknowledge()
-
-    def _acknowledge(self) -> None:
-        """ACKNOWLEDGE: the config space is allocated now that its size is known (P5.2)."""
-        length = max(1, self._header.config_length)
-        if self._config_memory is None or len(self._config_memory.view) < length:
-            self._config_memory = self._larger(self._config_memory, length)
-        self._config_stale = False
-        self._trace("ACKNOWLEDGE")
-        self._request(Message.ACKNOWLEDGE, length=self._header.config_length, address=self._config_memory.ioba)
-
-    def _larger(self, memory: DmaMemory | None, length: int) -> DmaMemory:
-        """Other memory instead of this, which stays what it is when there is not enough."""
-        larger = self._dma.allocate(length)
-        if memory is not None:
-            self._dma.release(memory)
-        return larger
-
-    def _take_config(self) -> None:
-        assert self._config_memory is not None
-        self.config_snapshot = bytes(self._config_memory.view[: self._header.config_length])
-
-    def _acknowledged(self, reply: dict[str, int]) -> None:
-        self._take_config()
-        self._trace("DRIVER")
-        self._request(Message.DRIVER)
-
-    def _driver_found(self, reply: dict[str, int]) -> None:
-        """finalize_features: what this end accepts goes into its own header block (P5.4)."""
-        assert self.revision is not None
-        codec = HEADERS[self.revision]
-        offered = self._header.device_features
-        wanted = self.driver.select_features(offered)
-        if self._indirect != "never":
-            wanted |= feature.INDIRECT_DESC
-        if self._event_idx:
-            wanted |= feature.EVENT_IDX
-        if self.revision:
-            wanted |= feature.VERSION_1 | feature.ACCESS_PLATFORM | feature.NOTIFICATION_DATA | feature.RING_RESET
-            wanted |= feature.SUSPEND
-        else:
-            wanted |= feature.ANY_LAYOUT
-        self._features = features = feature.choose(offered, wanted, self.driver.device_id)
-        if self.revision and not (features & feature.VERSION_1 and features & feature.ACCESS_PLATFORM):
-            self._fail("the device does not offer VERSION_1 and ACCESS_PLATFORM in revision 1", final=True)
-            return
-        at = codec.driver_features_offset
-        self._header_memory.view[at : at + codec.driver_features_size] = codec.pack_driver_features(features)
-        self._trace("FINALIZE_FEATURES")
-        if self.revision:
-            self._trace("FEATURES_OK")
-            self._request(Message.FEATURES_OK)
-        else:
-            self._find_vqs()
-
-    def _features_accepted(self, reply: dict[str, int]) -> None:
-        self._find_vqs()
-
-    def _byteorder(self) -> ByteOrder:
-        return "big" if self.revision == 0 and self._big_endian else "little"
-
-    def _find_vqs(self) -> None:
-        """FIND_VQS: allocate the rings, expose them by TCEs and say where they are (P5.5)."""
-        wanted = self.driver.queue_count(self._features, self.config_snapshot, self._byteorder())
-        count = max(1, min(wanted, self._header.queue_count))
-        size = self._header.queue_size if self.revision == 0 else min(self._header.queue_size, self._largest_queue)
-        for index in range(count):
-            self._queues.append(
-                CrqDriverQueue(
-                    index,
-                    size,
-                    self._dma,
-                    self.crq,
-                    self._number,
-                    big_endian=self._byteorder() == "big",
-                    event_idx=bool(self._features & feature.EVENT_IDX),
-                    indirect=self._indirect if self._features & feature.INDIRECT_DESC else "never",
-                )
-            )
-        address = self._block(b"".join(queue.addresses().pack() for queue in self._queues))
-        self._trace("FIND_VQS")
-        self._request(Message.FIND_VQS, count=count, length=count * QueueAddresses.SIZE, address=address)
-
-    def _block(self, content: bytes) -> int:
-        """Put something into the block for the server to read; returns its I/O address."""
-        if self._block_memory is None or len(self._block_memory.view) < len(content):
-            self._block_memory = self._larger(self._block_memory, len(content))
-        self._block_memory.view[: len(content)] = content
-        return self._block_memory.ioba
-
-    def _queues_found(self, reply: dict[str, int]) -> None:
-        """CHANNELS, if queues are to be carried by Sub-CRQs and the platform has some (P5.13)."""
-        wanted = len(self._queues) > 1 if self._use_channels is None else self._use_channels
-        self._opened = []
-        while wanted and self.revision and len(self._opened) < len(self._queues):
-            code, end = self._channels.open()
-            if code not in (ReturnCode.H_SUCCESS, ReturnCode.H_CLOSED):
-                break  # no Sub-CRQs on this platform, or no more: the other queues stay on the CRQ
-            self._opened.append(end)
-        if not self._opened:
-            self._driver_ok()
-            return
-        self._generation = (self._generation + 1) & 0xFFFF
-        entries = [ChannelEntry(queue, self._generation, 0, end.cookie) for queue, end in enumerate(self._opened)]
-        block = b"".join(entry.pack() for entry in entries)
-        self._trace("CHANNELS")
-        self._request(Message.CHANNELS, count=len(entries), length=len(block), address=self._block(block))
-
-    def _channels_opened(self, reply: dict[str, int]) -> None:
-        assert self._block_memory is not None
-        for queue, end in enumerate(self._opened):
-            at = queue * ChannelEntry.SIZE
-            entry = ChannelEntry.unpack(bytes(self._block_memory.view[at : at + ChannelEntry.SIZE]))
-            if entry.status == CARRIED:
-                end.partner = entry.server
-                self._channels.carry(queue, end, self._number, self._generation)
-                self._queues[queue].use(end, self._generation)
-            else:
-                end.free()
-        self._driver_ok()
-
-    def _channels_refused(self) -> None:
-        """The server has no Sub-CRQs, or none now: all queues stay on the CRQ."""
-        self._channels.close()
-        self._driver_ok()
-
-    def _driver_ok(self) -> None:
-        self._trace("DRIVER_OK")
-        self._request(Message.DRIVER_OK)
+        self._handshake.probe()
 
     def _live(self, reply: dict[str, int]) -> None:
-        self._session = ClientSession(self, self._features, self._byteorder(), self._queues)
+        self._session = ClientSession(self._handshake, self._quiescence, self._memory, self._request)
+        self._memory.may_map = True
         self.sessions += 1
         self._enter(ClientState.RUNNING)
+        self._quiescence.begin()
         self.driver.start(self._session)
-        if self._config_stale and self._session is not None:
+        if self._handshake.config_stale and self._session is not None:
             self._request(Message.CONFIG_READ)  # it changed after ACKNOWLEDGE
+        self._quiescence.proceed()
 
     # -- while it runs
 
-    def write_config(self, offset: int, data: bytes) -> None:
-        """Write 1, 2 or 4 bytes of config (P5.8). Raises `LocalError` when there is no session."""
-        if self._session is None:
-            raise LocalError(f"adapter {self.node.location_code} has no session ({self.state.value})")
-        self.config_snapshot = self.config_snapshot[:offset] + data + self.config_snapshot[offset + len(data) :]
-        value = int.from_bytes(data.ljust(8, b"\0"), "big")
-        self._request(Message.CONFIG_WRITE, offset=offset, length=len(data), data=value)
+    def suspend(self, done: Callable[[PowervioError | None], None]) -> None:
+        """Have the device finish what it has in hand and then be quiet, until `resume` (P5.12).
+
+        What the driver adds meanwhile waits in its queues. A new server is suspended too, before it gets a request.
+        `done` is called once, at the latest when the adapter is stopped: with None when the device is suspended, or
+        with why it will not be; then it goes on.
+
+        Raises `LocalError` when there is no session, SUSPEND was not negotiated, or it is suspended already.
+        """
+        self._quiescence.suspend(done)
+
+    def resume(self) -> None:
+        """Take `suspend` back; harmless when nothing is suspended. `on_state` tells when the device runs again."""
+        self._quiescence.resume()
 
     def _config_written(self, reply: dict[str, int]) -> None:
         pass
 
     def _config_was_read(self, reply: dict[str, int]) -> None:
-        self._take_config()
+        self._handshake.take_config()
         if self._session is not None:
             self.driver.config_changed()
 
     def _config_event(self, event: dict[str, int]) -> None:
-        if self.state is not ClientState.RUNNING:
-            self._config_stale = True
+        if not self.running:
+            self._handshake.config_stale = True
             return
         if event["device_status"] & device_status.NEEDS_RESET:
             if self._count_failure("the device asked for a reset") > 1:
                 self._leave(final=False)  # again: not at once, and not for ever
             else:
                 self.device_reset()
-        elif Message.CONFIG_READ not in self._awaited:
+        elif Message.CONFIG_READ not in self._replies:
             # a read that is under way is answered after this event, so it brings what the event tells of
             self._request(Message.CONFIG_READ)
 
     def device_reset(self) -> None:
         """Reset the device inside the session and negotiate again from ACKNOWLEDGE on (P5.9)."""
-        if self.state is ClientState.RUNNING:
+        if self.running:
+            self._quiescence.end()
             self._enter(ClientState.RESETTING)
             self._request(Message.RESET)
 
@@ -556,25 +389,15 @@ class VirtioVio:
         """Only now nothing of the old life is touched any more, so only now the driver gets its buffers back."""
         self._end_session()
         self._enter(ClientState.NEGOTIATING)
-        self._acknowledge()
+        self._handshake.acknowledge()
 
     def allocate(self, length: int, *, mapped: bool) -> Buffer:
         """See `DriverTransport.allocate`."""
-        if mapped:
-            if self._session is None:
-                # nothing is mapped for a server that has lost its connection (P1.5)
-                raise RemoteError("the session is over", Verdict.CLOSE)
-            memory = self._dma.allocate(length)
-            return Buffer(memory.view, memory.address, memory.ioba)
-        address = self._kernel.pages.allocate(length)
-        return Buffer(self._kernel.pages.memory[address : address + length], address, None)
+        return self._memory.allocate(length, mapped=mapped)
 
     def release(self, buffer: Buffer) -> None:
         """See `DriverTransport.release`."""
-        if buffer.device_address is not None:
-            self._dma.release(DmaMemory(buffer.address, buffer.device_address, buffer.view))
-        else:
-            self._kernel.pages.free(buffer.address, buffer.length)
+        self._memory.release(buffer)
 
     # -- messages of the server
 
@@ -598,32 +421,42 @@ class VirtioVio:
             self.rejected += 1
         elif kind == Message.CONFIG_CHANGED:
             self._config_event(message)
-        elif self._awaited and kind == self._awaited[0] | REPLY:
-            self._answered(self._awaited.popleft(), message)
+        elif (answered := self._replies.take(kind)) is not None:
+            self._answered(answered, message)
         else:
             self.rejected += 1
 
-    def _answered(self, kind: int, reply: dict[str, int]) -> None:
-        if self._watchdog is not None and not self._awaited:
-            self._watchdog.cancel()
-            self._watchdog = None
+    def _answered(self, kind: Message, reply: dict[str, int]) -> None:
         code = reply["status"]
         if code == Status.OK:
             try:
-                _NEXT[kind](self, reply)
+                if kind in STEPS and self._session is None:
+                    STEPS[kind](self._handshake, reply)
+                elif kind in _REPLIES:
+                    _REPLIES[kind](self, reply)
+                else:
+                    self._quiescence.answered(kind)
             except PowervioError as error:
                 # no memory or window for what the device asks for, or a device that the driver cannot live with
-                self._fail(f"after {Message(kind).name}: {error}")
+                self._fail(f"after {kind.name}: {error}")
             except Exception as error:
                 _log.exception("adapter %s: the driver failed", self.node.location_code)
-                self._fail(f"after {Message(kind).name}: the driver failed: {error!r}")
+                self._fail(f"after {kind.name}: the driver failed: {error!r}")
         elif kind == Message.CHANNELS:
-            self._channels_refused()
+            self._handshake.channels_refused()
         elif kind == Message.CONFIG_WRITE:
             _log.warning("adapter %s: the device refused a config write", self.node.location_code)
         else:
             name = Status(code).name if code in Status._value2member_map_ else str(code)
-            self._fail(f"the server answered {Message(kind).name} with {name}", final=code != Status.DEVICE_ERROR)
+            why = f"the server answered {kind.name} with {name}"
+            if self._session is None or kind in _REPLIES:
+                self._fail(why, final=code != Status.DEVICE_ERROR)
+            elif not self._quiescence.refused(kind, code, why):
+                self._fail(why)
+
+    def _look(self, queues: Iterable[int]) -> None:
+        self._used.update(queues)
+        self._completed()
 
     def _completed(self) -> None:
         """The CRQ is empty: hand up what the device has used, one call a queue however many notifications came."""
@@ -646,15 +479,10 @@ class VirtioVio:
                 return  # a completion ended the session
 
 
-_NEXT: dict[int, Callable[[VirtioVio, dict[str, int]], None]] = {
-    Message.PROBE: VirtioVio._probed,
-    Message.ACKNOWLEDGE: VirtioVio._acknowledged,
-    Message.DRIVER: VirtioVio._driver_found,
-    Message.FEATURES_OK: VirtioVio._features_accepted,
-    Message.FIND_VQS: VirtioVio._queues_found,
-    Message.CHANNELS: VirtioVio._channels_opened,
+_REPLIES: dict[int, Callable[[VirtioVio, dict[str, int]], None]] = {
     Message.DRIVER_OK: VirtioVio._live,
     Message.CONFIG_WRITE: VirtioVio._config_written,
     Message.CONFIG_READ: VirtioVio._config_was_read,
     Message.RESET: VirtioVio._was_reset,
 }
+"""What follows the reply to each message, beside the handshake's `STEPS` and `Quiescence.answered`."""
