@@ -71,6 +71,8 @@ class VirtioVio:
         big_endian: bool = False,
         indirect: IndirectPolicy = "auto",
         event_idx: bool = False,
+        packed: bool = False,
+        in_order: bool = False,
         largest_queue: int = 1024,
         channels: bool | None = None,
         trace: Callable[[str], None] | None = None,
@@ -78,10 +80,11 @@ class VirtioVio:
         """`revision` is the highest that is proposed; `big_endian` is the ring byte order of revision 0.
 
         EVENT_IDX is off by default: over remote DMA arming it costs the server two calls a batch, more than the kicks
-        it saves (docs/architecture.md, Cost). In revision 1 a queue of the device that has more than `largest_queue`
-        entries (a power of two) is used with so many: its rings take this partition's memory. `channels` says whether
-        queues are to be carried by Sub-CRQs where both ends and the platform can (P5.13): by default when there is more
-        than one. `trace` is told of each handshake step as it happens.
+        it saves (docs/architecture.md, Cost). In revision 1 `packed` asks for packed rings, `in_order` for a device
+        that gives buffers back in order (one slow request then keeps those behind it), and a queue of the device that
+        has more than `largest_queue` entries (a power of two) is used with so many: its rings take this partition's
+        memory. `channels` says whether queues are to be carried by Sub-CRQs where both ends and the platform can
+        (P5.13): by default when there is more than one. `trace` is told of each handshake step as it happens.
         """
         self.node = node
         self.driver = driver
@@ -131,6 +134,8 @@ class VirtioVio:
             big_endian=big_endian,
             indirect=indirect,
             event_idx=event_idx,
+            packed=packed,
+            in_order=in_order,
             largest_queue=largest_queue,
             use_channels=channels,
             request=self._request,

@@ -60,6 +60,8 @@ class Handshake:
         big_endian: bool,
         indirect: IndirectPolicy,
         event_idx: bool,
+        packed: bool,
+        in_order: bool,
         largest_queue: int,
         use_channels: bool | None,
         request: Request,
@@ -89,7 +91,10 @@ class Handshake:
         self._proposal = revision
         self._big_endian = big_endian and revision == 0
         self._indirect = indirect
-        self._event_idx = event_idx
+        # the ring features that are asked for where the server offers them
+        self._rings = feature.EVENT_IDX if event_idx else 0
+        self._rings |= feature.RING_PACKED if packed else 0
+        self._rings |= feature.IN_ORDER if in_order else 0
         self._largest_queue = largest_queue
         self._use_channels = use_channels
         self._request = request
@@ -172,11 +177,10 @@ class Handshake:
         assert self.revision is not None
         codec = HEADERS[self.revision]
         offered = self.header.device_features
-        wanted = self._driver.select_features(offered)
+        wanted = self._driver.select_features(offered) & feature.DEVICE_BITS  # rings are the transport's matter
         if self._indirect != "never":
             wanted |= feature.INDIRECT_DESC
-        if self._event_idx:
-            wanted |= feature.EVENT_IDX
+        wanted |= self._rings
         if self.revision:
             wanted |= feature.VERSION_1 | feature.ACCESS_PLATFORM | feature.NOTIFICATION_DATA | feature.RING_RESET
             wanted |= feature.SUSPEND
@@ -217,8 +221,8 @@ class Handshake:
                     self._crq,
                     self.number,
                     big_endian=self.byteorder == "big",
-                    event_idx=bool(self.features & feature.EVENT_IDX),
-                    indirect=self._indirect if self.features & feature.INDIRECT_DESC else "never",
+                    features=self.features,
+                    indirect=self._indirect,
                 )
             )
         self.find_vqs(self.queues)
