@@ -44,6 +44,7 @@ MESSAGES: dict[str, tuple[int, int]] = {
     "driver-ok": encode(Message.DRIVER_OK, 7),
     "driver-ok-reply": encode(Message.DRIVER_OK | REPLY, 7, device_status=15),
     "kick": encode(Message.KICK, 7, queue=1, index=0xFFFE),
+    "kick-packed": encode(Message.KICK, 7, queue=1, index=0x8003, round=2),
     "used": encode(Message.USED, 7, queue=1, index=0xFFFD),
     "config-write": encode(Message.CONFIG_WRITE, 7, offset=32, length=1, data=1 << 56),
     "config-write-reply": encode(Message.CONFIG_WRITE | REPLY, 7, device_status=15, data=4),
