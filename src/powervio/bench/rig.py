@@ -55,6 +55,8 @@ class Disk:
         driver: BlockDriver,
         options: BlockOptions | None,
         revision: int,
+        packed: bool,
+        in_order: bool,
         recorder: Recorder | None,
     ) -> None:
         self.rig = rig
@@ -77,6 +79,8 @@ class Disk:
             self.client_adapter.node,
             driver,
             revision=revision,
+            packed=packed,
+            in_order=in_order,
             trace=None if recorder is None else recorder.client,
         )
         if recorder is not None:
@@ -135,13 +139,15 @@ class Rig:
         options: BlockOptions | None = None,
         *,
         revision: int = 1,
+        packed: bool = False,
+        in_order: bool = False,
         recorder: Recorder | None = None,
     ) -> Disk:
         """Serve `backing` to the client and wait until its driver runs. Raises `LocalError` if it does not.
 
-        `recorder` is told of the handshake's steps.
+        `packed` and `in_order` are the client's (`VirtioVio`); `recorder` is told of the handshake's steps.
         """
-        disk = Disk(self, backing, driver or BlockDriver(), options, revision, recorder)
+        disk = Disk(self, backing, driver or BlockDriver(), options, revision, packed, in_order, recorder)
         self.disks.append(disk)
         self.server_kernel.call(disk.server.start)
         disk.client.start()
