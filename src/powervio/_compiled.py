@@ -44,6 +44,7 @@ COMPILED = (
     "powervio.virtio.packed_layout",
     "powervio.virtio.packed_device",
     "powervio.virtio.packed_driver",
+    "powervio.transport.vhost_user.translate",
 )
 """The modules that are compiled; `ext-modules` in pyproject.toml is the same list."""
 

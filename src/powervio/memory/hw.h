@@ -52,6 +52,10 @@ HW_STORE(st32, uint32_t, __ATOMIC_RELAXED)
 HW_STORE(st64, uint64_t, __ATOMIC_RELAXED)
 HW_STORE(st64_release, uint64_t, __ATOMIC_RELEASE)
 
+/* Set bits that others may set and clear at the same moment. */
+static inline void or8(hw_u8 *base, uint64_t offset, uint8_t bits)
+{ __atomic_fetch_or(base + offset, bits, __ATOMIC_SEQ_CST); }
+
 /* Unaligned loads of memory that is private by now (a snapshot). */
 static inline uint16_t get16(const hw_u8 *base, uint64_t offset)
 { uint16_t value; memcpy(&value, base + offset, sizeof(value)); return value; }

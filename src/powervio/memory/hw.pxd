@@ -15,6 +15,7 @@ cdef extern from "hw.h" nogil:
     void st32(unsigned char *base, uint64_t offset, uint32_t value) noexcept
     void st64(unsigned char *base, uint64_t offset, uint64_t value) noexcept
     void st64_release(unsigned char *base, uint64_t offset, uint64_t value) noexcept
+    void or8(unsigned char *base, uint64_t offset, uint8_t bits) noexcept
     uint16_t get16(const unsigned char *base, uint64_t offset) noexcept
     uint32_t get32(const unsigned char *base, uint64_t offset) noexcept
     uint64_t get64(const unsigned char *base, uint64_t offset) noexcept

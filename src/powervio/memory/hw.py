@@ -78,6 +78,11 @@ def st64(base: Pointer, offset: int, value: int) -> None:
     _U64.pack_into(base, offset, value & 0xFFFF_FFFF_FFFF_FFFF)
 
 
+def or8(base: Pointer, offset: int, bits: int) -> None:
+    """Set bits of one byte; another process that changes it at the same moment may lose to an interpreted end."""
+    base[offset] |= bits & 0xFF
+
+
 ld8_acquire = ld8
 ld16_acquire = ld16
 ld64_acquire = ld64

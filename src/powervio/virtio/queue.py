@@ -106,14 +106,22 @@ class DeviceQueue:
         """
         if not self.live or (self.allowance is not None and self.allowance <= 0):
             return None
-        chain: Chain | None = self.ring.pop()
+        chain = self._next()
         if chain is None:
             return None
-        request = Request(self, chain.head, self._payload(self, chain.readable), self._payload(self, chain.writable))
+        request = self._request(chain)
         if self.allowance is not None:
             pieces = len(chain.readable) + len(chain.writable)  # each is a call of the hypervisor at least
             self.allowance -= max(_LEAST_COST * pieces, request.readable.length + request.writable.length)
         return request
+
+    def _next(self) -> Chain | None:
+        """For transports: where the next chain comes from."""
+        return self.ring.pop()
+
+    def _request(self, chain: Chain) -> Request:
+        """For transports: a chain with its payloads."""
+        return Request(self, chain.head, self._payload(self, chain.readable), self._payload(self, chain.writable))
 
     def complete(self, head: int, written: int) -> None:
         """Put a buffer into the used ring; `flush` makes it visible. After a reset of the queue nothing happens."""

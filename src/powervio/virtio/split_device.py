@@ -160,25 +160,44 @@ class SplitDeviceRing(DeviceRing):
     def _take(self) -> Chain | None:
         size: cython.uint = self.size
         big: cython.bint = self._big
+        raw: cython.uint
+
+        raw = ld16(self._available, 4 + 2 * (self.last_available & (size - 1)))
+        head: cython.uint = be16(raw) if big else le16(raw)
+        if head >= size:
+            raise self._fail(f"available head {head} in a queue of {size} descriptors (virtio 1.4, 2.7.6)")
+        if ld8(self._states, head):
+            raise self._fail(f"head {head} made available again before it was used (virtio 1.4, 2.7.13)")
+        self.last_available = (self.last_available + 1) & 0xFFFF
+        return self._walk(head)
+
+    def retake(self, head: int) -> Chain | None:
+        """A buffer that a predecessor of this device popped and did not complete, by the head that it remembered.
+
+        It is counted in `last_available` already. The rest is as in `pop`; None when its indirect table could not be
+        fetched.
+        """
+        if self.broken:
+            raise self._again()
+        if head < 0 or head >= self.size or ld8(self._states, head):
+            raise self._fail(f"head {head} cannot be taken again in a queue of {self.size} descriptors")
+        return self._walk(head)
+
+    @cython.cfunc
+    def _walk(self, head: cython.uint) -> Chain | None:
+        """Take the chain that begins with descriptor `head`."""
+        size: cython.uint = self.size
+        big: cython.bint = self._big
         table: cython.p_uchar = self._descriptors
         entries: cython.uint = size
         steps: cython.uint = 0
         inside: cython.bint = False
         address: cython.ulonglong
         length: cython.ulonglong
-        raw: cython.uint
         flags: cython.uint
         following: cython.uint
         place: cython.ulonglong
-
-        raw = ld16(self._available, 4 + 2 * (self.last_available & (size - 1)))
-        head: cython.uint = be16(raw) if big else le16(raw)
         index: cython.uint = head
-        if head >= size:
-            raise self._fail(f"available head {head} in a queue of {size} descriptors (virtio 1.4, 2.7.6)")
-        if ld8(self._states, head):
-            raise self._fail(f"head {head} made available again before it was used (virtio 1.4, 2.7.13)")
-        self.last_available = (self.last_available + 1) & 0xFFFF
         self._claim(head)
         self._begin()
 

@@ -1,0 +1,285 @@
+"""The request path of a back end: from a kick to the used ring, for all queues of a device, in one thread.
+
+`QueueService` runs the rings that `back_end` says may run. What it needs of a ring is its `Vring`; what it needs of the
+world is the loop. A service that gives each queue a compiled loop in a thread of its own has the same five methods:
+`start`, `stop`, `serve`, `pause` and `before_sleep`, and `stop` returns when nothing touches the ring any more.
+
+A queue that is found empty is looked at for `spin` seconds more before kicks are asked for and the loop sleeps. One
+front end's queues share that: it is the thread that spins.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+from collections.abc import Callable
+from contextlib import suppress
+from functools import partial
+from types import MappingProxyType
+
+from powervio.errors import RemoteError, Verdict
+from powervio.transport.vhost_user.inflight import InflightRecord
+from powervio.transport.vhost_user.loop import Loop
+from powervio.transport.vhost_user.memory import GuestMemory, GuestRing
+from powervio.transport.vhost_user.vring import VhostQueue, Vring, base_of, make_ring, used_ids
+from powervio.virtio import features as feature
+from powervio.virtio.device import Device, DeviceSession
+from powervio.virtio.queue import ByteOrder, DeviceQueue
+
+_log = logging.getLogger(__name__)
+
+_ROUNDS = 16
+_PASS_BYTES = 8 << 20
+"""Passes over one queue, and bytes of requests taken from it, before the others and the messages get a turn."""
+_POLL_PAUSE = 0.0002
+"""Seconds between two looks at a ring that has no kicks."""
+
+
+class QueueService:
+    """The started rings of one device and one front end."""
+
+    def __init__(
+        self,
+        loop: Loop,
+        device: Device,
+        memory: GuestMemory,
+        on_broken: Callable[[Vring, str], None],
+        spin: float = 0.0,
+    ) -> None:
+        """`on_broken` is told of a ring that must not be served any more. `spin` is seconds."""
+        self.features = 0
+        """Negotiated; set before the first `start`."""
+        self.inflight: InflightRecord | None = None
+        self.resubmitted = 0
+        """Requests that a predecessor had in flight."""
+        self._loop = loop
+        self._device = device
+        self._memory = memory
+        self._on_broken = on_broken
+        self._spin = spin
+        self._spin_until = 0.0
+        self._asleep = True
+        self._vrings: dict[int, Vring] = {}
+        self._queues: dict[int, VhostQueue] = {}
+        self._again: set[int] = set()
+        self._polling = False
+        loop.before_sleep = self.before_sleep
+
+    @property
+    def running(self) -> bool:
+        """Whether the device has a session."""
+        return bool(self._queues)
+
+    def start(self, vring: Vring) -> None:
+        """Let the device have a ring; serving begins. Raises `RemoteError` for a ring that cannot be."""
+        assert vring.queue is None
+        areas = vring.areas(self.features)
+        memory = GuestRing(self._memory, areas)
+        packed = self.features & feature.RING_PACKED
+        record, again = None, None
+        if self.inflight is not None and not packed:
+            record = self.inflight.queue(vring.index)
+            if vring.size > self.inflight.queue_size:
+                raise RemoteError(f"ring {vring.index} has {vring.size} entries, its record {self.inflight.queue_size}")
+            ids = used_ids(memory, vring.size)
+            again = record.recover(int.from_bytes(memory.used[2:4], "little"), ids)
+            self.resubmitted += len(again)
+        ring = make_ring(vring.size, memory, self.features, vring.base, None if again is None else len(again))
+        queue = VhostQueue(vring, ring, self._memory, record, again or [], self._queue_broken, self._wake)
+        vring.queue = queue
+        vring.places = self._places(vring)
+        self._vrings[vring.index] = vring
+        self._queues[vring.index] = queue
+        if self._device.session is None:
+            order: ByteOrder = "little"  # of a legacy guest too: only little-endian machines run those here
+            try:
+                self._device.start(DeviceSession(self.features, order, MappingProxyType(self._queues)))
+            except BaseException:
+                self._forget(vring, queue)
+                raise
+        if vring.kick >= 0:
+            self._loop.add_reader(vring.kick, partial(self._kicked, vring))
+        self._poll()
+        self.serve(vring)
+
+    def _places(self, vring: Vring) -> list[object]:
+        return [self._memory.identity(address, length) for address, length, _, _ in vring.areas(self.features)]
+
+    def moved(self, vring: Vring) -> bool:
+        """Whether the addresses of a started ring are other bytes by now, after a change of regions."""
+        return self._memory.iotlb is None and vring.places != self._places(vring)
+
+    def stop(self, vring: Vring) -> None:
+        """Take a ring away from the device; nothing of it is touched afterwards, and `base` tells where it stands."""
+        queue = vring.queue
+        if queue is None:
+            return
+        if vring.kick >= 0:
+            self._loop.remove_reader(vring.kick)
+            with suppress(OSError):  # a kick of before must not start it again
+                os.read(vring.kick, 8)
+        if queue.ring.in_hand and not vring.broken:
+            self._guarded(vring, self._device.suspend)
+            self._guarded(vring, partial(self._flush, vring, queue))
+        if queue.ring.in_hand:
+            _log.warning("ring %d: stopped with %d requests in the device's hands", vring.index, queue.ring.in_hand)
+        vring.base = base_of(queue.ring, self.features)
+        self._forget(vring, queue)
+
+    def _forget(self, vring: Vring, queue: VhostQueue) -> None:
+        queue.live = False
+        vring.queue = None
+        del self._queues[vring.index]
+        del self._vrings[vring.index]
+        self._again.discard(vring.index)
+        if self._device.session is not None:
+            if self._queues:
+                self._device.queue_reset(vring.index)
+            else:
+                self._device.reset()
+
+    def watch(self, vring: Vring, call: Callable[[], None]) -> None:
+        """Call at each kick of a ring that is not started."""
+        self._loop.add_reader(vring.kick, call)
+
+    def unwatch(self, vring: Vring) -> None:
+        """End that."""
+        self._loop.remove_reader(vring.kick)
+
+    def pause(self, vring: Vring) -> None:
+        """Do not serve a broken or a disabled ring: kicks are not even read."""
+        if vring.kick >= 0 and vring.queue is not None:
+            self._loop.remove_reader(vring.kick)
+
+    def resume(self, vring: Vring) -> None:
+        """Serve a ring that was paused, or that has another descriptor of kicks now."""
+        if vring.queue is not None:
+            if vring.kick >= 0:
+                self._loop.add_reader(vring.kick, partial(self._kicked, vring))
+            self._poll()
+            self.serve(vring)
+
+    # -- turns
+
+    def _kicked(self, vring: Vring) -> None:
+        try:
+            if os.read(vring.kick, 8):
+                self.serve(vring)
+                return
+            why = "the other end closed it"
+        except BlockingIOError:
+            return
+        except OSError as error:
+            why = error.strerror or "failed"
+        _log.error("ring %d: no kicks any more: %s", vring.index, why)
+        self._loop.remove_reader(vring.kick)
+
+    def serve(self, vring: Vring) -> None:
+        """Give the device turns with a queue while there is something in it, within limits."""
+        queue = vring.queue
+        if queue is None or vring.broken or not vring.phase.enabled:
+            return
+        self._spin_until = self._loop.clock() + self._spin
+        if self._guarded(vring, partial(self._rounds, vring, queue)):
+            self._again.discard(vring.index)
+        else:
+            self._again.add(vring.index)
+
+    def _rounds(self, vring: Vring, queue: VhostQueue) -> bool:
+        """True when the ring is empty, as far as this pass is concerned."""
+        ring = queue.ring
+        queue.allowance = _PASS_BYTES
+        for _ in range(_ROUNDS):
+            ring.refresh()
+            self._turn(vring, queue)
+            if not queue.live or vring.queue is not queue:
+                return True
+            if queue.allowance <= 0:
+                return False
+            # while the thread spins it looks by itself; before it sleeps it asks for kicks
+            if self._spin:
+                ring.disable_notifications()
+                self._asleep = False
+                return True
+            if not ring.enable_notifications():
+                return True
+        return False
+
+    def _turn(self, vring: Vring, queue: VhostQueue) -> None:
+        self._device.process(queue)
+        self._flush(vring, queue)
+
+    def _flush(self, vring: Vring, queue: VhostQueue) -> None:
+        queue.flush()
+        if vring.address is not None and self._memory.logging:
+            queue.log_used(vring.address, self.features)
+
+    def _guarded(self, vring: Vring, turn: Callable[[], object]) -> object:
+        """Give the device a turn; what goes wrong with the ring stays with the ring. The turn's result, else True."""
+        try:
+            return turn()
+        except RemoteError as error:
+            self._queue_broken(vring.index, error)
+        except Exception:
+            _log.exception("ring %d: the device failed", vring.index)
+            self._on_broken(vring, "the device failed")
+        return True
+
+    def _queue_broken(self, index: int, error: RemoteError) -> None:
+        vring = self._vrings.get(index)
+        if vring is None or vring.broken:
+            return
+        if error.verdict is Verdict.REJECT:
+            _log.info("ring %d: %s", index, error)
+        else:
+            self._on_broken(vring, str(error))
+
+    def _wake(self, queue: DeviceQueue) -> None:
+        self._loop.call_soon_threadsafe(partial(self._woken, queue))
+
+    def _woken(self, queue: DeviceQueue) -> None:
+        vring = self._vrings.get(queue.index)
+        if queue.woken() and vring is not None and not vring.broken and vring.phase.enabled:
+            queue.allowance = _PASS_BYTES
+            assert isinstance(queue, VhostQueue)
+            self._guarded(vring, partial(self._turn, vring, queue))
+            if queue.live and queue.allowance <= 0 and queue.available:
+                queue.wake()
+
+    def before_sleep(self) -> bool:
+        """Serve what was left, and spin. False when the loop may sleep: every ring will be kicked for what comes."""
+        for index in list(self._again):
+            vring = self._vrings.get(index)
+            if vring is not None:
+                self.serve(vring)
+        if self._again:
+            return True
+        if self._asleep:
+            return False
+        for vring in list(self._vrings.values()):
+            queue = vring.queue
+            if queue is not None and not vring.broken and self._guarded(vring, queue.ring.refresh) and queue.available:
+                self.serve(vring)
+        if self._loop.clock() < self._spin_until:
+            return True
+        self._asleep = True
+        for vring in list(self._vrings.values()):
+            queue = vring.queue
+            if queue is not None and not vring.broken:
+                more = self._guarded(vring, queue.ring.enable_notifications)
+                if more and not vring.broken:
+                    self.serve(vring)
+        return not self._asleep
+
+    def _poll(self) -> None:
+        """Look at rings without kicks, for as long as there are some."""
+        if not self._polling and any(vring.polled for vring in self._vrings.values()):
+            self._polling = True
+            self._loop.call_later(_POLL_PAUSE, self._look)
+
+    def _look(self) -> None:
+        self._polling = False
+        for vring in list(self._vrings.values()):
+            if vring.polled:
+                self.serve(vring)
+        self._poll()

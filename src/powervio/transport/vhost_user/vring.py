@@ -1,0 +1,227 @@
+"""One ring of a back end: what the front end told of it, and the device's queue while it is started."""
+
+from __future__ import annotations
+
+import os
+import stat
+from collections import deque
+from collections.abc import Callable
+from contextlib import suppress
+from dataclasses import dataclass, field
+
+from powervio.errors import RemoteError, Verdict
+from powervio.memory import hw
+from powervio.transport.vhost_user.inflight import InflightQueue
+from powervio.transport.vhost_user.memory import GuestMemory, GuestPayload, GuestRing
+from powervio.transport.vhost_user.protocol import ACCESS_READ, ACCESS_WRITE, VRING_F_LOG, VringAddress
+from powervio.transport.vhost_user.ring_state import Phase
+from powervio.virtio import features as feature
+from powervio.virtio.device_ring import Chain, DeviceRing
+from powervio.virtio.packed_device import PackedDeviceRing
+from powervio.virtio.packed_layout import EVENT_BYTES, ring_bytes
+from powervio.virtio.queue import DeviceQueue, Request
+from powervio.virtio.split_device import SplitDeviceRing
+from powervio.virtio.split_layout import available_bytes, descriptors_bytes, used_bytes
+
+
+@dataclass(slots=True)
+class Vring:
+    """What a front end told of one ring. Descriptors of files are the ring's own."""
+
+    index: int
+    phase: Phase = Phase.STOPPED_DISABLED
+    size: int = 0
+    """Entries."""
+    address: VringAddress | None = None
+    base: int = 0
+    """As SET_VRING_BASE and GET_VRING_BASE have it: where to go on when it is started."""
+    kick: int = -1
+    call: int = -1
+    error: int = -1
+    polled: bool = False
+    """Whether there are no kicks, so that it has to be looked at all the time."""
+    broken: str = ""
+    """Why it is not served any more until it is stopped."""
+    queue: VhostQueue | None = None
+    places: list[object] = field(default_factory=list)
+    """Which bytes of which files the areas of `queue` are."""
+
+    def replace_fd(self, name: str, fd: int) -> None:
+        """Take a descriptor, -1 for none, in place of the one of that name: `kick`, `call` or `error`."""
+        old = getattr(self, name)
+        setattr(self, name, fd)
+        if old >= 0:
+            with suppress(OSError):
+                os.close(old)
+
+    def signal(self, name: str) -> None:
+        """Write to the descriptor of that name; one that nobody reads is full, and that is as good."""
+        fd = getattr(self, name)
+        if fd >= 0:
+            with suppress(OSError):
+                os.write(fd, _ONE)
+
+    def areas(self, features: int) -> list[tuple[int, int, int, str]]:
+        """Address, bytes, alignment and name of the three areas. Raises `RemoteError` when it is not set up."""
+        address = self.address
+        if address is None or not self.size:
+            raise RemoteError(f"ring {self.index} has no addresses or no size", Verdict.NEEDS_RESET)
+        if features & feature.RING_PACKED:
+            return [
+                (address.descriptors, ring_bytes(self.size), 16, "descriptor ring"),
+                (address.available, EVENT_BYTES, 4, "driver event suppression"),
+                (address.used, EVENT_BYTES, 4, "device event suppression"),
+            ]
+        return [
+            (address.descriptors, descriptors_bytes(self.size), 16, "descriptor table"),
+            (address.available, available_bytes(self.size), 2, "available ring"),
+            (address.used, used_bytes(self.size), 4, "used ring"),
+        ]
+
+
+_ONE = (1).to_bytes(8, "little")
+
+
+def notification_fd(fd: int, what: str) -> int:
+    """Make a descriptor of notifications ready: it never blocks. Raises `RemoteError` for what is none, and closes it.
+
+    Files and devices are none: they are always readable, and a loop that waits for them would never sleep.
+    """
+    try:
+        mode = os.fstat(fd).st_mode
+        eventfd = stat.S_IFMT(mode) == 0 and os.readlink(f"/proc/self/fd/{fd}").startswith("anon_inode:[eventfd")
+        if not (eventfd or stat.S_ISFIFO(mode) or stat.S_ISSOCK(mode)):
+            raise RemoteError(f"{what}: the descriptor is neither an eventfd nor a pipe or socket")
+        os.set_blocking(fd, False)
+    except OSError as error:
+        os.close(fd)
+        raise RemoteError(f"{what}: {error.strerror}") from error
+    except RemoteError:
+        os.close(fd)
+        raise
+    return fd
+
+
+class VhostQueue(DeviceQueue):
+    """The device's side of a ring in shared guest memory, with the record of what is in flight and the dirty log."""
+
+    def __init__(
+        self,
+        vring: Vring,
+        ring: DeviceRing,
+        memory: GuestMemory,
+        inflight: InflightQueue | None,
+        again: list[int],
+        broken: Callable[[int, RemoteError], None],
+        wake: Callable[[DeviceQueue], None],
+    ) -> None:
+        super().__init__(
+            vring.index,
+            ring,
+            lambda queue, segments: GuestPayload(memory, segments, ACCESS_READ),
+            self._tell_driver,
+            broken,
+            wake,
+        )
+        self.vring = vring
+        self.notifications = 0
+        """Used notifications that were sent."""
+        self._memory = memory
+        self._inflight = inflight
+        self._again = deque(again)
+
+    @property
+    def available(self) -> int:
+        """See `DeviceQueue`."""
+        return len(self._again) + self.ring.pending
+
+    def _next(self) -> Chain | None:
+        chain: Chain | None = None
+        while self._again and chain is None:
+            assert isinstance(self.ring, SplitDeviceRing)
+            head = self._again.popleft()
+            chain = self.ring.retake(head)
+            if chain is not None:
+                return chain  # it is on record
+            if self._inflight is not None:
+                self._inflight.complete(head)
+        chain = self.ring.pop()
+        if chain is not None and self._inflight is not None:
+            self._inflight.begin(chain.head)
+        return chain
+
+    def _request(self, chain: Chain) -> Request:
+        return Request(
+            self,
+            chain.head,
+            GuestPayload(self._memory, chain.readable, ACCESS_READ),
+            GuestPayload(self._memory, chain.writable, ACCESS_WRITE),
+        )
+
+    def complete(self, head: int, written: int) -> None:
+        """See `DeviceQueue`."""
+        super().complete(head, written)
+        if self.live and self._inflight is not None:
+            self._inflight.complete(head)
+
+    def flush(self) -> bool:
+        """See `DeviceQueue`."""
+        shown = super().flush()
+        if shown and self._inflight is not None:
+            self._inflight.published(self.ring.used_index)
+        return shown
+
+    def log_used(self, address: VringAddress, features: int) -> None:
+        """Mark the ring's own memory that was written since it can have been. Raises `RemoteError`."""
+        if address.flags & VRING_F_LOG and self._memory.logging:
+            areas = self.vring.areas(features)
+            # of a packed ring the descriptors are written; the log address is that of the descriptor ring then
+            packed = features & feature.RING_PACKED
+            self._memory.written_guest(address.log, areas[0][1] if packed else areas[2][1])
+
+    def _tell_driver(self, index: int) -> None:
+        self.notifications += 1
+        self.vring.signal("call")
+
+
+def make_ring(size: int, memory: GuestRing, features: int, base: int, again: int | None) -> DeviceRing:
+    """The ring that was negotiated, the one place that chooses it. It goes on at `base`.
+
+    With a record of requests in flight it goes on where the used ring and the record say: `again` buffers were taken
+    and not given back.
+    """
+    event_idx = bool(features & feature.EVENT_IDX)
+    indirect = bool(features & feature.INDIRECT_DESC)
+    in_order = bool(features & feature.IN_ORDER)
+    if features & feature.RING_PACKED:
+        return PackedDeviceRing(
+            size,
+            memory,
+            event_idx=event_idx,
+            indirect=indirect,
+            in_order=in_order,
+            last_available=base & 0xFFFF,
+            used_index=base >> 16,
+        )
+    used_index = hw.le16(hw.ld16(memory.used, 2))
+    return SplitDeviceRing(
+        size,
+        memory,
+        event_idx=event_idx,
+        indirect=indirect,
+        in_order=in_order,
+        last_available=base if again is None else used_index + again,
+        used_index=used_index,
+    )
+
+
+def base_of(ring: DeviceRing, features: int) -> int:
+    """Where a ring stands, as GET_VRING_BASE tells it; of a packed one both positions."""
+    if features & feature.RING_PACKED:
+        return ring.used_index << 16 | ring.last_available & 0xFFFF
+    return ring.last_available & 0xFFFF
+
+
+def used_ids(memory: GuestRing, size: int) -> list[int]:
+    """The ids in the slots of a split used ring; what is no descriptor is left to the reader."""
+    return [hw.le32(hw.ld32(memory.used, 4 + 8 * slot)) for slot in range(size)]
