@@ -7,6 +7,7 @@ import os
 from pathlib import Path
 
 import pytest
+from tests.vhost_user.harness import serving, until
 
 from powervio.devices.block import BlockDevice, BlockOptions
 from powervio.devices.console import ConsoleDevice
@@ -18,11 +19,11 @@ from powervio.drivers.entropy import EntropyDriver
 from powervio.errors import RemoteError
 from powervio.storage.image import open_image
 from powervio.testing.echo import EchoDevice, EchoDriver
-from powervio.transport.vhost_user import front_end as front
 from powervio.transport.vhost_user.back_end import BackEndOptions
-from powervio.transport.vhost_user.front_end import FrontEnd
+from powervio.transport.vhost_user.driver_memory import GUEST_BASE
+from powervio.transport.vhost_user.front_end import PROTOCOL_FEATURES, FrontEnd
+from powervio.transport.vhost_user.protocol import P_CONFIG
 from powervio.virtio import features as feature
-from tests.vhost_user.harness import serving, until
 
 pytestmark = pytest.mark.dual
 
@@ -39,7 +40,7 @@ RINGS = {
 EVERYTHING = BackEndOptions(in_order=True, platform=True)
 
 
-@pytest.fixture(params=RINGS.values(), ids=RINGS.keys())
+@pytest.fixture(params=list(RINGS.values()), ids=list(RINGS))
 def ring_features(request: pytest.FixtureRequest) -> int:
     value = request.param
     assert isinstance(value, int)
@@ -81,7 +82,7 @@ def test_disk_is_written_flushed_read_and_told_of_its_size(tmp_path: Path, ring_
 def test_entropy_device_gives_bytes(tmp_path: Path) -> None:
     async def use(path: Path) -> None:
         driver = EntropyDriver()
-        end = FrontEnd(path, driver, protocol_features=front.PROTOCOL_FEATURES & ~front.wire.P_CONFIG)
+        end = FrontEnd(path, driver, protocol_features=PROTOCOL_FEATURES & ~P_CONFIG)
         await end.start()
         data = await driver.read(10000)
         assert len(data) == 10000
@@ -99,13 +100,12 @@ def test_console_carries_both_directions(tmp_path: Path) -> None:
         driver = ConsoleDriver()
         end = FrontEnd(path, driver, config_size=12)
         await end.start()
-        await until(lambda: 0 in driver.ports)
-        reader, writer = await driver.stream(0).open()
-        writer.write(b"from the guest")
-        await writer.drain()
+        stream = driver.stream(0)
+        await stream.write(b"from the guest")
         await until(lambda: len(device.ports[0].from_driver) == 14)
-        device.in_thread(lambda: (device.ports[0].to_driver.put_all(b"to the guest"), device.wake(0)))
-        assert await reader.readexactly(12) == b"to the guest"
+        device.in_thread(lambda: device.ports[0].to_driver.put_all(b"to the guest"))
+        device.in_thread(lambda: device.wake(0))
+        assert await stream.read() == b"to the guest"
         await end.close()
 
     with serving(tmp_path, device) as back:
@@ -147,7 +147,7 @@ def test_limits_of_a_disk_use_the_loops_time(tmp_path: Path) -> None:
         await end.close()
 
     with open_image(tmp_path / "image", create_size=1 << 20) as image:
-        device = BlockDevice(image, BlockOptions(limits=Limits(iops=200, iops_burst=8)))
+        device = BlockDevice(image, BlockOptions(limits=Limits(requests_per_second=200, burst_requests=8)))
         with serving(tmp_path, device) as back:
             asyncio.run(use(back.path))
         assert device.counters.reads == 24
@@ -204,16 +204,14 @@ def test_everything_written_is_in_the_dirty_log(tmp_path: Path) -> None:
         driver_writes = {queue.memory.address(0, 0, 0).log >> 12 for queue in end.queues}
         changed = 0
         for page in range(len(before) // 4096):
-            number = (front.GUEST_BASE >> 12) + page
+            number = (GUEST_BASE >> 12) + page
             logged = log[number >> 3] >> (number & 7) & 1
             if before[page * 4096 : page * 4096 + 4096] != after[page * 4096 : page * 4096 + 4096]:
                 changed += logged
-        dirty = {
-            number - (front.GUEST_BASE >> 12) for number in range(8 * len(log)) if log[number >> 3] >> (number & 7) & 1
-        }
+        dirty = {number - (GUEST_BASE >> 12) for number in range(8 * len(log)) if log[number >> 3] >> (number & 7) & 1}
         data_pages = sum(1 for page in dirty if after[page * 4096 : page * 4096 + 4096] == b"\x5a" * 4096)
         assert data_pages >= 16  # at least one whole buffer; buffers are used again
-        assert {number - (front.GUEST_BASE >> 12) for number in driver_writes} <= dirty
+        assert {number - (GUEST_BASE >> 12) for number in driver_writes} <= dirty
         assert changed >= 1
         await end.close()
 

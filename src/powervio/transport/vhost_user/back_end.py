@@ -3,8 +3,8 @@
 Nothing here reads a socket: `handle` takes a message and returns the reply to send, if there is one. What a front end
 asks of rings goes by the table of `ring_state`; requests are `service`'s.
 
-What is wrong with a message raises `RemoteError`. A front end that negotiated REPLY_ACK and asked for a reply is told so
-and may go on; any other is disconnected, for it takes the message for done.
+What is wrong with a message raises `RemoteError`. A front end that negotiated REPLY_ACK and asked for a reply is told
+so and may go on; any other is disconnected, for it takes the message for done.
 """
 
 from __future__ import annotations
