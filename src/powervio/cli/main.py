@@ -39,6 +39,7 @@ COMMANDS = (
     Entry("dtb", "cli.dtb:dtb", "Print the device tree of a partition."),
     Entry("down", "cli.down:down", "Stop a running system."),
     Entry("pool", "cli.pool:pool", "Make, resize, delete and list the logical volumes of storage pools."),
+    Entry("vhost-user", "cli.vhost_user:vhost_user", "Serve a device to a virtual machine, by vhost-user."),
     Entry("bench", "cli.bench:bench", "Measure."),
     Entry("doctor", "cli.doctor:doctor", "Say what is here, and what each missing program would enable."),
 )

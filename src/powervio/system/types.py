@@ -78,6 +78,8 @@ class DeviceType:
     """What lets programs use it, from the options and the driver."""
     check: Callable[[Any], list[str]] = lambda declared: []
     """What is wrong with the options, each as `option: what; what was expected`."""
+    standalone: bool = False
+    """Whether the device is complete by itself, so that `powervio vhost-user SECTION` can serve it."""
 
 
 TYPES: dict[str, DeviceType] = {}
@@ -196,6 +198,7 @@ register(
         options=Rng,
         device=lambda o: EntropyDevice(rate=o.rate),
         driver=lambda o: EntropyDriver(),
+        standalone=True,
     )
 )
 

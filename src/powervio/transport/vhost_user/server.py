@@ -6,7 +6,6 @@ import logging
 import socket
 import time
 from collections.abc import Callable
-from contextlib import suppress
 
 from powervio.errors import PowervioError, RemoteError
 from powervio.transport.vhost_user.back_end import BackEnd, BackEndOptions
@@ -114,9 +113,17 @@ class Server:
     """One device for whoever connects, one at a time; the others wait."""
 
     def __init__(
-        self, device: Device, loop: Loop, listener: socket.socket, options: BackEndOptions | None = None
+        self,
+        device: Device,
+        loop: Loop,
+        listener: socket.socket | None,
+        options: BackEndOptions | None = None,
+        on_end: Callable[[], None] | None = None,
     ) -> None:
-        """Take over a listening Unix stream socket."""
+        """Take over a listening Unix stream socket; without one only `connect` brings front ends.
+
+        `on_end` is called whenever a front end is gone.
+        """
         self.device = device
         self.link: Link | None = None
         """The front end that is connected now."""
@@ -127,13 +134,16 @@ class Server:
         self._loop = loop
         self._listener = listener
         self._options = BackEndOptions() if options is None else options
-        listener.setblocking(False)
+        self._on_end = on_end
         self._listen()
 
     def _listen(self) -> None:
-        self._loop.add_reader(self._listener.fileno(), self._accept)
+        if self._listener is not None and self.link is None:
+            self._listener.setblocking(False)
+            self._loop.add_reader(self._listener.fileno(), self._accept)
 
     def _accept(self) -> None:
+        assert self._listener is not None
         try:
             sock, _ = self._listener.accept()
         except (BlockingIOError, ConnectionAbortedError):
@@ -141,14 +151,10 @@ class Server:
         except OSError as error:
             _log.error("no front end can connect now: %s", error.strerror)
             self._loop.remove_reader(self._listener.fileno())
-            self._loop.call_later(1.0, self._listen_again)
+            self._loop.call_later(1.0, self._listen)
             return
         self._loop.remove_reader(self._listener.fileno())
         self.connect(sock)
-
-    def _listen_again(self) -> None:
-        if self.link is None and self._listener.fileno() >= 0:
-            self._listen()
 
     def connect(self, sock: socket.socket) -> None:
         """Serve a front end that is connected already."""
@@ -159,14 +165,15 @@ class Server:
         if link.failure:
             self.failures = [*self.failures[-9:], link.failure]
         self.link = None
-        self._listen_again()
+        self._listen()
+        if self._on_end is not None:
+            self._on_end()
 
     def close(self) -> None:
-        """Disconnect the front end and listen no more."""
-        listener = self._listener
-        self._loop.remove_reader(listener.fileno())
-        listener.close()
+        """Listen no more, and disconnect the front end."""
+        listener, self._listener = self._listener, None
+        if listener is not None:
+            self._loop.remove_reader(listener.fileno())
+            listener.close()
         if self.link is not None:
             self.link.close()
-        with suppress(OSError):
-            listener.close()

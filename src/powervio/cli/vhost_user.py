@@ -1,0 +1,167 @@
+"""`powervio vhost-user`: one device for a virtual machine, by the conventions of QEMU's vhost-user back ends."""
+
+from __future__ import annotations
+
+import json
+import logging
+from collections.abc import Callable
+from typing import Any
+
+import click
+import msgspec
+
+from powervio.cli.main import Options
+from powervio.system import vhost_user as system
+from powervio.system.config import expected
+from powervio.system.types import AdapterSection, DeviceType
+from powervio.system.vhost_user import FORMATS, BackEndOptions, BlockOptions
+
+BLOCK_CAPABILITIES = {"type": "block", "features": ["read-only", "blk-file"]}
+
+
+def _common(command: Callable[..., None]) -> Callable[..., None]:
+    """The options of every device."""
+    for option in (
+        click.option(
+            "--access-platform",
+            is_flag=True,
+            help="Offer ACCESS_PLATFORM, for guests behind a virtual IOMMU (QEMU: iommu_platform=on).",
+        ),
+        click.option("--packed/--no-packed", default=True, show_default=True, help="Offer packed rings."),
+        click.option(
+            "--spin-us",
+            type=click.IntRange(0, 1_000_000),
+            default=0,
+            show_default=True,
+            help="Look at empty rings for so many microseconds before sleeping.",
+        ),
+        click.option("--print-capabilities", is_flag=True, help="Print what this is, as JSON, and end."),
+        click.option("--fd", type=click.IntRange(0), help="Serve over this socket, connected or listening, instead."),
+        click.option("--socket-path", type=click.Path(dir_okay=False), help="Listen at this Unix socket."),
+    ):
+        command = option(command)
+    return command
+
+
+def _where(socket_path: str | None, fd: int | None) -> None:
+    if (socket_path is None) is (fd is None):
+        raise click.UsageError("expected one of --socket-path and --fd")
+
+
+def _back_end_options(spin_us: int, packed: bool, access_platform: bool) -> BackEndOptions:
+    return BackEndOptions(packed=packed, platform=access_platform, spin=spin_us / 1e6)
+
+
+def _ready(what: str, socket_path: str | None, fd: int | None) -> Callable[[], None]:
+    where = socket_path if socket_path is not None else f"descriptor {fd}"
+    return lambda: click.echo(f"{what}: serving at {where}; Ctrl-C or SIGTERM ends it", err=True)
+
+
+class DeviceGroup(click.Group):
+    """`block`, and a command for each row of the table of device types that serves alone."""
+
+    def list_commands(self, context: click.Context) -> list[str]:
+        """The names."""
+        return ["block", *system.rows()]
+
+    def get_command(self, context: click.Context, name: str) -> click.Command | None:
+        """The command of that name."""
+        if name == "block":
+            return block
+        row = system.rows().get(name)
+        return None if row is None else _command_of(row)
+
+
+@click.group(cls=DeviceGroup)
+@click.pass_obj
+def vhost_user(options: Options) -> None:
+    """Serve a device to a virtual machine over a vhost-user socket, until SIGTERM or Ctrl-C.
+
+    QEMU: -object memory-backend-memfd,id=m,size=1G,share=on -machine memory-backend=m
+    -chardev socket,id=c,path=SOCKET,reconnect=1 -device vhost-user-blk-pci,chardev=c
+    """
+    logging.basicConfig(
+        level=logging.DEBUG if options.debug else logging.WARNING, format="%(levelname)s %(name)s: %(message)s"
+    )
+
+
+@vhost_user.command()
+@_common
+@click.option("--image", "--blk-file", "image", help="An image or block device, or an nbd:// or nbd+unix:// URI.")
+@click.option("--format", "image_format", type=click.Choice(["raw", *FORMATS]), help="Of the image; raw if not given.")
+@click.option("--readonly", "--read-only", "readonly", is_flag=True, help="Refuse writes.")
+@click.option("--direct", is_flag=True, help="Go around the page cache (O_DIRECT).")
+@click.option("--queues", type=click.IntRange(1, 256), default=1, show_default=True, help="Request queues.")
+@click.option("--queue-size", type=click.IntRange(4, 1024), default=128, show_default=True, help="Entries of each.")
+@click.option("--serial", default="", help="What the guest reads as the disk's serial number, up to 20 characters.")
+def block(
+    socket_path: str | None,
+    fd: int | None,
+    print_capabilities: bool,
+    spin_us: int,
+    packed: bool,
+    access_platform: bool,
+    image: str | None,
+    image_format: str | None,
+    readonly: bool,
+    direct: bool,
+    queues: int,
+    queue_size: int,
+    serial: str,
+) -> None:
+    """Serve a disk."""
+    if print_capabilities:
+        click.echo(json.dumps(BLOCK_CAPABILITIES))
+        return
+    _where(socket_path, fd)
+    if image is None:
+        raise click.UsageError("expected --image FILE")
+    shape = BlockOptions(serial=serial, read_only=readonly, queues=queues, queue_size=queue_size)
+    device, backing = system.open_block(image, shape, image_format=image_format, direct=direct)
+    try:
+        system.serve(
+            device,
+            path=socket_path,
+            fd=fd,
+            options=_back_end_options(spin_us, packed, access_platform),
+            backing=backing,
+            on_ready=_ready(image, socket_path, fd),
+        )
+    finally:
+        backing.close()
+
+
+def _command_of(row: DeviceType) -> click.Command:
+    """The command of a row: its options are those of `[[lpar.SECTION]]` that are the device's."""
+
+    def run(
+        socket_path: str | None,
+        fd: int | None,
+        print_capabilities: bool,
+        spin_us: int,
+        packed: bool,
+        access_platform: bool,
+        **given: Any,
+    ) -> None:
+        if print_capabilities:
+            click.echo(json.dumps({"type": row.section, "features": []}))
+            return
+        _where(socket_path, fd)
+        fields = {name: msgspec.convert(value, hints[name], strict=False) for name, value in given.items() if value}
+        system.serve(
+            system.make_device(row, fields),
+            path=socket_path,
+            fd=fd,
+            options=_back_end_options(spin_us, packed, access_platform),
+            on_ready=_ready(row.name, socket_path, fd),
+        )
+
+    common = {field.name for field in msgspec.structs.fields(AdapterSection)}
+    own = [field for field in msgspec.structs.fields(row.options) if field.name not in common]
+    hints = {field.name: field.type for field in own}
+    command: Callable[..., None] = run
+    for field in reversed(own):
+        word = field.name.replace("_", "-")
+        text = expected(row.options, field.name)
+        command = click.option(f"--{word}", field.name, metavar="VALUE", help=f"{text[:1].upper()}{text[1:]}.")(command)
+    return click.command(row.section, help=f"Serve the device type {row.name}.")(_common(command))
