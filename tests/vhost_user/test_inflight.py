@@ -1,0 +1,261 @@
+"""The record of requests in flight: its bytes, recovery, and a back end that is killed with requests in flight."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from tests.vhost_user.harness import Serving, serving, until
+
+from powervio.drivers.block import BlockDriver
+from powervio.errors import RemoteError
+from powervio.memory import hw
+from powervio.memory.area import MappedArea
+from powervio.testing.echo import EchoDevice, EchoDriver
+from powervio.transport.vhost_user import inflight
+from powervio.transport.vhost_user.front_end import FrontEnd
+from powervio.transport.vhost_user.inflight import InflightQueue, InflightRecord
+
+SIZE = 8
+
+
+@pytest.fixture
+def view() -> Iterator[memoryview]:
+    fd, size = inflight.create(2, SIZE)
+    area = MappedArea(fd, size)
+    yield area.view[inflight.queue_bytes(SIZE) :]
+    area.close()
+
+
+def noted(view: memoryview) -> list[int]:
+    return [head for head in range(SIZE) if view[16 + 16 * head]]
+
+
+def test_record_of_a_queue_has_the_published_layout(view: memoryview) -> None:
+    queue = InflightQueue(view, SIZE)
+    assert inflight.queue_bytes(SIZE) == 192
+    assert bytes(view[:16]) == bytes.fromhex("0000000000000000 0100 0800 0000 0000")
+    assert queue.recover(0, [0] * SIZE) == []
+    queue.begin(3)
+    queue.begin(5)
+    assert bytes(view[64:80]) == bytes.fromhex("01 0000000000 0000 0000000000000000")
+    assert bytes(view[96:112]) == bytes.fromhex("01 0000000000 0000 0100000000000000")
+    queue.complete(5)
+    assert hw.ld16(view, 12) == 5
+    queue.published(1)
+    assert hw.ld16(view, 14) == 1
+    assert noted(view) == [3]
+
+
+def test_successor_takes_what_was_in_flight_in_order(view: memoryview) -> None:
+    queue = InflightQueue(view, SIZE)
+    for head in (6, 1, 4, 2):
+        queue.begin(head)
+    queue.complete(1)
+    queue.published(1)
+    again = InflightQueue(view, SIZE)
+    assert again.recover(1, [1] + [0] * 7) == [6, 4, 2]
+    again.begin(1)
+    assert InflightQueue(view, SIZE).recover(1, [1] + [0] * 7) == [6, 4, 2, 1]
+
+
+def test_death_after_used_idx_and_before_the_notes_does_nothing_twice(view: memoryview) -> None:
+    queue = InflightQueue(view, SIZE)
+    for head in (0, 1, 2, 3):
+        queue.begin(head)
+    queue.complete(2)
+    queue.complete(0)
+    # here used.idx became 2, and the process died
+    assert InflightQueue(view, SIZE).recover(2, [2, 0] + [9] * 6) == [1, 3]
+    assert hw.ld16(view, 14) == 2
+
+
+def test_death_before_used_idx_does_all_of_it_again(view: memoryview) -> None:
+    queue = InflightQueue(view, SIZE)
+    for head in (0, 1, 2):
+        queue.begin(head)
+    queue.complete(1)
+    assert InflightQueue(view, SIZE).recover(0, [1] + [0] * 7) == [0, 1, 2]
+
+
+def test_new_record_at_a_ring_that_came_by_migration_loses_nothing(view: memoryview) -> None:
+    """used_idx 0 and last_batch_head 0 are what a new record says; the ring's used.idx is 5, and 0 is in flight."""
+    used = [3, 0, 1, 2, 4, 7, 7, 7]
+    queue = InflightQueue(view, SIZE)
+    assert queue.recover(5, used) == []
+    queue.begin(0)  # the first request after the migration: then the back end dies
+    assert InflightQueue(view, SIZE).recover(5, used) == [0]
+
+
+def test_record_of_another_back_end_that_did_not_set_used_idx_loses_nothing(view: memoryview) -> None:
+    queue = InflightQueue(view, SIZE)
+    queue.begin(0)
+    queue.begin(4)
+    assert hw.ld16(view, 14) == 0
+    assert InflightQueue(view, SIZE).recover(5, [3, 0, 1, 2, 4, 7, 7, 7]) == [0, 4]
+    assert InflightQueue(view, SIZE).recover(500, [0] * SIZE) == [0, 4]  # more than a queue holds is no batch
+
+
+@given(st.data())
+def test_death_at_any_point_loses_nothing_and_repeats_only_what_nobody_saw(data: st.DataObject) -> None:
+    """A model of ring and record: the back end dies after any store, and the successor takes what is owed."""
+    fd, size = inflight.create(1, SIZE)
+    area = MappedArea(fd, size)
+    used_ring, used_index = [0] * SIZE, 0
+    queue = InflightQueue(area.view, SIZE)
+    queue.recover(0, used_ring)
+    in_flight: list[int] = []
+    for _ in range(data.draw(st.integers(1, 12))):
+        free = [head for head in range(SIZE) if head not in in_flight]
+        more: bool = data.draw(st.booleans())
+        if free and more:
+            head: int = data.draw(st.sampled_from(free))
+            queue.begin(head)
+            in_flight.append(head)
+        batch: list[int] = data.draw(st.lists(st.sampled_from(in_flight), unique=True)) if in_flight else []
+        stop: str = data.draw(st.sampled_from(["", "", "before", "after"])) if batch else ""
+        for number, head in enumerate(batch):
+            used_ring[(used_index + number) % SIZE] = head
+            queue.complete(head)
+        if stop != "before":
+            used_index = (used_index + len(batch)) & 0xFFFF
+            in_flight = [head for head in in_flight if head not in batch]
+        if stop:
+            queue = InflightQueue(area.view, SIZE)
+            assert queue.recover(used_index, used_ring) == in_flight
+        else:
+            queue.published(used_index)
+    area.close()
+
+
+def test_record_that_does_not_fit_is_refused() -> None:
+    fd, size = inflight.create(1, SIZE)
+    with pytest.raises(RemoteError, match="for 2 queues"):
+        InflightRecord(fd, 0, size, 2, SIZE)
+    with pytest.raises(RemoteError, match="of a file of"):
+        InflightRecord(fd, 64, size, 1, SIZE)
+    record = InflightRecord(fd, 0, size, 1, SIZE)
+    with pytest.raises(RemoteError, match="none for queue 1"):
+        record.queue(1)
+    record.close()
+    area = MappedArea(fd, size)
+    hw.st16(area.view, 8, 7)
+    with pytest.raises(RemoteError, match="version 7"):
+        InflightQueue(area.view, SIZE)
+    area.close()
+
+
+# -- whole back ends
+
+
+def test_requests_that_the_device_held_are_taken_again_by_the_next(tmp_path: Path) -> None:
+    messages = [b"message %d" % number for number in range(64)]
+
+    async def use() -> None:
+        first = EchoDevice()
+        first.hold = True
+        back = Serving(tmp_path / "vhost.sock", first)
+        driver = EchoDriver()
+        end = FrontEnd(back.path, driver, config_size=8)
+        await end.start()
+        driver.send(*messages)
+        await until(lambda: len(first.held) == 64)
+        order = [bytes(request.readable.read(0, request.readable.length)) for request in first.held]
+        back.close()
+        await until(lambda: not end.connected)
+        second = EchoDevice()
+        with serving(tmp_path, second) as back:
+            await until(lambda: len(driver.answers) == 64)
+            assert back.server.link is not None
+            assert back.server.link.back_end.service.resubmitted == 64
+            assert [message for message, _ in driver.answers] == order == messages
+            assert driver.starts == 1
+            driver.send(b"and on")
+            await until(lambda: driver.answers[-1] == (b"and on", b"and on"))
+            await end.close()
+
+    asyncio.run(use())
+
+
+def test_without_a_record_the_driver_submits_again(tmp_path: Path) -> None:
+    async def use() -> None:
+        first = EchoDevice()
+        first.hold = True
+        back = Serving(tmp_path / "vhost.sock", first)
+        driver = EchoDriver()
+        end = FrontEnd(back.path, driver, config_size=8, protocol_features=0x208)
+        await end.start()
+        driver.send(b"one", b"two")
+        await until(lambda: len(first.held) == 2)
+        back.close()
+        await until(lambda: not end.connected)
+        with serving(tmp_path, EchoDevice()) as back:
+            await until(lambda: len(driver.answers) == 2)
+            assert driver.starts == 2
+            await end.close()
+
+    asyncio.run(use())
+
+
+def powervio_block(socket_path: Path, image: Path, *options: str) -> subprocess.Popen[str]:
+    command = [sys.executable, "-m", "powervio", "vhost-user", "block", "--socket-path", str(socket_path)]
+    process = subprocess.Popen(
+        [*command, "--image", str(image), *options], stderr=subprocess.PIPE, text=True, env={**os.environ}
+    )
+    assert process.stderr is not None
+    assert "serving at" in process.stderr.readline()
+    return process
+
+
+@pytest.mark.parametrize("deaths", [3])
+def test_back_end_killed_with_64_writes_in_flight_loses_none(tmp_path: Path, deaths: int) -> None:
+    block, count = 65536, 64
+    image = tmp_path / "image"
+    image.touch()
+    os.truncate(image, 2 * block * count)
+
+    async def use() -> None:
+        process = powervio_block(tmp_path / "s", image)
+        driver = BlockDriver(buffers=count, buffer_size=block)
+        end = FrontEnd(tmp_path / "s", driver)
+        await end.start()
+        for death in range(deaths):
+            contents = [os.urandom(block) for _ in range(count)]
+            os.kill(process.pid, signal.SIGSTOP)  # so that all of them are in flight
+            tasks = [
+                asyncio.ensure_future(driver.write(number * block, content)) for number, content in enumerate(contents)
+            ]
+            await until(lambda: driver.in_flight == count)
+            os.kill(process.pid, signal.SIGCONT)
+            while driver.in_flight > count - 5 * death:  # it is killed at another point each time
+                await asyncio.sleep(0)
+            process.kill()
+            process.wait()
+            assert process.stderr is not None
+            process.stderr.close()
+            process = powervio_block(tmp_path / "s", image)
+            async with asyncio.timeout(20):
+                await asyncio.gather(*tasks)
+            await driver.flush()
+            for number, content in enumerate(contents):
+                assert await driver.read(number * block, block) == content
+            assert driver.resubmitted == 0
+        assert end.sessions == deaths + 1
+        await end.close()
+        process.terminate()
+        assert process.wait(10) == 0
+        assert process.stderr is not None
+        process.stderr.close()
+        data = image.read_bytes()
+        assert data[: block * count] == b"".join(contents)
+        assert not any(data[block * count :])
+
+    asyncio.run(use())
