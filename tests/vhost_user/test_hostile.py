@@ -181,6 +181,7 @@ def test_descriptors_do_not_leak_over_many_hostile_connections(tmp_path: Path) -
     rng = random.Random(7)
     with serving(tmp_path, EchoDevice()) as back, memory(1 << 16) as area:
         peer = RawFrontEnd(back.path)
+        assert peer.get(FrontEnd.GET_FEATURES)
         peer.close()
         wait_for(lambda: back.server.link is None)
         before = open_fds()
