@@ -259,7 +259,7 @@ class BlockCore(Driver):
         if block_size < SECTOR or block_size & (block_size - 1):
             raise RemoteError(f"block size {block_size} is no power of two from {SECTOR} (virtio 1.4, 5.2.4)")
         size_max = config.size_max if has & blk.F_SIZE_MAX else 0
-        if has & blk.F_SIZE_MAX and size_max < SECTOR:
+        if 0 < size_max < SECTOR:
             raise RemoteError(f"segments of at most {size_max} bytes hold no sector (virtio 1.4, 5.2.4)")
         self.block_size = block_size
         # log2 of the physical block in logical ones; what gives no sensible size is as good as not told.

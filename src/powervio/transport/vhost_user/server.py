@@ -11,7 +11,7 @@ from powervio.errors import PowervioError, RemoteError
 from powervio.transport.vhost_user.back_end import BackEnd, BackEndOptions
 from powervio.transport.vhost_user.connection import Closed, Connection
 from powervio.transport.vhost_user.loop import Loop
-from powervio.transport.vhost_user.protocol import FRONT_END_MESSAGES, FrontEnd, Message
+from powervio.transport.vhost_user.protocol import FRONT_END_MESSAGES, FrontEnd, Message, name_of
 from powervio.virtio.device import Device
 
 _log = logging.getLogger(__name__)
@@ -57,6 +57,7 @@ class Link:
             self.close(f"{type(error).__name__} here")
 
     def _handle(self, message: Message) -> None:
+        _log.debug("%s %s", name_of(FRONT_END_MESSAGES, message.request), message)
         reply = self.back_end.handle(message)
         if reply is not None:
             try:
