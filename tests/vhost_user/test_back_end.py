@@ -137,7 +137,7 @@ def test_features_are_the_devices_the_rings_and_the_sockets(back: Serving) -> No
     peer = RawFrontEnd(back.path)
     offered = peer.get(FrontEnd.GET_FEATURES)
     assert offered == (
-        ECHO_FEATURE | feature.INDIRECT_DESC | feature.EVENT_IDX | feature.VERSION_1 | feature.RING_PACKED
+        ECHO_FEATURE | feature.INDIRECT_DESC | feature.EVENT_IDX | feature.VERSION_1
         | wire.F_LOG_ALL | wire.F_PROTOCOL_FEATURES
     )  # fmt: skip
     assert peer.get(FrontEnd.GET_PROTOCOL_FEATURES) == PROTOCOL_FEATURES
@@ -290,6 +290,17 @@ def test_reset_device_ends_the_session_and_disables(back: Serving, area: MappedA
     assert ring.used == 1
     peer.close()
     ring.close()
+
+
+def test_reply_is_given_to_the_message_that_negotiates_replies_and_an_unused_log_address_says_nothing(
+    back: Serving, area: MappedArea
+) -> None:
+    """What Linux's virtio_uml sends."""
+    peer = RawFrontEnd(back.path)
+    assert peer.done(FrontEnd.SET_PROTOCOL_FEATURES, wire.U64(wire.P_REPLY_ACK))
+    nowhere = (1 << 64) - 1
+    assert peer.done(FrontEnd.SET_VRING_ADDR, wire.VringAddress(0, 0, USER, USER + USED, USER + AVAILABLE, nowhere))
+    peer.close()
 
 
 def test_regions_by_slot_and_a_table_that_moves_nothing(back: Serving, area: MappedArea) -> None:

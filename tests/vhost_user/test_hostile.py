@@ -96,7 +96,7 @@ def back(request: pytest.FixtureRequest) -> Iterator[Serving]:
     device = EchoDevice(queue_count=2) if request.param == "echo" else ConsoleDevice()
     with (
         tempfile.TemporaryDirectory() as folder,
-        serving(Path(folder), device, BackEndOptions(in_order=True, platform=True)) as made,
+        serving(Path(folder), device, BackEndOptions(packed=True, in_order=True, platform=True)) as made,
     ):
         yield made
 

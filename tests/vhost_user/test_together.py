@@ -37,7 +37,7 @@ RINGS = {
     "in-order": SPLIT | feature.INDIRECT_DESC | feature.IN_ORDER,
     "platform": SPLIT | feature.INDIRECT_DESC | feature.EVENT_IDX | feature.ACCESS_PLATFORM,
 }
-EVERYTHING = BackEndOptions(in_order=True, platform=True)
+EVERYTHING = BackEndOptions(packed=True, in_order=True, platform=True)
 
 
 @pytest.fixture(params=list(RINGS.values()), ids=list(RINGS))

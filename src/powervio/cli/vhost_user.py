@@ -27,7 +27,7 @@ def _common(command: Callable[..., None]) -> Callable[..., None]:
             is_flag=True,
             help="Offer ACCESS_PLATFORM, for guests behind a virtual IOMMU (QEMU: iommu_platform=on).",
         ),
-        click.option("--packed/--no-packed", default=True, show_default=True, help="Offer packed rings."),
+        click.option("--packed", is_flag=True, help="Offer packed rings (QEMU: packed=on)."),
         click.option(
             "--spin-us",
             type=click.IntRange(0, 1_000_000),

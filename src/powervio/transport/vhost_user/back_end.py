@@ -45,8 +45,9 @@ _RING_BITS = ~_SOCKET_BITS
 class BackEndOptions:
     """What a back end offers and how it waits."""
 
-    packed: bool = True
-    """Whether packed rings are offered; requests in them are not on record for a successor."""
+    packed: bool = False
+    """Whether packed rings are offered. Requests in them are not on record for a successor, and some front ends that
+    pass the bit on start such a ring at a position of 0, where no ring begins (Linux's virtio_uml)."""
     in_order: bool = False
     """Whether IN_ORDER is offered: a slow request then holds up those behind it."""
     platform: bool = False
@@ -115,7 +116,6 @@ class BackEnd:
         Raises `RemoteError` when the connection has to end.
         """
         name = wire.name_of(wire.FRONT_END_MESSAGES, message.request)
-        wants_ack = message.need_reply and bool(self.protocol_features & wire.P_REPLY_ACK)
         row = wire.FRONT_END_MESSAGES[message.request]
         try:
             if message.reply:
@@ -124,7 +124,7 @@ class BackEnd:
                 raise RemoteError("its protocol feature was not negotiated")
             reply = _HANDLERS[FrontEnd(message.request)](self, message)
         except RemoteError as error:
-            if wants_ack and row.reply is None and error.verdict is not Verdict.CLOSE:
+            if self._wants_ack(message) and row.reply is None and error.verdict is not Verdict.CLOSE:
                 _log.error("%s: %s", name, error)
                 return Message(message.request, wire.U64(1), reply=True)
             raise RemoteError(f"{name}: {error}", Verdict.CLOSE) from error
@@ -134,7 +134,11 @@ class BackEnd:
             return reply
         if reply is not None:
             return Message(message.request, reply, reply=True)
-        return Message(message.request, wire.U64(0), reply=True) if wants_ack else None
+        return Message(message.request, wire.U64(0), reply=True) if self._wants_ack(message) else None
+
+    def _wants_ack(self, message: Message) -> bool:
+        """Linux's virtio_uml asks for it with the very message that negotiates it, so this is looked at afterwards."""
+        return message.need_reply and bool(self.protocol_features & wire.P_REPLY_ACK)
 
     def _get_features(self, message: Message) -> Payload:
         return wire.U64(self.offered)
@@ -270,7 +274,8 @@ class BackEnd:
         address = message.payload
         assert isinstance(address, wire.VringAddress)
         vring = self._vring(address.index)
-        if address.log >= 1 << 63:
+        # one that logs nothing may say anything: Linux's virtio_uml says -1
+        if address.flags & wire.VRING_F_LOG and address.log >= 1 << 63:
             raise RemoteError(f"log address {address.log:#x}")
         old = vring.address
         if vring.queue is not None and old is not None:
