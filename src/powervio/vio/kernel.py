@@ -62,7 +62,8 @@ class PartitionKernel:
         self._poller.register(self._line_fd, select.POLLIN)
         self._poller.register(self._wake_fd, select.POLLIN)
         self._tree_generation = 0
-        self._tree_watchers: list[Callable[[], None]] = []
+        # in their order; a dict because there is one for each adapter, and each comes and goes by itself
+        self._tree_watchers: dict[Callable[[], None], None] = {}
         self._thread: threading.Thread | None = None
         self._stopping = False
         self._closed = False
@@ -83,12 +84,11 @@ class PartitionKernel:
         if not self._tree_watchers and self.port.tree_source:
             self.request_interrupt(self.port.tree_source, self._tree_event)
             self._tree_generation = self.port.watch_tree()
-        self._tree_watchers.append(call)
+        self._tree_watchers[call] = None
 
     def unwatch_tree(self, call: Callable[[], None]) -> None:
         """End what `watch_tree` began; harmless when it has ended already."""
-        if call in self._tree_watchers:
-            self._tree_watchers.remove(call)
+        self._tree_watchers.pop(call, None)
 
     def _tree_event(self) -> None:
         generation = self.port.watch_tree()

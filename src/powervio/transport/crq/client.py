@@ -208,7 +208,6 @@ class VirtioVio:
             if memory is not None:
                 self._dma.release(memory)
         self.crq.release()
-        self._dma.close()
 
     def _tree_changed(self) -> None:
         """A server that is away may come back as long as our node is there; without it nobody ever will."""

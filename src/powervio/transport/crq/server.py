@@ -184,7 +184,6 @@ class VirtioCrq:
         self.device.on_config_change = None
         self.crq.release()
         self._window.release()
-        self._dma.close()
 
     def _tree_changed(self) -> None:
         """Our node may have gone: then the client's went with it, and there is nobody to serve any more."""
