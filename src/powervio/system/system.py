@@ -35,7 +35,8 @@ from powervio.phyp.vterm import Vty, VtyServer
 from powervio.storage.nbd_backing import NbdBacking
 from powervio.storage.open import is_uri, open_disk
 from powervio.system import volumes
-from powervio.system.config import Config, Disk, Lpar, show_size
+from powervio.system.config import Config, Disk, Lpar, devices_of, show_size
+from powervio.system.descriptors import make_room
 from powervio.system.hotplug import HotPlug
 from powervio.system.operator import OperatorPort
 from powervio.system.plan import make_device_pair, make_pair, make_partition, tree_of_running
@@ -127,6 +128,7 @@ class System:
             raise LocalError("\n".join(problems))
 
     async def _start(self) -> None:
+        make_room(self.config)
         self._later("the hypervisor", self.hypervisor.close)
         for vios in self.config.vios:
             self._make_partition(vios.name, vios.memory, engine=vios.redirect)
@@ -148,8 +150,11 @@ class System:
                 raise LocalError(f"{place}: {error}") from error
         for vios in self.config.vios:
             self._run_server(vios.name, thread=vios.thread)
+        devices: dict[str, list[ServedDevice | ServedVterm]] = {}
+        for device in self.devices:
+            devices.setdefault(device.client_adapter.partition.name, []).append(device)
         for lpar in self.config.lpar:
-            self._run_client(lpar.name)
+            self._run_client(lpar.name, devices.get(lpar.name, []))
         self._later_each("flushing {0.declared.image}", self.flush)
         self._later_each("the NBD server at {0.declared.nbd}", _close_export)
         for disk in self.disks:
@@ -212,7 +217,7 @@ class System:
     def buffers_of(self, client: str) -> int:
         """How many data buffers each disk of a client may have as it is declared now."""
         lpar = next(lpar for lpar in self.config.lpar if lpar.name == client)
-        others = sum(other is lpar for _, other, _, _ in self.config.devices())
+        others = sum(1 for _ in devices_of(lpar))
         return buffers_of_each(lpar.memory - others * CLIENT_DEVICE, lpar.disk)
 
     async def make_disk(self, where: str, client_name: str, declared: Disk) -> ServedDisk:
@@ -315,9 +320,8 @@ class System:
 
         self._later(f"VIO server {name}", stop)
 
-    def _run_client(self, name: str) -> None:
+    def _run_client(self, name: str, devices: list[ServedDevice | ServedVterm]) -> None:
         kernel = self._kernels[name]
-        devices = [device for device in self.devices if device.client_adapter.partition.name == name]
         kernel.attach(asyncio.get_running_loop())
 
         def stop() -> None:
