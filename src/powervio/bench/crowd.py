@@ -18,6 +18,7 @@ from pathlib import Path
 from powervio.bench.cost import Cost, cost_of
 from powervio.bench.memory import ProcessMemory
 from powervio.bench.reads import BLOCK, LoopReader, write_numbered
+from powervio.bench.rig import costs_of
 from powervio.errors import LocalError, PowervioError
 from powervio.phyp.ledger import Costs
 from powervio.system.config import load
@@ -152,9 +153,7 @@ async def _settled_costs(system: System) -> Costs:
     found = None
     limit = time.monotonic() + LIMIT
     while time.monotonic() < limit:
-        total = ledgers[0].snapshot()
-        for ledger in ledgers[1:]:
-            total = total + ledger.snapshot()
+        total = costs_of(ledgers)
         if total == found:
             return total
         found = total
