@@ -25,6 +25,9 @@ from powervio.vio.engine import EngineWindow
 _SOURCE_MASK = 0x00FF_FFFF
 _INTERRUPT_LIMIT = 64
 """Interrupts taken in one pass, so that a partner that floods does not keep timers and other work from their turn."""
+_FEW_SOURCES = 2
+"""The tree's and one adapter's: in an event loop a second interrupt then waits so seldom that to look for it, a system
+call that fails, costs more than to be called again when there is one."""
 _log = logging.getLogger(__name__)
 
 
@@ -138,7 +141,8 @@ class PartitionKernel:
     def _interrupts(self) -> bool:
         port = self.port
         worked = False
-        for _ in range(_INTERRUPT_LIMIT):
+        alone = self._loop is not None and len(self._handlers) <= _FEW_SOURCES
+        for _ in range(1 if alone else _INTERRUPT_LIMIT):
             try:
                 os.eventfd_read(self._line_fd)
             except BlockingIOError:
