@@ -150,11 +150,8 @@ class System:
                 raise LocalError(f"{place}: {error}") from error
         for vios in self.config.vios:
             self._run_server(vios.name, thread=vios.thread)
-        devices: dict[str, list[ServedDevice | ServedVterm]] = {}
-        for device in self.devices:
-            devices.setdefault(device.client_adapter.partition.name, []).append(device)
         for lpar in self.config.lpar:
-            self._run_client(lpar.name, devices.get(lpar.name, []))
+            self._run_client(lpar.name)
         self._later_each("flushing {0.declared.image}", self.flush)
         self._later_each("the NBD server at {0.declared.nbd}", _close_export)
         for disk in self.disks:
@@ -320,8 +317,9 @@ class System:
 
         self._later(f"VIO server {name}", stop)
 
-    def _run_client(self, name: str, devices: list[ServedDevice | ServedVterm]) -> None:
+    def _run_client(self, name: str) -> None:
         kernel = self._kernels[name]
+        devices = [device for device in self.devices if device.client_adapter.partition.name == name]
         kernel.attach(asyncio.get_running_loop())
 
         def stop() -> None:
