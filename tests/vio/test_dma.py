@@ -75,3 +75,29 @@ def test_full_window_is_refused_and_usable_again_after_unmap(hypervisor: Hypervi
         dma.map(address, 4096, TCE_READ)
     dma.unmap(mapped.pop(), 4096)
     dma.map(address, 4096, TCE_READ)
+
+
+def test_shared_piece_is_one_for_all_and_free_after_the_last(hypervisor: Hypervisor) -> None:
+    first, pages, adapter = make(hypervisor)
+    _, more = hypervisor.create_pair(hypervisor.partitions[1], hypervisor.partitions[2], client_window=16 << 20)
+    second = DmaSpace(first._port, pages, more.node.windows[0])
+    free = pages.free_bytes
+    one, two = first.share(64 << 10), second.share(64 << 10)
+    assert one.address == two.address
+    assert pages.free_bytes == free - (64 << 10)
+    one.view[:4] = b"both"
+    assert bytes(two.view[:4]) == b"both"
+    assert calls(adapter) == calls(more) == {"H_PUT_TCE_INDIRECT": 1}
+    first.unshare(one)
+    assert first._port.get_tce(second.liobn, two.ioba) == (ReturnCode.H_SUCCESS, two.address | TCE_ACCESS)
+    assert pages.allocate(64 << 10) != two.address
+    second.unshare(two)
+    assert pages.free_bytes == free - (64 << 10)
+
+
+def test_shared_piece_for_which_the_window_has_no_room_is_given_back(hypervisor: Hypervisor) -> None:
+    dma, pages, _ = make(hypervisor, window=64 << 10)
+    free = pages.free_bytes
+    with pytest.raises(RangeExhausted):
+        dma.share(64 << 10)
+    assert pages.free_bytes == free

@@ -11,9 +11,14 @@ import click
 
 from powervio.bench.cost import DEPTHS
 from powervio.bench.crq import SCHEDULES, STYLES, Result, measure
+from powervio.cli.main import Entry, LazyGroup
 
 _WIDE = 70
 """Columns of a terminal from which all columns of the tables fit."""
+_COMMANDS = (
+    Entry("crq", "cli.bench:crq", "Random reads through virtio over CRQ: rates, and calls per request."),
+    Entry("scale", "cli.scale:scale", "Many client partitions on one VIO server: time, memory, calls per request."),
+)
 _UNITS = {"": 1, "k": 1 << 10, "m": 1 << 20, "g": 1 << 30}
 
 
@@ -28,12 +33,12 @@ def _size(context: click.Context, parameter: click.Parameter, value: str) -> int
     return size
 
 
-@click.group()
+@click.command(cls=LazyGroup, entries=_COMMANDS)
 def bench() -> None:
     """Measure."""
 
 
-@bench.command()
+@click.command()
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
 @click.option(
     "--seconds", type=click.FloatRange(0.05, 600), default=1.0, show_default=True, help="Time for each of the 8 rows."

@@ -24,7 +24,8 @@ from __future__ import annotations
 
 import errno
 from collections import deque
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from itertools import chain
 from operator import attrgetter
 
 from powervio.drivers.block_request import (
@@ -101,6 +102,8 @@ class BlockCore(Driver):
         self._closed: str | None = None
         self._slots: list[Slot] = []
         self._free_slots: list[Slot] = []
+        self._unmade_slots: Iterator[Slot] = iter(())
+        self._slot_room = 0
         self._slot_memory: list[Buffer] = []
         self._header = blk.REQUEST_HEADER["little"]
         self._segment = blk.SEGMENT["little"]
@@ -219,6 +222,8 @@ class BlockCore(Driver):
         """Give back the memory of the slots; the session is over."""
         self._slots.clear()
         self._free_slots.clear()
+        self._unmade_slots = iter(())
+        self._slot_room = 0
         while self._slot_memory:
             give_back(self._slot_memory.pop())
 
@@ -254,13 +259,24 @@ class BlockCore(Driver):
                 self.on_resize()
 
     def _make_slots(self, transport: DriverTransport, count: int) -> None:
-        """Have `count` slots, in pages that hold nothing else."""
-        missing = count - len(self._slots)
+        """Have memory for `count` slots, in pages that hold nothing else."""
+        missing = count - self._slot_room
         if missing > 0:
             buffer = transport.allocate(missing * SLOT_BYTES, mapped=True)
             self._slot_memory.append(buffer)
-            self._slots.extend(Slot(buffer, index * SLOT_BYTES) for index in range(missing))
+            more = (Slot(buffer, index * SLOT_BYTES) for index in range(missing))
+            self._unmade_slots = chain(self._unmade_slots, more)
+            self._slot_room = count
         self._free_slots = list(self._slots)
+
+    def _make_slot(self) -> bool:
+        """One more slot is needed than ever before; an idle disk has none of these objects. False if there is none."""
+        slot = next(self._unmade_slots, None)
+        if slot is None:
+            return False
+        self._slots.append(slot)
+        self._free_slots.append(slot)
+        return True
 
     # Requests
 
@@ -343,7 +359,7 @@ class BlockCore(Driver):
 
     def _place(self, request: BlockRequest) -> bool:
         """Put a request into the least loaded ring that has room, or fail it; False when it has to wait."""
-        if self._transport is None or not self._free_slots:
+        if self._transport is None or not (self._free_slots or self._make_slot()):
             return False
         slot = self._free_slots[-1]
         kind = request.kind

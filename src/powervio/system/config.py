@@ -201,15 +201,21 @@ class Config:
     def devices(self) -> Iterator[tuple[str, Lpar, DeviceType, AdapterSection]]:
         """Every device of the table of types, with its path in the file, its client and its row."""
         for at, lpar in enumerate(self.lpar):
-            for row in device_types.TYPES.values():
-                for number, declared in enumerate(getattr(lpar, row.section, ())):
-                    yield f"lpar[{at}].{row.section}[{number}]", lpar, row, declared
+            for row, number, declared in devices_of(lpar):
+                yield f"lpar[{at}].{row.section}[{number}]", lpar, row, declared
 
     def disks(self) -> Iterator[tuple[str, Lpar, Disk]]:
         """Every disk with its path in the file and its client."""
         for at, lpar in enumerate(self.lpar):
             for number, disk in enumerate(lpar.disk):
                 yield f"lpar[{at}].disk[{number}]", lpar, disk
+
+
+def devices_of(lpar: Lpar) -> Iterator[tuple[DeviceType, int, AdapterSection]]:
+    """A client's devices of the table of types: row, number in the row's section, options."""
+    for row in device_types.TYPES.values():
+        for number, declared in enumerate(getattr(lpar, row.section, ())):
+            yield row, number, declared
 
 
 def default_name(file: str | os.PathLike[str]) -> str:
@@ -428,8 +434,9 @@ def _check(config: Config) -> Iterator[str]:
             other = slots.setdefault((lpar.name, declared.slot), where)
             if other != where:
                 yield f"{where}.slot: slot {declared.slot} of {lpar.name} is taken by {other}"
+    paths = {disk.image for _, disk in images.values()}
     for where, disk in images.values():
-        if disk.nbd in {other.image for _, other in images.values()}:
+        if disk.nbd in paths:
             yield f"{where}.nbd: {disk.nbd} is an image of this file; expected the path of a socket"
 
 
@@ -504,7 +511,7 @@ def _check_partitions(config: Config) -> Iterator[str]:
 
 def _memory_need(config: Config, partition: Vios | Lpar) -> int:
     if isinstance(partition, Lpar):
-        others = sum(lpar is partition for _, lpar, _, _ in config.devices())
+        others = sum(1 for _ in devices_of(partition))
         return sizing.client_need(partition.disk) + others * sizing.CLIENT_DEVICE
     others = sum(declared.vios == partition.name for _, _, _, declared in config.devices())
     disks = [disk for _, _, disk in config.disks() if disk.vios == partition.name]

@@ -35,7 +35,8 @@ from powervio.phyp.vterm import Vty, VtyServer
 from powervio.storage.nbd_backing import NbdBacking
 from powervio.storage.open import is_uri, open_disk
 from powervio.system import volumes
-from powervio.system.config import Config, Disk, Lpar, show_size
+from powervio.system.config import Config, Disk, Lpar, devices_of, show_size
+from powervio.system.descriptors import make_room
 from powervio.system.hotplug import HotPlug
 from powervio.system.moves import Moves
 from powervio.system.operator import OperatorPort
@@ -130,6 +131,7 @@ class System:
             raise LocalError("\n".join(problems))
 
     async def _start(self) -> None:
+        make_room(self.config)
         self._later("the hypervisor", self.hypervisor.close)
         self._undo.push_async_callback(self._close_kernels)
         for vios in self.config.vios:
@@ -230,7 +232,7 @@ class System:
     def buffers_of(self, client: str) -> int:
         """How many data buffers each disk of a client may have as it is declared now."""
         lpar = next(lpar for lpar in self.config.lpar if lpar.name == client)
-        others = sum(other is lpar for _, other, _, _ in self.config.devices())
+        others = sum(1 for _ in devices_of(lpar))
         return buffers_of_each(lpar.memory - others * CLIENT_DEVICE, lpar.disk)
 
     async def make_disk(

@@ -36,11 +36,19 @@ class DmaMemory:
 
 
 class PartitionPages:
-    """The free memory of a partition, in pages of 4 KiB; logical page 0 stays unused."""
+    """The free memory of a partition, in pages of 4 KiB; logical page 0 stays unused.
+
+    What only lives for the length of a call is there once for all adapters of the partition, whose one thread makes one
+    call at a time: the page for lists that the hypervisor is given, and pieces to `share`.
+    """
 
     def __init__(self, memory: memoryview) -> None:
         self.memory = memory
-        self._range = PageRange(1, len(memory) // TCE_PAGE_SIZE - 1, "partition memory")
+        self.list_address = TCE_PAGE_SIZE
+        """Logical address of the page for lists."""
+        self._range = PageRange(2, len(memory) // TCE_PAGE_SIZE - 2, "partition memory")
+        self._shared: dict[int, tuple[int, int]] = {}
+        """By length: logical address, and how many share it."""
 
     def allocate(self, length: int) -> int:
         """The logical address of a page-aligned piece of zeroed memory. Raises `RangeExhausted`."""
@@ -52,6 +60,23 @@ class PartitionPages:
     def free(self, address: int, length: int) -> None:
         """Give back what `allocate` returned for the same length."""
         self._range.free(address >> TCE_PAGE_SHIFT, -(-length // TCE_PAGE_SIZE))
+
+    def share(self, length: int) -> int:
+        """The logical address of the one piece of this length that whoever asks for it shares with all others.
+
+        Raises `RangeExhausted`.
+        """
+        address, users = self._shared.get(length) or (self.allocate(length), 0)
+        self._shared[length] = address, users + 1
+        return address
+
+    def unshare(self, length: int) -> None:
+        """Give back what `share` returned for the same length; the last one to do so frees it."""
+        address, users = self._shared.pop(length)
+        if users > 1:
+            self._shared[length] = address, users - 1
+        else:
+            self.free(address, length)
 
     @property
     def free_bytes(self) -> int:
@@ -67,7 +92,6 @@ class DmaSpace:
         self._port = port
         self._pages = pages
         self._iobas = PageRange(1, (window.size >> TCE_PAGE_SHIFT) - 1, f"window {window.liobn:#x}")
-        self._list_address = 0
         self._multi = True
 
     def map(self, address: int, length: int, access: int) -> int:
@@ -113,11 +137,20 @@ class DmaSpace:
             raise
         return DmaMemory(address, ioba, self._pages.memory[address : address + length])
 
-    def close(self) -> None:
-        """Give back what the space itself needed; what was mapped has been unmapped before."""
-        if self._list_address:
-            self._pages.free(self._list_address, TCE_PAGE_SIZE)
-            self._list_address = 0
+    def share(self, length: int) -> DmaMemory:
+        """As `allocate`, but of memory that all adapters of the partition share: see `PartitionPages`."""
+        address = self._pages.share(length)
+        try:
+            ioba = self.map(address, length, TCE_ACCESS)
+        except Exception:
+            self._pages.unshare(length)
+            raise
+        return DmaMemory(address, ioba, self._pages.memory[address : address + length])
+
+    def unshare(self, memory: DmaMemory) -> None:
+        """Unmap and give back what `share` returned."""
+        self.unmap(memory.ioba, len(memory.view))
+        self._pages.unshare(len(memory.view))
 
     @property
     def gone(self) -> bool:
@@ -131,15 +164,14 @@ class DmaSpace:
         self._pages.free(memory.address, len(memory.view))
 
     def _put_many(self, ioba: int, tce: int, pages: int) -> int:
-        if self._multi and not self._list_address:
-            self._list_address = self._pages.allocate(TCE_PAGE_SIZE)
+        list_address = self._pages.list_address
         while pages:
             count = min(pages, MULTI_TCE_LIMIT)
             code: int = ReturnCode.H_FUNCTION
             if self._multi:
                 entries = range(tce, tce + (count << TCE_PAGE_SHIFT), TCE_PAGE_SIZE)
-                struct.pack_into(f">{count}Q", self._pages.memory, self._list_address, *entries)
-                code = self._port.put_tce_indirect(self.liobn, ioba, self._list_address, count)
+                struct.pack_into(f">{count}Q", self._pages.memory, list_address, *entries)
+                code = self._port.put_tce_indirect(self.liobn, ioba, list_address, count)
             if code == ReturnCode.H_FUNCTION:
                 # a platform without hcall-multi-tce: one call for each page
                 self._multi = False

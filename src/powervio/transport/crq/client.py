@@ -168,7 +168,6 @@ class VirtioVio:
         self._handshake.release()
         self._channels.release()
         self.crq.release()
-        self._dma.close()
 
     def _tree_changed(self) -> None:
         """A server that is away may come back as long as our node is there; without it nobody ever will."""

@@ -58,7 +58,6 @@ class Redirector:
         self._remote = node.windows[1].liobn
         self._engine = engine
         self._pages = pages
-        self._list_address = 0
 
     def move(self, pieces: Sequence[DmaSegment], backing: Backing, position: int, *, to_memory: bool) -> bool:
         """Move between `backing` at `position` and these pieces of the partner's window, in order.
@@ -135,15 +134,10 @@ class Redirector:
         elif count > MULTI_TCE_LIMIT or max(numbers) >> 52:  # more than a list holds, or no address at all
             return 0
         else:
-            try:
-                self._list_address = self._list_address or self._pages.allocate(TCE_PAGE_SIZE)
-            except RangeExhausted:
-                return 0
+            list_address = self._pages.list_address
             addresses = [number << TCE_PAGE_SHIFT for number in numbers]
-            pack_into(f">{count}Q", self._pages.memory, self._list_address, *addresses)
-            code, done = self._port.put_rtce_indirect(
-                self._list_address, self._remote, self._engine.liobn, start, count
-            )
+            pack_into(f">{count}Q", self._pages.memory, list_address, *addresses)
+            code, done = self._port.put_rtce_indirect(list_address, self._remote, self._engine.liobn, start, count)
         return done if code else count
 
     def _unmap(self, start: int, count: int) -> bool:

@@ -17,7 +17,7 @@ from powervio.vio.dma import DmaMemory, DmaSpace
 from powervio.virtio.queue import DeviceQueue
 
 BOUNCE_SIZE = 256 * 1024
-"""Bytes of the server's own memory through which copied payloads pass, for each adapter."""
+"""Bytes of the server's own memory through which copied payloads pass, one request at a time of all its adapters."""
 _WRITE_LIMIT = 48
 """Bytes that H_WRITE_RDMA carries in registers (papr-vio 4.2)."""
 _READ_LIMIT = 72
@@ -34,11 +34,11 @@ class RemoteWindow:
         self._remote = node.windows[1].liobn
         self._limit = port.max_virtual_dma_size or _NO_LIMIT
         self._dma = dma
-        self.bounce = dma.allocate(BOUNCE_SIZE)
+        self.bounce = dma.share(BOUNCE_SIZE)
 
     def release(self) -> None:
         """Give back the bounce area; the window is not used afterwards."""
-        self._dma.release(self.bounce)
+        self._dma.unshare(self.bounce)
 
     def _check(self, code: int, address: int, length: int, what: str) -> None:
         if code:

@@ -146,7 +146,6 @@ class VirtioCrq:
         self._channels.release()
         self.crq.release()
         self._window.release()
-        self._dma.close()
 
     def _tree_changed(self) -> None:
         """Our node may have gone: then the client's went with it, and there is nobody to serve any more."""
