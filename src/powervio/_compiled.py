@@ -37,8 +37,13 @@ COMPILED = (
     "powervio.phyp.crq",
     "powervio.phyp.ledger",
     "powervio.vio.slots",
+    "powervio.virtio.device_ring",
+    "powervio.virtio.driver_ring",
     "powervio.virtio.split_device",
     "powervio.virtio.split_driver",
+    "powervio.virtio.packed_layout",
+    "powervio.virtio.packed_device",
+    "powervio.virtio.packed_driver",
 )
 """The modules that are compiled; `ext-modules` in pyproject.toml is the same list."""
 

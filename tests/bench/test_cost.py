@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from powervio.bench.cost import Cost, PerRequest, count_costs
+from powervio.bench.cost import RDMA_CALLS, Cost, PerRequest, count_costs
 from powervio.bench.reads import write_numbered
 from powervio.storage.image import open_image
 
@@ -33,15 +33,31 @@ DEPTH_32 = {
     "H_XIRR": 0.0625,
     "total": 5.2812,
 }
+# A packed ring: the used descriptor is one aligned doubleword, which needs no index behind it.
+PACKED_1 = {**DEPTH_1, "H_COPY_RDMA": 2.0, "H_WRITE_RDMA": 2.0, "total": 13.0}
+# The first used descriptor of a batch goes by itself, as the index of a split ring does; here and there a run of
+# descriptors goes over the end of the ring, and is two copies.
+PACKED_32 = {**DEPTH_32, "H_COPY_RDMA": 1.0938, "H_WRITE_RDMA": 1.0312, "total": 5.3125}
+# IN_ORDER: 32 requests have one used descriptor. A batch has one copy of descriptors (with those over the end), one of
+# used.
+PACKED_IN_ORDER_32 = {**DEPTH_32, "H_COPY_RDMA": 1.0469, "H_WRITE_RDMA": 1.0312, "total": 5.2656}
 COPIES_1 = {"H_COPY_RDMA": 4.0, "H_READ_RDMA": 1.0, "H_WRITE_RDMA": 1.0, "total": 6.0}
 COPIES_32 = {"H_COPY_RDMA": 1.0938, "H_READ_RDMA": 1.0, "H_WRITE_RDMA": 1.0, "total": 3.0938}
 
 
-def costs(folder: Path, revision: int, *, keep_mapped: bool = False) -> dict[int, Cost]:
+def costs(
+    folder: Path, revision: int, *, keep_mapped: bool = False, packed: bool = False, in_order: bool = False
+) -> dict[int, Cost]:
     path = folder / "numbered.img"
     write_numbered(path, 1 << 20)
     with open_image(path, read_only=True) as image:
-        return count_costs(image, revision, keep_mapped=keep_mapped)
+        return count_costs(image, revision, keep_mapped=keep_mapped, packed=packed, in_order=in_order)
+
+
+def copies_of(calls: PerRequest) -> PerRequest:
+    """The remote copies among these calls, with their total."""
+    copies = {name: count for name, count in calls.items() if name in RDMA_CALLS}
+    return {**copies, "total": round(sum(copies.values()), 4)}
 
 
 def without_mapping(calls: PerRequest) -> PerRequest:
@@ -60,3 +76,14 @@ def test_buffers_that_stay_mapped_save_two_calls_a_request(tmp_path: Path, revis
     found = costs(tmp_path, revision, keep_mapped=True)
     assert found[1] == Cost(without_mapping(DEPTH_1), COPIES_1)
     assert found[32] == Cost(without_mapping(DEPTH_32), COPIES_32)
+
+
+@pytest.mark.dual
+@pytest.mark.parametrize(("in_order", "depth_32"), [(False, PACKED_32), (True, PACKED_IN_ORDER_32)])
+def test_cost_of_a_read_over_packed_rings(tmp_path: Path, in_order: bool, depth_32: PerRequest) -> None:
+    found = costs(tmp_path, 1, packed=True, in_order=in_order)
+    assert found == {1: Cost(PACKED_1, copies_of(PACKED_1)), 32: Cost(depth_32, copies_of(depth_32))}
+
+
+def test_in_order_costs_a_split_ring_the_same(tmp_path: Path) -> None:
+    assert costs(tmp_path, 1, in_order=True) == costs(tmp_path, 1)

@@ -389,13 +389,18 @@ def test_whatever_a_device_says_the_driver_lives(words: list[bytes]) -> None:
 class Streams(RuleBasedStateMachine):
     """Two ports, written and read in any pieces; sessions end before, between and after the device's turn."""
 
-    @initialize(framing=st.booleans(), multiport=st.booleans(), event_idx=st.booleans())
-    def begin(self, framing: bool, multiport: bool, event_idx: bool) -> None:
+    @initialize(
+        framing=st.booleans(), multiport=st.booleans(), event_idx=st.booleans(), packed=st.booleans(),
+        in_order=st.booleans(),
+    )  # fmt: skip
+    def begin(self, framing: bool, multiport: bool, event_idx: bool, packed: bool, in_order: bool) -> None:
         names = ("agent",) if multiport else ()
         self.device = ConsoleDevice(ports=names, multiport=multiport, limit=6000)
         self.driver = ConsoleCore()
         extra = {"framing": bytewise} if framing else {}
-        self.link = DirectLink(self.device, self.driver, event_idx=event_idx, **extra)  # type: ignore[arg-type]
+        self.link = DirectLink(
+            self.device, self.driver, event_idx=event_idx, packed=packed, in_order=in_order, **extra  # type: ignore[arg-type]
+        )  # fmt: skip
         self.link.connect()
         self.numbers = (0, 1) if multiport else (0,)
         for number in self.numbers:

@@ -40,6 +40,8 @@ class Disk:
         byteorder: ByteOrder = "little",
         indirect: bool = False,
         event_idx: bool = False,
+        packed: bool = False,
+        in_order: bool = False,
         queue_size: int = 128,
         framing: Callable[[tuple[int, int]], list[tuple[int, int]]] = whole,
         max_queues: int = 16,
@@ -49,7 +51,7 @@ class Disk:
         self.driver = BlockCore(max_queues=max_queues)
         self.link = DirectLink(
             self.device, self.driver, byteorder=byteorder, indirect=indirect, event_idx=event_idx,
-            queue_size=queue_size, framing=framing,
+            packed=packed, in_order=in_order, queue_size=queue_size, framing=framing,
         )  # fmt: skip
         self.completed: list[BlockRequest] = []
 
@@ -215,6 +217,10 @@ MODES = [
     {"framing": bytewise},
     {"options": BlockOptions(queues=3)},
     {"queue_size": 4},
+    {"packed": True},
+    {"packed": True, "in_order": True, "event_idx": True, "queue_size": 5},
+    {"packed": True, "indirect": True, "queue_size": 3, "options": BlockOptions(queues=2)},
+    {"in_order": True, "queue_size": 4},
     {"queue_size": 4, "indirect": True, "event_idx": True, "options": BlockOptions(queues=2)},
 ]
 

@@ -247,6 +247,15 @@ def test_write_rdma_up_to_48_bytes_is_written(linked: Rig, length: int) -> None:
     assert bytes(linked.client.memory[5 * PAGE - 5 : 5 * PAGE - 4 + length + 1]) == b"\0" + data + b"\0"
 
 
+@pytest.mark.parametrize("offset", [0, 8, 4088, 4, 4092])
+def test_write_rdma_doubleword_is_written_and_nothing_beside_it(linked: Rig, offset: int) -> None:
+    place = 6 * PAGE + offset
+    before = bytes(linked.client.memory)
+    data = bytes(range(0xF1, 0xF9))
+    assert linked.s.write_rdma(linked.remote, place, data) == ReturnCode.H_SUCCESS
+    assert bytes(linked.client.memory) == before[:place] + data + before[place + 8 :]
+
+
 def test_write_rdma_49_bytes_is_parameter(linked: Rig) -> None:
     assert linked.s.write_rdma(linked.remote, 0, bytes(49)) == ReturnCode.H_PARAMETER
 

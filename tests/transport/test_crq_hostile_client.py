@@ -104,7 +104,9 @@ class Client:
         codec = HEADERS[revision]
         offered = codec.unpack(bytes(self.view[HEADER : HEADER + codec.size])).device_features
         at = HEADER + codec.driver_features_offset
-        self.view[at : at + codec.driver_features_size] = codec.pack_driver_features(offered & ~refused)
+        self.view[at : at + codec.driver_features_size] = codec.pack_driver_features(
+            offered & ~refused & ~feature.RING_PACKED & ~feature.IN_ORDER
+        )
 
     def entry(self, queue: int) -> QueueAddresses:
         base = RINGS + queue * RING_STRIDE

@@ -21,7 +21,9 @@ def run_client_until(pair: PartitionPair, done: int, driver: EchoDriver, limit: 
         assert time.monotonic() < end, f"{len(driver.answers)} of {done} answers, client {pair.client.state}"
 
 
-def make(indirect: IndirectPolicy, *, event_idx: bool, revision: int = 1) -> tuple[PartitionPair, EchoDriver]:
+def make(
+    indirect: IndirectPolicy, *, event_idx: bool, revision: int = 1, packed: bool = False
+) -> tuple[PartitionPair, EchoDriver]:
     driver = EchoDriver(queue_count=2)
     pair = PartitionPair(
         EchoDevice(queue_count=2),
@@ -29,6 +31,7 @@ def make(indirect: IndirectPolicy, *, event_idx: bool, revision: int = 1) -> tup
         revision=revision,
         indirect=indirect,
         event_idx=event_idx,
+        packed=packed,
         clock=time.monotonic,
     )
     pair.server_kernel.start()
@@ -37,10 +40,11 @@ def make(indirect: IndirectPolicy, *, event_idx: bool, revision: int = 1) -> tup
     return pair, driver
 
 
+@pytest.mark.parametrize("packed", [False, True])
 @pytest.mark.parametrize("event_idx", [False, True])
 @pytest.mark.parametrize("batch", [1, 3, 32])
-def test_ping_pong_between_threads_loses_no_wake_up(batch: int, event_idx: bool) -> None:
-    pair, driver = make("auto", event_idx=event_idx)
+def test_ping_pong_between_threads_loses_no_wake_up(batch: int, event_idx: bool, packed: bool) -> None:
+    pair, driver = make("auto", event_idx=event_idx, packed=packed)
     sent: list[bytes] = []
     for number in range(300):
         messages = [b"%d.%d" % (number, n) for n in range(batch)]
@@ -55,12 +59,14 @@ def test_ping_pong_between_threads_loses_no_wake_up(batch: int, event_idx: bool)
     ("seed", "rounds"),
     [(1, 300), (2, 300), pytest.param(3, 20_000, marks=[pytest.mark.slow, pytest.mark.timeout(900)])],
 )
-@pytest.mark.parametrize(("revision", "indirect"), [(0, "never"), (1, "always")])
+@pytest.mark.parametrize(
+    ("revision", "packed", "indirect"), [(0, False, "never"), (1, False, "always"), (1, True, "never")]
+)
 def test_resets_at_any_moment_lose_and_double_nothing(
-    revision: int, indirect: IndirectPolicy, seed: int, rounds: int
+    revision: int, packed: bool, indirect: IndirectPolicy, seed: int, rounds: int
 ) -> None:
     rng = random.Random(seed)
-    pair, driver = make(indirect, event_idx=bool(revision), revision=revision)
+    pair, driver = make(indirect, event_idx=bool(revision), revision=revision, packed=packed)
     sent: list[bytes] = []
     for number in range(rounds):
         for queue in (0, 1):

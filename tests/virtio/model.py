@@ -1,4 +1,4 @@
-"""What the tests of the split rings compare with: memories that behave well or badly, and a plain model of a queue.
+"""What the tests of the rings compare with: memories that behave well or badly, and a plain model of a queue.
 
 The model knows nothing of descriptors or indices: buffers go from the driver to the device in the order in which they
 were made available and come back in the order in which they were used.
@@ -25,15 +25,19 @@ PAGE = mmap.PAGESIZE
 
 
 class MappedRing(RingMemory):
-    """Ring areas that both sides see at once, each ending at a page that faults when it is touched."""
+    """Areas of a split ring that both sides see at once, each ending at a page that faults when it is touched."""
 
     def __init__(self, size: int) -> None:
         self.size = size
         self._maps: list[mmap.mmap] = []
-        self.descriptors = self.guarded(16 * size)
-        self.available = self.guarded(6 + 2 * size)
-        self.used = self.guarded(6 + 8 * size)
+        lengths = self.lengths(size)
+        self.descriptors, self.available, self.used = (self.guarded(length) for length in lengths)
         self.tables: dict[int, memoryview] = {}
+
+    @staticmethod
+    def lengths(size: int) -> tuple[int, int, int]:
+        """Of the areas, in bytes (virtio 1.4, 2.7)."""
+        return 16 * size, 6 + 2 * size, 6 + 8 * size
 
     def guarded(self, length: int) -> memoryview:
         """`length` bytes, aligned to 4 as the used ring has to be, up to an inaccessible page (but for 2 bytes)."""
@@ -53,8 +57,17 @@ class MappedRing(RingMemory):
         return table[:length]
 
 
+class MappedPackedRing(MappedRing):
+    """The same for a packed ring."""
+
+    @staticmethod
+    def lengths(size: int) -> tuple[int, int, int]:
+        """Of the areas, in bytes (virtio 1.4, 2.8.10.1)."""
+        return 16 * size, 4, 4
+
+
 class ShadowRing(RingMemory):
-    """A stand-in for remote memory: shadows that only fetch and store bring up to date.
+    """A stand-in for the remote memory of a split ring: shadows that only fetch and store bring up to date.
 
     A copy is made in pieces, in an order that nobody promises (descriptors before available, as the contract has it,
     or all mixed as one copy may do); `meanwhile` runs between the pieces, so that the driver can go on during a copy.
@@ -66,9 +79,8 @@ class ShadowRing(RingMemory):
         self._driver = driver
         self._choice = choice
         self._meanwhile = meanwhile
-        self.descriptors = memoryview(bytearray(16 * driver.size))
-        self.available = memoryview(bytearray(6 + 2 * driver.size))
-        self.used = memoryview(bytearray(6 + 8 * driver.size))
+        lengths = driver.lengths(driver.size)
+        self.descriptors, self.available, self.used = (memoryview(bytearray(length)) for length in lengths)
         self.fetches = 0
         self.stores = 0
 
@@ -119,6 +131,44 @@ class ShadowRing(RingMemory):
         self._driver.used[-2:] = self.used[-2:]
 
 
+class PackedShadow(ShadowRing):
+    """The same for a packed ring. A copy is made doubleword by doubleword, each of them whole, in any order."""
+
+    def _doublewords(self, first: int, count: int) -> list[slice]:
+        """Of the descriptors, in the order of the copy."""
+        size = self._driver.size
+        assert 0 <= first < size
+        assert 0 <= count <= size
+        starts = [16 * ((first + n) % size) + half for n in range(count) for half in (0, 8)]
+        if self._choice.random() < 0.7:
+            self._choice.shuffle(starts)
+        return [slice(start, start + 8) for start in starts]
+
+    def _move(self, to: memoryview, source: memoryview, pieces: list[slice]) -> None:
+        pauses = set(self._choice.sample(range(len(pieces)), min(3, len(pieces))))
+        for number, piece in enumerate(pieces):
+            to[piece] = source[piece]
+            if number in pauses:
+                self._meanwhile()
+
+    def fetch_run(self, first: int, count: int) -> None:
+        assert count
+        self.fetches += 1
+        self._move(self.descriptors, self._driver.descriptors, self._doublewords(first, count))
+
+    def store_run(self, first: int, count: int) -> None:
+        assert count
+        self.stores += 1
+        behind = (first + 1) % self._driver.size
+        self._move(self._driver.descriptors, self.descriptors, self._doublewords(behind, count - 1))
+        start = 16 * first + 8
+        self._driver.descriptors[start : start + 8] = self.descriptors[start : start + 8]
+
+    def store_suppression(self) -> None:
+        self.stores += 1
+        self._driver.used[:] = self.used
+
+
 def merged(segments: Segments) -> Segments:
     """Segments as a device gets them: those that continue each other are one, empty ones are left out."""
     result: Segments = []
@@ -149,17 +199,30 @@ class Buffer:
 
 @dataclass
 class Model:
-    """A split queue as its users see it."""
+    """A queue as its users see it, split or packed."""
 
     size: int
+    in_order: bool = False
     added: deque[Buffer] = field(default_factory=deque)
     """By the driver, before it published."""
     available: deque[Buffer] = field(default_factory=deque)
     at_device: dict[int, Buffer] = field(default_factory=dict)
     """By head, as the device has them."""
+    finished: set[int] = field(default_factory=set)
+    """Heads at the device that were pushed and wait for older ones (IN_ORDER)."""
     pushed: deque[Buffer] = field(default_factory=deque)
     """By the device, before it published."""
     used: deque[Buffer] = field(default_factory=deque)
+
+    def push(self, head: int, written: int) -> None:
+        """The device gives a buffer back; with IN_ORDER it goes on after all that were made available before it."""
+        self.at_device[head].written = written
+        self.finished.add(head)
+        for each in list(self.at_device) if self.in_order else [head]:
+            if each not in self.finished:
+                break
+            self.finished.remove(each)
+            self.pushed.append(self.at_device.pop(each))
 
     @property
     def in_flight(self) -> list[Buffer]:
@@ -216,3 +279,39 @@ class RawRing(MappedRing):
         for number, element in enumerate(elements):
             struct.pack_into(self._order + "II", self.used, 4 + 8 * ((index + number) % self.size), *element)
         struct.pack_into(self._order + "H", self.used, 2, (index + len(elements)) & 0xFFFF)
+
+
+class RawPackedRing(MappedPackedRing):
+    """Areas of a packed ring that a test writes by hand, as a driver or a device would that knows no rules."""
+
+    def __init__(self, size: int) -> None:
+        super().__init__(size)
+        self.slot = 0
+        self.wrap = 1
+
+    def describe(self, slot: int, address: int, length: int, ident: int, flags: int) -> None:
+        """Write one descriptor, flags and all."""
+        struct.pack_into("<QIHH", self.descriptors, 16 * slot, address, length, ident, flags)
+
+    def descriptor(self, slot: int) -> tuple[int, int, int, int]:
+        """Address, length, id, flags."""
+        return struct.unpack_from("<QIHH", self.descriptors, 16 * slot)
+
+    def offer(self, *chain: tuple[int, int, int], ident: int = 0) -> None:
+        """Make `(address, length, flags)` available at the next places, in the flags that the round asks for."""
+        for address, length, flags in chain:
+            self.describe(self.slot, address, length, ident, flags | (0x80 if self.wrap else 0x8000))
+            self.slot += 1
+            if self.slot == self.size:
+                self.slot, self.wrap = 0, 1 - self.wrap
+
+    def table(self, address: int, *entries: tuple[int, int, int, int]) -> int:
+        """Put an indirect table of `(address, length, id, flags)` there; returns its length in bytes."""
+        data = b"".join(struct.pack("<QIHH", *entry) for entry in entries)
+        self.tables[address] = memoryview(bytearray(data))
+        return len(data)
+
+    def event(self, area: memoryview) -> tuple[int, int, int]:
+        """Slot, wrap counter and flags of an event suppression structure."""
+        place, flags = struct.unpack("<HH", area)
+        return place & 0x7FFF, place >> 15, flags

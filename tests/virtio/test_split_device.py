@@ -622,3 +622,41 @@ def test_notifications_remote_with_event_idx_cost_a_store_and_a_copy() -> None:
     assert ring.enable_notifications()
     assert ring.refresh() == 1
     assert (shadow.fetches, shadow.stores) == (3, 2)
+
+
+@pytest.mark.parametrize("order", [(0, 1, 2, 3), (3, 2, 1, 0), (2, 0, 3, 1)])
+def test_in_order_completions_wait_for_those_before_them_and_share_elements(order: tuple[int, ...]) -> None:
+    # virtio 1.4, 2.7.9: one element for a batch stands in the slot of its first buffer and has the head of its last
+    memory = RawRing(8)
+    for index in range(4):
+        memory.describe(index, 0x1000 * index, 16, WRITE)
+    memory.offer(0, 1, 2, 3)
+    ring = SplitDeviceRing(8, memory, in_order=True)
+    ring.refresh()
+    assert [chain.head for chain in iter(ring.pop, None)] == [0, 1, 2, 3]
+    for head in order:
+        ring.push(head, 16 if head != 2 else 5)
+    assert ring.publish()
+    assert memory.used_index == 4
+    # 0 and 1 were written whole, so 2 speaks for them; 2 was not, so 3 speaks for itself
+    assert struct.unpack_from("<II", memory.used, 4) == (2, 5)
+    assert struct.unpack_from("<II", memory.used, 4 + 8 * 3) == (3, 16)
+    assert ring.in_hand == 0
+
+
+def test_in_order_nothing_is_visible_before_the_oldest_is_done() -> None:
+    memory = RawRing(4)
+    for index in range(2):
+        memory.describe(index, 0x1000, 16, WRITE)
+    memory.offer(0, 1)
+    ring = SplitDeviceRing(4, memory, in_order=True)
+    ring.refresh()
+    list(iter(ring.pop, None))
+    ring.push(1, 16)
+    assert not ring.publish()
+    assert (memory.used_index, ring.in_hand) == (0, 2)
+    with pytest.raises(LocalError, match="not the device's"):
+        ring.push(1, 16)
+    ring.push(0, 16)
+    assert ring.publish()
+    assert (memory.used_index, ring.in_hand) == (2, 0)

@@ -307,3 +307,47 @@ def test_interrupts_with_event_idx_are_armed_at_the_next_index_and_flags_stay_0(
     ring.disable_interrupts()
     assert bytes(memory.available[-2:]) == b"\x00\x00"
     assert bytes(memory.available[:2]) == b"\x00\x00"
+
+
+def test_in_order_one_element_gives_back_all_before_it() -> None:
+    # virtio 1.4, 2.7.9: those without an element of their own were used completely
+    memory = RawRing(8)
+    ring = SplitDriverRing(8, memory, in_order=True)
+    heads = [ring.add([(0x1000, 8), (0x2000, 16)], 1, number) for number in range(4)]
+    assert heads == [0, 2, 4, 6]
+    ring.publish()
+    memory.use(0, (heads[2], 3), (99, 99), (99, 99))
+    assert [ring.reap(), ring.reap()] == [(0, 16), (1, 16)]
+    assert ring.enable_interrupts(), "there is more without another look at the ring"
+    assert ring.add([(0x1000, 8)], 1, 4) == 0, "descriptors are taken in the order of the table"
+    assert [ring.reap(), ring.reap()] == [(2, 3), None]
+    memory.use(3, (heads[3], 16))
+    assert [ring.reap(), ring.reap()] == [(3, 16), None]
+    assert ring.last_used == 4
+
+
+def test_in_order_element_that_covers_more_than_the_index_breaks_the_ring() -> None:
+    memory = RawRing(8)
+    ring = SplitDriverRing(8, memory, in_order=True)
+    heads = [ring.add([(0x1000, 8)], 0, number) for number in range(3)]
+    ring.publish()
+    memory.use(0, (heads[2], 8), (0, 0))
+    with pytest.raises(RemoteError, match=r"covers 3 buffers when used\.idx moved by 2"):
+        ring.reap()
+    assert ring.drain() == [0, 1, 2]
+
+
+def test_in_order_last_descriptor_of_the_table_goes_on_at_the_first() -> None:
+    # virtio 1.4, 2.7.9: next is x + 1, or 0 at the end
+    memory = RawRing(4)
+    ring = SplitDriverRing(4, memory, in_order=True)
+    for number in range(5):
+        head = ring.add([(0x1000, 8), (0x2000, 8), (0x3000, 8)], 1, number)
+        assert head == 3 * number % 4
+        at = head
+        for following in ((head + 1) % 4, (head + 2) % 4):
+            assert struct.unpack_from("<H", memory.descriptors, 16 * at + 14)[0] == following
+            at = following
+        ring.publish()
+        memory.use(number, (head, 16))
+        assert ring.reap() == (number, 16)

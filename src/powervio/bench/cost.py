@@ -46,8 +46,18 @@ def _per_request(calls: Mapping[str, int], requests: int) -> PerRequest:
     return each
 
 
-def count_costs(backing: Backing, revision: int, *, keep_mapped: bool = False, rounds: int = 8) -> dict[int, Cost]:
-    """The cost of a random read of 4 KiB, by depth. `keep_mapped`: see `BlockDriver`.
+def count_costs(
+    backing: Backing,
+    revision: int,
+    *,
+    keep_mapped: bool = False,
+    packed: bool = False,
+    in_order: bool = False,
+    rounds: int = 8,
+) -> dict[int, Cost]:
+    """The cost of a random read of 4 KiB, by depth.
+
+    `keep_mapped`: see `BlockDriver`; `packed` and `in_order`: see `VirtioVio`.
 
     The batch interface keeps the depth: what completes is submitted anew and kicked once.
     """
@@ -55,7 +65,7 @@ def count_costs(backing: Backing, revision: int, *, keep_mapped: bool = False, r
     for depth in DEPTHS:
         driver = BlockDriver(buffers=depth, buffer_size=BLOCK, keep_mapped=keep_mapped)
         with Rig(threaded=False) as rig:
-            disk = rig.add_disk(backing, driver, revision=revision)
+            disk = rig.add_disk(backing, driver, revision=revision, packed=packed, in_order=in_order)
             reader = BatchReader(disk, depth, keep_mapped=keep_mapped)
             reader.run(depth)  # what is made at the first request is no cost of a request
             before = disk.costs()

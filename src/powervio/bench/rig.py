@@ -57,6 +57,8 @@ class Disk:
         driver: BlockDriver,
         options: BlockOptions | None,
         revision: int,
+        packed: bool,
+        in_order: bool,
         recorder: Recorder | None,
         client: int,
     ) -> None:
@@ -81,6 +83,8 @@ class Disk:
             self.client_adapter.node,
             driver,
             revision=revision,
+            packed=packed,
+            in_order=in_order,
             trace=None if recorder is None else recorder.client,
         )
         if recorder is not None:
@@ -145,14 +149,17 @@ class Rig:
         options: BlockOptions | None = None,
         *,
         revision: int = 1,
+        packed: bool = False,
+        in_order: bool = False,
         recorder: Recorder | None = None,
         client: int = 0,
     ) -> Disk:
         """Serve `backing` to a client and wait until its driver runs. Raises `LocalError` if it does not.
 
-        `recorder` is told of the handshake's steps; `client` counts from 0.
+        `packed` and `in_order` are the client's (`VirtioVio`); `recorder` is told of the handshake's steps; `client`
+        counts from 0.
         """
-        disk = Disk(self, backing, driver or BlockDriver(), options, revision, recorder, client)
+        disk = Disk(self, backing, driver or BlockDriver(), options, revision, packed, in_order, recorder, client)
         self.disks.append(disk)
         self.server_kernel.call(disk.server.start)
         disk.client.start()

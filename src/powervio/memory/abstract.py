@@ -13,11 +13,12 @@ from typing import ClassVar
 
 
 class RingMemory(ABC):
-    """The three areas of a split virtqueue as local bytes, and the way to bring them up to date.
+    """The three areas of a virtqueue as local bytes, and the way to bring them up to date.
 
     When the areas are mapped (a driver's own memory, vhost-user regions) the methods do nothing; when they are remote
-    the buffers are shadows and each method is one batch of copies. Sizes for a queue of N: descriptors 16N,
-    available 6+2N, used 6+8N bytes (virtio 1.4, 2.7).
+    the buffers are shadows and each method is one batch of copies. Sizes for a split queue of N: descriptors 16N,
+    available 6+2N, used 6+8N bytes (virtio 1.4, 2.7). For a packed one: descriptor ring 16N, driver event suppression
+    4 (`available`), device event suppression 4 (`used`; 2.8.10.1).
     """
 
     descriptors: memoryview
@@ -28,12 +29,6 @@ class RingMemory(ABC):
     """Whether what is read is a copy made earlier. Then an index that is to be trusted must have been known before
     the copy of what it covers began, and suppression fields that were read are out of date by definition."""
 
-    def fetch_available(self) -> None:
-        """Bring `available` up to date (flags, index, ring, used_event)."""
-
-    def fetch_descriptors(self) -> None:
-        """Bring `descriptors` and `available` up to date; descriptors are read first or in the same copy."""
-
     @abstractmethod
     def fetch_table(self, address: int, length: int) -> memoryview:
         """The bytes of an indirect descriptor table at a device address, read-only use.
@@ -41,11 +36,28 @@ class RingMemory(ABC):
         Raises `RemoteError` when the driver's address or length is not good.
         """
 
+    def store_suppression(self) -> None:
+        """Make what the device wants to be told of visible: split, used.flags and avail_event; packed, `used`."""
+
+    # -- split
+
+    def fetch_available(self) -> None:
+        """Bring `available` up to date (flags, index, ring, used_event)."""
+
+    def fetch_descriptors(self) -> None:
+        """Bring `descriptors` and `available` up to date; descriptors are read first or in the same copy."""
+
     def store_used(self, first: int, count: int) -> None:
         """Make used elements `first .. first+count-1` (slot numbers, wrapping) visible, and after them used.idx."""
 
-    def store_suppression(self) -> None:
-        """Make used.flags and avail_event visible."""
+    # -- packed
+
+    def fetch_run(self, first: int, count: int) -> None:
+        """Bring `count` descriptors from slot `first` on (wrapping) up to date."""
+
+    def store_run(self, first: int, count: int) -> None:
+        """Make used descriptors visible: those from slot `first + 1` on (wrapping), `count - 1` slots of which some may
+        be as they were fetched; after them length, id and flags of slot `first`, with the flags last or all at once."""
 
 
 class Payload(ABC):

@@ -20,7 +20,11 @@ from powervio.memory.abstract import Backing, Payload, RingMemory
 from powervio.memory.area import PAGE_SIZE, MappedArea
 from powervio.testing.clock import ManualScheduler
 from powervio.virtio.device import Device, DeviceSession
+from powervio.virtio.device_ring import DeviceRing
 from powervio.virtio.driver import Driver
+from powervio.virtio.driver_ring import DriverRing
+from powervio.virtio.packed_device import PackedDeviceRing
+from powervio.virtio.packed_driver import PackedDriverRing
 from powervio.virtio.queue import Buffer, BufferSlice, ByteOrder, DeviceQueue, DriverQueue, DriverTransport, Segment
 from powervio.virtio.split_device import SplitDeviceRing
 from powervio.virtio.split_driver import SplitDriverRing
@@ -75,7 +79,7 @@ class DirectMemory:
 
 
 class MappedRing(RingMemory):
-    """The areas of a queue, both sides' own memory."""
+    """The areas of a queue, both sides' own memory; those of a split ring are large enough for a packed one."""
 
     def __init__(self, memory: DirectMemory, size: int) -> None:
         self._memory = memory
@@ -145,7 +149,7 @@ class MappedPayload(Payload):
 class DirectDriverQueue(DriverQueue):
     """The driver's side of a queue of a `DirectLink`."""
 
-    def __init__(self, link: DirectLink, index: int, ring: SplitDriverRing, indirect: bool) -> None:
+    def __init__(self, link: DirectLink, index: int, ring: DriverRing, indirect: bool) -> None:
         self.index = index
         self.size = ring.size
         self.ring = ring
@@ -246,12 +250,15 @@ class DirectLink:
         byteorder: ByteOrder = "little",
         indirect: bool = False,
         event_idx: bool = False,
+        packed: bool = False,
+        in_order: bool = False,
         queue_size: int = 128,
         memory: int = 64 << 20,
         framing: Callable[[Segment], list[Segment]] = whole,
         schedule: Callable[[Callable[[], None]], object] | None = None,
     ) -> None:
-        """`byteorder` "big" makes it a legacy device of a big-endian guest. `memory` is bytes.
+        """`byteorder` "big" makes it a legacy device of a big-endian guest, whose rings cannot be `packed`. `memory` is
+        bytes.
 
         `framing` cuts what the driver adds into descriptors: `whole`, `bytewise` or a test's own. `schedule` is
         called with `run` whenever a side tells the other (an event loop's `call_soon`); without it a test runs it.
@@ -261,6 +268,8 @@ class DirectLink:
         self.byteorder = byteorder
         self.indirect = indirect
         self.event_idx = event_idx
+        self.packed = packed
+        self.in_order = in_order
         self.queue_size = queue_size
         self.memory = DirectMemory(memory)
         self.framing = framing
@@ -288,16 +297,27 @@ class DirectLink:
         if not 1 <= count <= self.device.queue_count:
             raise LocalError(f"the driver wants {count} queues, the device has {self.device.queue_count}")
         size = min(self.queue_size, self.device.queue_size)
-        big = self.byteorder == "big"
         for index in range(count):
             ring = MappedRing(self.memory, size)
-            driver_ring = SplitDriverRing(size, ring, big_endian=big, event_idx=self.event_idx, indirect=self.indirect)
-            device_ring = SplitDeviceRing(size, ring, big_endian=big, event_idx=self.event_idx, indirect=self.indirect)
+            driver_ring, device_ring = self._make_rings(size, ring)
             self._rings.append(ring)
             self.driver_queues.append(DirectDriverQueue(self, index, driver_ring, self.indirect))
             self.device_queues.append(DeviceQueue(index, device_ring, self._payload, self.notified, wake=self.woken))
         self.device.start(DeviceSession(self.features, self.byteorder, dict(enumerate(self.device_queues))))
         self.driver.start(_DirectTransport(self, self.features, self.driver_queues))
+
+    def _make_rings(self, size: int, memory: MappedRing) -> tuple[DriverRing, DeviceRing]:
+        event_idx, indirect, in_order = self.event_idx, self.indirect, self.in_order
+        if self.packed:
+            return (
+                PackedDriverRing(size, memory, event_idx=event_idx, indirect=indirect, in_order=in_order),
+                PackedDeviceRing(size, memory, event_idx=event_idx, indirect=indirect, in_order=in_order),
+            )
+        big = self.byteorder == "big"
+        return (
+            SplitDriverRing(size, memory, big_endian=big, event_idx=event_idx, indirect=indirect, in_order=in_order),
+            SplitDeviceRing(size, memory, big_endian=big, event_idx=event_idx, indirect=indirect, in_order=in_order),
+        )
 
     def disconnect(self) -> None:
         """Lose the session: both sides' rings are gone, whatever is in them. What the device published stays reaped if

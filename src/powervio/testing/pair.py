@@ -36,6 +36,8 @@ class PartitionPair:
         big_endian: bool = False,
         indirect: IndirectPolicy = "auto",
         event_idx: bool = False,
+        packed: bool = False,
+        in_order: bool = False,
         channels: bool | None = None,
         server_channels: bool = True,
         redirect: bool = False,
@@ -79,6 +81,8 @@ class PartitionPair:
             big_endian=big_endian,
             indirect=indirect,
             event_idx=event_idx,
+            packed=packed,
+            in_order=in_order,
             channels=channels,
             trace=self.steps.append,
         )

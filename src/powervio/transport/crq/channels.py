@@ -11,7 +11,7 @@ from collections.abc import Callable
 from typing import Protocol
 
 from powervio.papr.nodes import VdeviceNode
-from powervio.transport.crq.protocol import Message
+from powervio.transport.crq.protocol import Message, kick_index
 from powervio.vio.crq import CrqEnd
 from powervio.vio.dma import DmaSpace
 from powervio.vio.kernel import PartitionKernel
@@ -124,4 +124,4 @@ class Channels:
         ):
             self.rejected += 1
             return
-        self._on_hint(queue, high & 0xFFFF)
+        self._on_hint(queue, kick_index(high, low))

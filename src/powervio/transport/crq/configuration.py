@@ -38,9 +38,15 @@ from powervio.virtio.status import StatusMachine
 _log = logging.getLogger(__name__)
 
 _TRANSPORT_BITS = (
-    feature.VERSION_1 | feature.ACCESS_PLATFORM | feature.NOTIFICATION_DATA | feature.RING_RESET | feature.SUSPEND
+    feature.VERSION_1
+    | feature.ACCESS_PLATFORM
+    | feature.RING_PACKED
+    | feature.IN_ORDER
+    | feature.NOTIFICATION_DATA
+    | feature.RING_RESET
+    | feature.SUSPEND
 )
-"""What revision 1 can carry beside the ring's own features (P4.3)."""
+"""What revision 1 can carry beside INDIRECT_DESC and EVENT_IDX (P4.3)."""
 
 
 class Configuration:
@@ -100,16 +106,15 @@ class Configuration:
         carried = ring | (_TRANSPORT_BITS if revision else feature.ANY_LAYOUT)
         return feature.offer(self._device.features, carried, self._device.device_id)
 
-    def add_queue(self, session: ServerSession, entry: QueueAddresses, available: int = 0, used: int = 0) -> None:
-        """Make a queue of the session live; the indices say how far it is when it is taken over from another server."""
+    def add_queue(self, session: ServerSession, entry: QueueAddresses, reached: tuple[int, int] | None = None) -> None:
+        """Make a queue of the session live; `reached` says how far it is when it is taken over from another server."""
         self._service.add(
             entry,
             session.number,
             session.accepted,
             channels=self._channels,
             big_endian=session.big_endian,
-            available=available,
-            used=used,
+            reached=reached,
         )
 
     def start_device(self, session: ServerSession) -> None:
@@ -289,13 +294,17 @@ class Configuration:
             raise Refused(Status.BAD_QUEUE, f"{where}: the device has {self._queue_count(session.revision)}")
         if live and entry.index in self._service:
             raise Refused(Status.BAD_QUEUE, f"{where} is in use; it has to be reset before it gets new addresses")
-        if not 0 < entry.size <= largest or entry.size & (entry.size - 1):
-            raise Refused(Status.BAD_QUEUE, f"{where}: size {entry.size}; expected a power of two up to {largest}")
+        packed = session.accepted & feature.RING_PACKED
+        if not 0 < entry.size <= largest or (entry.size & (entry.size - 1) and not packed):
+            kind = "1" if packed else "a power of two"
+            raise Refused(Status.BAD_QUEUE, f"{where}: size {entry.size}; expected {kind} up to {largest}")
         if session.revision == 0 and entry.size != largest:
             raise Refused(Status.BAD_QUEUE, f"{where}: size {entry.size}; revision 0 has vqs_size {largest} for all")
-        if entry.descriptors % 16 or entry.available % 2 or entry.used % 4:
+        alignment = 4 if packed else 2
+        if entry.descriptors % 16 or entry.available % alignment or entry.used % 4:
             raise Refused(
-                Status.BAD_QUEUE, f"{where}: areas need alignment 16, 2 and 4 bytes (virtio 1.4, 2.7), got {entry}"
+                Status.BAD_QUEUE,
+                f"{where}: areas need alignment 16, {alignment} and 4 bytes (virtio 1.4, 2.7, 2.8.10.1), got {entry}",
             )
 
     def _driver_ok(self, message: dict[str, int]) -> tuple[int, int]:

@@ -18,6 +18,10 @@ from powervio.transport.crq.channels import Notifier
 from powervio.transport.crq.protocol import Message, QueueAddresses, encode
 from powervio.vio.crq import CrqEnd
 from powervio.vio.dma import DmaMemory, DmaSpace
+from powervio.virtio import features as feature
+from powervio.virtio import packed_layout, split_layout
+from powervio.virtio.driver_ring import DriverRing
+from powervio.virtio.packed_driver import PackedDriverRing
 from powervio.virtio.queue import BufferSlice, DriverQueue
 from powervio.virtio.split_driver import SplitDriverRing
 
@@ -31,15 +35,15 @@ _AUTO_SEGMENTS = 16
 class OwnRing(RingMemory):
     """Ring memory in the client's own partition: mapped for the device, plain memory for the driver."""
 
-    def __init__(self, dma: DmaSpace, size: int) -> None:
+    def __init__(self, dma: DmaSpace, size: int, available_bytes: int, used_bytes: int) -> None:
         available_at = 16 * size
-        used_at = (available_at + 6 + 2 * size + 7) & ~7
+        used_at = (available_at + available_bytes + 7) & ~7
         self._dma = dma
-        self._memory = dma.allocate(used_at + 6 + 8 * size)
+        self._memory = dma.allocate(used_at + used_bytes)
         view = self._memory.view
         self.descriptors = view[:available_at]
-        self.available = view[available_at : available_at + 6 + 2 * size]
-        self.used = view[used_at : used_at + 6 + 8 * size]
+        self.available = view[available_at : available_at + available_bytes]
+        self.used = view[used_at : used_at + used_bytes]
         self._used_at = used_at
 
     def addresses(self, index: int, size: int) -> QueueAddresses:
@@ -81,23 +85,50 @@ class CrqDriverQueue(DriverQueue):
         session: int,
         *,
         big_endian: bool,
-        event_idx: bool,
+        features: int,
         indirect: IndirectPolicy,
     ) -> None:
+        """`features` are those that were negotiated: they decide over the kind of ring."""
         self.index = index
         self.size = size
-        self.memory = OwnRing(dma, size)
-        self.ring = SplitDriverRing(
-            size, self.memory, big_endian=big_endian, event_idx=event_idx, indirect=indirect != "never"
-        )
+        if not features & feature.INDIRECT_DESC:
+            indirect = "never"
+        self._dma = dma
+        self._features = features if indirect != "never" else features & ~feature.INDIRECT_DESC
+        self._big_endian = big_endian
+        self.memory = self._make_memory()
+        self.ring = self._make_ring()
         self.ending = False
         """Set while the last completions are taken: nothing is added any more."""
-        self._dma = dma
+        self.held = False
+        """Set while the device is not to look at the queue: what is added is not published."""
         self._notifier: Notifier = crq
         self._indirect = indirect
         self._tables: list[DmaMemory] = []
         self._kick_high, self._kick_low = encode(Message.KICK, session, queue=index)
         self._build: Callable[[], tuple[int, int]] = self._kick_message
+
+    def _make_memory(self) -> OwnRing:
+        if self._features & feature.RING_PACKED:
+            return OwnRing(self._dma, self.size, packed_layout.EVENT_BYTES, packed_layout.EVENT_BYTES)
+        lengths = split_layout.available_bytes(self.size), split_layout.used_bytes(self.size)
+        return OwnRing(self._dma, self.size, *lengths)
+
+    def _make_ring(self) -> DriverRing:
+        """An empty ring in `memory`."""
+        event_idx = bool(self._features & feature.EVENT_IDX)
+        indirect = bool(self._features & feature.INDIRECT_DESC)
+        in_order = bool(self._features & feature.IN_ORDER)
+        if self._features & feature.RING_PACKED:
+            return PackedDriverRing(self.size, self.memory, event_idx=event_idx, indirect=indirect, in_order=in_order)
+        return SplitDriverRing(
+            self.size,
+            self.memory,
+            big_endian=self._big_endian,
+            event_idx=event_idx,
+            indirect=indirect,
+            in_order=in_order,
+        )
 
     def addresses(self) -> QueueAddresses:
         """Where the device finds the ring."""
@@ -150,11 +181,12 @@ class CrqDriverQueue(DriverQueue):
 
     def kick(self) -> None:
         """See `DriverQueue`: this is where a kick becomes an H_SEND_CRQ, or an H_SEND_SUB_CRQ."""
-        if not self.ending and self.ring.publish():
+        if not self.ending and not self.held and self.ring.publish():
             self._notifier.signal(self.index, self._build)
 
     def _kick_message(self) -> tuple[int, int]:
-        return self._kick_high | self.ring.published_index, self._kick_low  # bytes 6-7 are the index (P2.3)
+        index = self.ring.published_index  # bytes 6-7, and the round of a packed ring in bytes 10-11 (P6.2)
+        return self._kick_high | index & 0xFFFF, self._kick_low | (index >> 16) << 32
 
     def reap(self) -> tuple[object, int] | None:
         """See `DriverQueue`. Raises `RemoteError` when the device broke the ring."""
@@ -169,13 +201,32 @@ class CrqDriverQueue(DriverQueue):
 
     def end(self) -> None:
         """The session is over: take every mapping back and free the ring. Buffers are the driver's again."""
-        for entry in self.ring.drain():
-            assert isinstance(entry, _InFlight)
-            self._give_back(entry.mappings, entry.table)
+        self._take_back()
         for table in self._tables:
             self._dma.release(table)
         self._tables.clear()
         self.memory.release()
+
+    def renew(self, notifier: Notifier, generation: int) -> list[object]:
+        """The device has forgotten the queue: begin with an empty ring elsewhere; returns the tokens of what was in it.
+
+        Raises `LocalError` when there is no memory for another ring.
+        """
+        memory = self._make_memory()
+        tokens = self._take_back()
+        self.memory.release()
+        self.memory = memory
+        self.ring = self._make_ring()
+        self.use(notifier, generation)
+        return tokens
+
+    def _take_back(self) -> list[object]:
+        tokens: list[object] = []
+        for entry in self.ring.drain():
+            assert isinstance(entry, _InFlight)
+            self._give_back(entry.mappings, entry.table)
+            tokens.append(entry.token)
+        return tokens
 
     def _give_back(self, mappings: list[tuple[int, int]], table: DmaMemory | None) -> None:
         for ioba, length in mappings:

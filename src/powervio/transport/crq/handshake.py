@@ -6,7 +6,7 @@ the memory that they lend to the server for it, is kept here, through all sessio
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Protocol
 
 from powervio.papr.codes import ReturnCode
@@ -60,6 +60,8 @@ class Handshake:
         big_endian: bool,
         indirect: IndirectPolicy,
         event_idx: bool,
+        packed: bool,
+        in_order: bool,
         largest_queue: int,
         use_channels: bool | None,
         request: Request,
@@ -89,7 +91,10 @@ class Handshake:
         self._proposal = revision
         self._big_endian = big_endian and revision == 0
         self._indirect = indirect
-        self._event_idx = event_idx
+        # the ring features that are asked for where the server offers them
+        self._rings = feature.EVENT_IDX if event_idx else 0
+        self._rings |= feature.RING_PACKED if packed else 0
+        self._rings |= feature.IN_ORDER if in_order else 0
         self._largest_queue = largest_queue
         self._use_channels = use_channels
         self._request = request
@@ -172,11 +177,10 @@ class Handshake:
         assert self.revision is not None
         codec = HEADERS[self.revision]
         offered = self.header.device_features
-        wanted = self._driver.select_features(offered)
+        wanted = self._driver.select_features(offered) & feature.DEVICE_BITS  # rings are the transport's matter
         if self._indirect != "never":
             wanted |= feature.INDIRECT_DESC
-        if self._event_idx:
-            wanted |= feature.EVENT_IDX
+        wanted |= self._rings
         if self.revision:
             wanted |= feature.VERSION_1 | feature.ACCESS_PLATFORM | feature.NOTIFICATION_DATA | feature.RING_RESET
             wanted |= feature.SUSPEND
@@ -193,18 +197,18 @@ class Handshake:
             self._trace("FEATURES_OK")
             self._request(Message.FEATURES_OK)
         else:
-            self._find_vqs()
+            self._make_queues()
 
     def _features_accepted(self, reply: dict[str, int]) -> None:
-        self._find_vqs()
+        self._make_queues()
 
     @property
     def byteorder(self) -> ByteOrder:
         """Of rings, config space and device structures."""
         return "big" if self.revision == 0 and self._big_endian else "little"
 
-    def _find_vqs(self) -> None:
-        """FIND_VQS: allocate the rings, expose them by TCEs and say where they are (P5.5)."""
+    def _make_queues(self) -> None:
+        """Allocate the rings and expose them by TCEs."""
         wanted = self._driver.queue_count(self.features, self.config, self.byteorder)
         count = max(1, min(wanted, self.header.queue_count))
         size = self.header.queue_size if self.revision == 0 else min(self.header.queue_size, self._largest_queue)
@@ -217,13 +221,17 @@ class Handshake:
                     self._crq,
                     self.number,
                     big_endian=self.byteorder == "big",
-                    event_idx=bool(self.features & feature.EVENT_IDX),
-                    indirect=self._indirect if self.features & feature.INDIRECT_DESC else "never",
+                    features=self.features,
+                    indirect=self._indirect,
                 )
             )
-        address = self._block(b"".join(queue.addresses().pack() for queue in self.queues))
+        self.find_vqs(self.queues)
+
+    def find_vqs(self, queues: Sequence[CrqDriverQueue]) -> None:
+        """FIND_VQS: say where the rings of these queues are (P5.5)."""
+        address = self._block(b"".join(queue.addresses().pack() for queue in queues))
         self._trace("FIND_VQS")
-        self._request(Message.FIND_VQS, count=count, length=count * QueueAddresses.SIZE, address=address)
+        self._request(Message.FIND_VQS, count=len(queues), length=len(queues) * QueueAddresses.SIZE, address=address)
 
     def _block(self, content: bytes) -> int:
         """Put something into the block for the server to read; returns its I/O address."""

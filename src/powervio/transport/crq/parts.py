@@ -23,6 +23,8 @@ class QueueParts:
 
     addresses: QueueAddresses
     last_available: int
+    """How far the device has come in taking buffers and in giving them back: indices of a split ring, positions of a
+    packed one (`virtio.packed_layout`)."""
     used_index: int
 
 

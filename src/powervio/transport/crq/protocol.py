@@ -87,7 +87,7 @@ LAYOUT: Final[dict[int, tuple[Field, ...]]] = {
     Message.FEATURES_OK: (),
     Message.FIND_VQS: (("count", 4, 2), *_BLOCK),
     Message.DRIVER_OK: (),
-    Message.KICK: (("queue", 4, 2), ("index", 6, 2), ("generation", 8, 2)),
+    Message.KICK: (("queue", 4, 2), ("index", 6, 2), ("generation", 8, 2), ("round", 10, 2)),
     Message.CONFIG_WRITE: (("offset", 4, 2), ("length", 6, 2), ("data", 8, 8)),
     Message.CONFIG_READ: (),
     Message.RESET: (),
@@ -126,6 +126,11 @@ def decode(high: int, low: int) -> dict[str, int]:
     for name, offset, length in layout:
         message[name] = (element >> (128 - 8 * (offset + length))) & ((1 << (8 * length)) - 1)
     return message
+
+
+def kick_index(high: int, low: int) -> int:
+    """How far a KICK says that the driver has come: bytes 6-7, above them the round, bytes 10-11 (P6.2)."""
+    return (high & 0xFFFF) | (low >> 16) & 0xFFFF_0000
 
 
 def describe(high: int, low: int) -> str:

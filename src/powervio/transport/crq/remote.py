@@ -1,15 +1,13 @@
 """The client's memory as the server reaches it: by remote DMA through the second pane, in as few calls as possible.
 
-`RemoteWindow` wraps the RDMA hcalls, `RemoteRing` is the memory of one virtqueue, `RdmaPayload` the data of one
-request. Every call here crosses the hypervisor once; nothing of the client is ever mapped.
+`RemoteWindow` wraps the RDMA hcalls, `RdmaPayload` is the data of one request; the memory of virtqueues is in
+`remote_ring`. Every call here crosses the hypervisor once; nothing of the client is ever mapped.
 """
 
 from __future__ import annotations
 
-from typing import ClassVar
-
-from powervio.errors import RemoteError, Verdict
-from powervio.memory.abstract import Backing, Payload, RingMemory
+from powervio.errors import RemoteError
+from powervio.memory.abstract import Backing, Payload
 from powervio.papr.codes import ReturnCode
 from powervio.papr.nodes import VdeviceNode
 from powervio.papr.port import HcallPort
@@ -106,104 +104,6 @@ class RemoteWindow:
             piece = data[at : at + BOUNCE_SIZE]
             self.bounce.view[: len(piece)] = piece
             self.store(address + at, len(piece), self.bounce)
-
-
-class RemoteRing(RingMemory):
-    """A split virtqueue in the client's memory, worked on in shadows of the server's own.
-
-    The shadow areas follow one another as the client's usually do, so that descriptors and available ring come in one
-    copy when they are adjacent there too.
-    """
-
-    remote: ClassVar[bool] = True
-
-    def __init__(
-        self,
-        window: RemoteWindow,
-        dma: DmaSpace,
-        size: int,
-        descriptors: int,
-        available: int,
-        used: int,
-        *,
-        fresh: bool = True,
-    ) -> None:
-        """`size` entries; the three I/O addresses are the client's. The shadows live until `release`."""
-        self._window = window
-        self._dma = dma
-        self._size = size
-        self._addresses = (descriptors, available, used)
-        self._available_at = 16 * size
-        self._used_at = (self._available_at + 6 + 2 * size + 7) & ~7
-        self._table_at = (self._used_at + 6 + 8 * size + 15) & ~15
-        self._shadow = dma.allocate(self._table_at + 16 * size)
-        view = self._shadow.view
-        self.descriptors = view[: self._available_at]
-        self.available = view[self._available_at : self._available_at + 6 + 2 * size]
-        self.used = view[self._used_at : self._used_at + 6 + 8 * size]
-        self._table = view[self._table_at :]
-        self._adjacent = available == descriptors + 16 * size
-        # What the client's memory has: a new ring is all zeroes, of one that is taken over nothing is known.
-        self._suppression = (bytes(2), bytes(2)) if fresh else (b"", b"")
-
-    def release(self) -> None:
-        """Give back the shadows; the ring is not used afterwards."""
-        self.descriptors.release()
-        self.available.release()
-        self.used.release()
-        self._table.release()
-        self._dma.release(self._shadow)
-
-    def fetch_available(self) -> None:
-        """See `RingMemory`: one copy."""
-        self._ring_copy(self._addresses[1], 6 + 2 * self._size, self._available_at, fetch=True)
-
-    def fetch_descriptors(self) -> None:
-        """See `RingMemory`: one copy when the client's areas are adjacent, else two."""
-        if self._adjacent:
-            self._ring_copy(self._addresses[0], 16 * self._size + 6 + 2 * self._size, 0, fetch=True)
-        else:
-            self._ring_copy(self._addresses[0], 16 * self._size, 0, fetch=True)
-            self.fetch_available()
-
-    def fetch_table(self, address: int, length: int) -> memoryview:
-        """See `RingMemory`: one copy; a table longer than the queue is refused (virtio 1.4, 2.7.5.3.1)."""
-        if length > len(self._table):
-            raise RemoteError(
-                f"an indirect table of {length} bytes is longer than the queue ({len(self._table)} bytes)"
-            )
-        self._window.fetch(address, length, self._shadow, self._table_at)
-        return self._table[:length]
-
-    def store_used(self, first: int, count: int) -> None:
-        """See `RingMemory`: elements (two copies where they wrap), then the index in a copy of its own, because no
-        order is promised inside one copy (papr-vio 4.1)."""
-        used = self._addresses[2]
-        until_end = min(count, self._size - first)
-        self._ring_copy(used + 4 + 8 * first, 8 * until_end, self._used_at + 4 + 8 * first, fetch=False)
-        if count > until_end:
-            self._ring_copy(used + 4, 8 * (count - until_end), self._used_at + 4, fetch=False)
-        self._ring_copy(used + 2, 2, self._used_at + 2, fetch=False)
-
-    def store_suppression(self) -> None:
-        """See `RingMemory`: only what changed since the last time."""
-        event_at = 4 + 8 * self._size
-        flags, event = bytes(self.used[:2]), bytes(self.used[event_at : event_at + 2])
-        if flags != self._suppression[0]:
-            self._ring_copy(self._addresses[2], 2, self._used_at, fetch=False)
-        if event != self._suppression[1]:
-            self._ring_copy(self._addresses[2] + event_at, 2, self._used_at + event_at, fetch=False)
-        self._suppression = (flags, event)
-
-    def _ring_copy(self, address: int, length: int, offset: int, *, fetch: bool) -> None:
-        try:
-            if fetch:
-                self._window.fetch(address, length, self._shadow, offset)
-            else:
-                self._window.store(address, length, self._shadow, offset)
-        except RemoteError as error:
-            # without its ring a queue cannot even fail a request
-            raise RemoteError(f"virtqueue memory: {error}", Verdict.NEEDS_RESET) from None
 
 
 class RdmaPayload(Payload):

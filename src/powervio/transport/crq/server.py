@@ -32,6 +32,7 @@ from powervio.transport.crq.protocol import (
     Status,
     decode,
     encode,
+    kick_index,
 )
 from powervio.transport.crq.redirect import REDIRECT_MIN, Redirector
 from powervio.transport.crq.remote import RemoteWindow
@@ -281,7 +282,7 @@ class VirtioCrq:
         if parts.status & (device_status.DRIVER_OK | device_status.SUSPEND):
             self.device.restore(parts.device)
             for queue in parts.queues:
-                self._configuration.add_queue(session, queue.addresses, queue.last_available, queue.used_index)
+                self._configuration.add_queue(session, queue.addresses, (queue.last_available, queue.used_index))
             self._configuration.start_device(session)
             self._service.paused = bool(parts.status & device_status.SUSPEND)
             self._service.kick_all()
@@ -298,7 +299,7 @@ class VirtioCrq:
             if session is None or number != session.number or not session.status.running:
                 self._refused += 1  # also before DRIVER_OK: survived, not served (virtio 1.4, 3.1.1)
             else:
-                self._service.kick((high >> 16) & 0xFFFF, high & 0xFFFF)
+                self._service.kick((high >> 16) & 0xFFFF, kick_index(high, low))
             return
         stale = kind != Message.PROBE and (session is None or number != session.number)
         if stale or kind >= SERVER_TYPES:

@@ -15,11 +15,15 @@ from powervio.errors import LocalError, RemoteError, Verdict
 from powervio.transport.crq.channels import Channels, Notifier
 from powervio.transport.crq.protocol import Message, QueueAddresses, encode
 from powervio.transport.crq.redirect import RedirectedPayload, Redirector
-from powervio.transport.crq.remote import RdmaPayload, RemoteRing, RemoteWindow
+from powervio.transport.crq.remote import RdmaPayload, RemoteWindow
+from powervio.transport.crq.remote_ring import RemotePackedRing, RemoteRing, RemoteSplitRing
 from powervio.vio.dma import DmaSpace
 from powervio.vio.kernel import PartitionKernel
 from powervio.virtio import features as feature
 from powervio.virtio.device import Device, DeviceSession
+from powervio.virtio.device_ring import DeviceRing
+from powervio.virtio.packed_device import PackedDeviceRing
+from powervio.virtio.packed_layout import FIRST_POSITION
 from powervio.virtio.queue import DeviceQueue
 from powervio.virtio.split_device import SplitDeviceRing
 
@@ -81,7 +85,7 @@ class QueueService:
     @property
     def in_hand(self) -> int:
         """Requests that were popped and are not told to the client as used."""
-        return sum(_in_hand(queue) for queue in self._queues.values())
+        return sum(queue.ring.in_hand for queue in self._queues.values())
 
     def start(self, session: DeviceSession) -> None:
         """Start the device on the queues that were added."""
@@ -96,28 +100,10 @@ class QueueService:
         *,
         channels: Channels,
         big_endian: bool,
-        available: int = 0,
-        used: int = 0,
+        reached: tuple[int, int] | None = None,
     ) -> None:
-        """Set up a queue; `available` and `used` are the indices where a ring is taken over in the middle."""
-        memory = RemoteRing(
-            self._window,
-            self._dma,
-            entry.size,
-            entry.descriptors,
-            entry.available,
-            entry.used,
-            fresh=not available and not used,
-        )
-        ring = SplitDeviceRing(
-            entry.size,
-            memory,
-            big_endian=big_endian,
-            event_idx=bool(features & feature.EVENT_IDX),
-            indirect=bool(features & feature.INDIRECT_DESC),
-            last_available=available,
-            used_index=used,
-        )
+        """Set up a queue; `reached` is what `indices` gave for a ring that is taken over in the middle."""
+        memory, ring = self._open(entry, features, big_endian, reached)
         self._rings[entry.index] = memory
         self._queues[entry.index] = DeviceQueue(
             entry.index, ring, self._payload, self._notify, self._broken, self._wake
@@ -126,6 +112,38 @@ class QueueService:
         self._notifiers[entry.index] = channels.notifier(entry.index)
         # bytes 6-7 are the index (P2.3)
         self._builders[entry.index] = lambda: (high | ring.used_index, low)
+
+    def _open(
+        self, entry: QueueAddresses, features: int, big_endian: bool, reached: tuple[int, int] | None
+    ) -> tuple[RemoteRing, DeviceRing]:
+        """The ring that was negotiated, and its memory."""
+        event_idx = bool(features & feature.EVENT_IDX)
+        indirect = bool(features & feature.INDIRECT_DESC)
+        in_order = bool(features & feature.IN_ORDER)
+        if features & feature.RING_PACKED:
+            packed = RemotePackedRing(self._window, self._dma, entry)
+            available, used = reached or (FIRST_POSITION, FIRST_POSITION)
+            return packed, PackedDeviceRing(
+                entry.size,
+                packed,
+                event_idx=event_idx,
+                indirect=indirect,
+                in_order=in_order,
+                last_available=available,
+                used_index=used,
+            )
+        split = RemoteSplitRing(self._window, self._dma, entry, fresh=reached is None)
+        available, used = reached or (0, 0)
+        return split, SplitDeviceRing(
+            entry.size,
+            split,
+            big_endian=big_endian,
+            event_idx=event_idx,
+            indirect=indirect,
+            in_order=in_order,
+            last_available=available,
+            used_index=used,
+        )
 
     def _payload(self, queue: DeviceQueue, segments: list[tuple[int, int]]) -> RdmaPayload:
         if self._redirector is not None:
@@ -171,26 +189,20 @@ class QueueService:
         Raises `LocalError` while a request is in the device's hands: then the two do not say everything.
         """
         for queue in self._queues.values():
-            count = _in_hand(queue)
+            count = queue.ring.in_hand
             if count:
                 raise LocalError(f"queue {queue.index} has {count} requests in the device's hands; suspend it first")
         return {index: (queue.ring.last_available, queue.ring.used_index) for index, queue in self._queues.items()}
 
     def kick(self, index: int, known: int | None) -> None:
-        """The client made buffers available up to `known`, its avail.idx; None when it did not say.
+        """The client made buffers available up to `known`, what its KICK said (P6.2); None when it did not say.
 
         Of two kicks the one that is further ahead counts: one may come late, through the other kind of queue (P5.16).
         """
         queue = self._queues.get(index)
         if index in self._kicked and queue is not None:
             before = self._kicked[index]
-            if before is None or known is None:
-                known = None
-            else:
-                done = queue.ring.last_available
-                old, new = (before - done) & 0xFFFF, (known - done) & 0xFFFF
-                if new > queue.ring.size or (old <= queue.ring.size and old > new):
-                    known = before
+            known = None if before is None or known is None else max(before, known, key=queue.ring.ahead)
         self._kicked[index] = known
 
     def kick_all(self) -> None:
@@ -288,7 +300,3 @@ class QueueService:
         self.on_frozen = None
         self.kick_all()
         self._kernel.call_soon(self.serve)
-
-
-def _in_hand(queue: DeviceQueue) -> int:
-    return (queue.ring.last_available - queue.ring.published_index) & 0xFFFF

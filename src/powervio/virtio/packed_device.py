@@ -1,0 +1,412 @@
+# cython: language_level=3, boundscheck=False, wraparound=False, cdivision=True, initializedcheck=False, nonecheck=False
+"""The device side of the packed virtqueue (virtio 1.4, 2.8), over a `RingMemory`; `packed_driver` is the other side.
+
+One ring of descriptors carries both directions. The driver writes chains one after the other; a descriptor is available
+when its AVAIL flag equals the wrap counter of its place and USED does not. The device writes one used descriptor for
+each chain, in the order of completion, from the place of the oldest chain that it has not used, and goes on by as many
+places as that chain had. What a ring may rely on stands in `device_ring`; here in addition:
+
+1. The first descriptor of a chain becomes available last, so one that was known to be available before it was copied
+   makes its whole chain good. A chain that then runs into a descriptor that is not available is a broken ring.
+2. All available descriptors are copied into private memory by `refresh`, mapped or not; `pop` reads nothing else.
+3. The driver looks at one place only, that of the next used descriptor. So what is written behind it in a batch is not
+   seen, and its places not used again, before the flags of the batch's first descriptor are written, last.
+4. Buffer ids are the driver's and given back as they came (2.8.6); the books go by numbers of our own.
+
+Offsets, lengths and addresses are bytes. Ring fields are little-endian. The three areas must be aligned to 16, 4 and 4
+bytes (2.8.10.1); who maps them checks that. Positions: see `packed_layout`.
+This file is compiled (Cython pure mode) and also runs interpreted.
+"""
+
+from __future__ import annotations
+
+import cython
+from cython.cimports.powervio.memory.hw import (
+    fence,
+    ld16,
+    ld16_acquire,
+    ld32,
+    ld64,
+    le16,
+    le32,
+    le64,
+    pointer,
+    st16,
+    st16_release,
+    st32,
+    st64,
+)
+from cython.cimports.powervio.virtio.device_ring import Chain, DeviceRing
+from cython.cimports.powervio.virtio.packed_layout import event_is_due, position_of, round_of
+
+from powervio.memory.abstract import RingMemory
+from powervio.virtio.packed_layout import FIRST_POSITION, check_memory
+
+_NEXT = cython.declare(cython.uint, 1)
+_WRITE = cython.declare(cython.uint, 2)
+_INDIRECT = cython.declare(cython.uint, 4)
+_AVAILABLE = cython.declare(cython.uint, 0x80)
+_USED = cython.declare(cython.uint, 0x8000)
+_DISABLE = cython.declare(cython.uint, 1)
+_DESC = cython.declare(cython.uint, 2)
+_ROUNDS = cython.declare(cython.uint, 0x10000)
+
+
+@cython.cclass
+class PackedDeviceRing(DeviceRing):
+    """See `DeviceRing`."""
+
+    # Where the next chain is read, and the next used descriptor is written: slot and round, whose lowest bit is the
+    # inverse of the wrap counter.
+    _slot: cython.uint
+    _round: cython.uint
+    _used_slot: cython.uint
+    _used_round: cython.uint
+    # Descriptors from `_slot` on that are in the copy and make up `_pending` chains; that were seen to be available.
+    _fetched: cython.uint
+    _seen: cython.uint
+    _pending: cython.uint
+    # Descriptors that were taken and that the driver does not see as used.
+    _taken: cython.uint
+    # The used descriptors that are not published: the places of the first and of the last, and how far they lead.
+    _first_slot: cython.uint
+    _first_round: cython.uint
+    _first_flags: cython.uint
+    _last_slot: cython.uint
+    _last_round: cython.uint
+    _skipped: cython.uint
+    _armed: cython.uint
+    _free: cython.uint
+    _copy: cython.p_uchar
+    _numbers: cython.p_uchar
+    _ids: cython.p_uchar
+    _counts: cython.p_uchar
+    _more_views: tuple[object, ...]
+
+    def __init__(
+        self,
+        size: int,
+        memory: RingMemory,
+        *,
+        event_idx: bool = False,
+        indirect: bool = False,
+        in_order: bool = False,
+        last_available: int = FIRST_POSITION,
+        used_index: int = FIRST_POSITION,
+    ) -> None:
+        """Start at the given positions: the defaults after a reset, those that were saved when a queue moves to another
+        server (then all that was taken is used).
+
+        `event_idx`, `indirect` and `in_order` say whether the features were negotiated. Raises `LocalError` for a size
+        that is no queue size or an area that is too small.
+        """
+        check_memory(size, memory)
+        DeviceRing.__init__(self, size, memory, event_idx, indirect, in_order)
+        books = [bytearray(2 * size) for _ in range(3)]
+        private = bytearray(0 if memory.remote else 16 * size)
+        self._more_views = (*books, private)
+        self._numbers = pointer(books[0])
+        self._ids = pointer(books[1])
+        self._counts = pointer(books[2])
+        self._copy = self._descriptors if memory.remote else pointer(private)
+        for number in range(size):
+            st16(self._numbers, 2 * number, number)
+        self._free = size
+        self._slot = (last_available & 0x7FFF) % size
+        self._round = round_of(last_available)
+        self._used_slot = (used_index & 0x7FFF) % size
+        self._used_round = round_of(used_index)
+        self._fetched = self._seen = self._pending = self._taken = self._skipped = 0
+        self._first_slot = self._first_round = self._first_flags = 0
+        self._last_slot = self._last_round = 0
+        self._armed = 0
+
+    @property
+    def last_available(self) -> int:
+        """Position of the next chain to be taken, with its round (`packed_layout`)."""
+        return self._round << 16 | position_of(self._slot, self._round)
+
+    @property
+    def used_index(self) -> int:
+        """Position of the next used descriptor, in 16 bits (`packed_layout`)."""
+        return position_of(self._used_slot, self._used_round)
+
+    @property
+    def pending(self) -> int:
+        """See `DeviceRing`."""
+        return self._pending
+
+    def ahead(self, index: int) -> int:
+        """See `DeviceRing`; the index is a position with its round, the result descriptors."""
+        slot: cython.ulonglong = index & 0x7FFF
+        turn: cython.ulonglong = (index >> 16) & 0xFFFF
+        period: cython.ulonglong = self.size
+        here: cython.ulonglong = self._round
+        distance: cython.ulonglong
+        if slot >= self.size or ((index >> 15) & 1) == (turn & 1):
+            return 0  # no position of this ring: it says how often it was gone round twice, and differently
+        here = here * self.size + self._slot
+        period *= _ROUNDS
+        distance = (turn * self.size + slot + period - here) % period
+        return distance if distance <= self.size - self._taken else 0
+
+    def refresh(self, known_index: int | None = None) -> int:
+        """See `DeviceRing`. `known_index` is a position with its round, as KICK carries it (docs/protocol.md, P6.2).
+
+        Raises `RemoteError` for a chain that is available and not complete (2.8.6, 2.8.17).
+        """
+        room: cython.uint = self.size - self._taken - self._fetched
+        known: cython.uint = self._seen
+        hint: cython.uint = 0
+        shown: cython.uint
+        if self.broken:
+            raise self._again()
+        if room == 0:
+            return self._pending
+        if not self._remote:
+            shown = self._fetched + self._load(room)
+            self._accept(shown, shown, True)
+            return self._pending
+        if known_index is not None:
+            hint = self.ahead(known_index)
+        elif known <= self._fetched:
+            self._memory.fetch_run(self._place(self._fetched), room)
+            self._seen = known = self._fetched + self._available_ones(room)
+        if hint > known:
+            # exactly what the kick covers; a hint beyond what the copy shows was not true
+            self._memory.fetch_run(self._place(self._fetched), hint - self._fetched)
+            shown = self._fetched + self._available_ones(hint - self._fetched)
+            self._accept(hint if shown == hint else known, shown, False)
+        elif known > self._fetched:
+            self._memory.fetch_run(self._place(self._fetched), room)
+            shown = self._fetched + self._available_ones(room)
+            self._accept(known, shown, True)
+        return self._pending
+
+    @cython.cfunc
+    @cython.inline
+    def _place(self, distance: cython.uint) -> cython.uint:
+        """The slot `distance` descriptors after the next chain."""
+        slot: cython.uint = self._slot + distance
+        return slot - self.size if slot >= self.size else slot
+
+    @cython.cfunc
+    @cython.inline
+    def _wanted(self, distance: cython.uint) -> cython.uint:
+        """AVAIL and USED of a descriptor there that is available."""
+        turn: cython.uint = self._round + (1 if self._slot + distance >= self.size else 0)
+        return _USED if turn & 1 else _AVAILABLE
+
+    @cython.cfunc
+    def _load(self, room: cython.uint) -> cython.uint:
+        """Copy available descriptors of mapped memory, up to `room`; returns how many there are."""
+        count: cython.uint = 0
+        flags: cython.uint
+        place: cython.ulonglong
+        while count < room:
+            place = 16 * self._place(self._fetched + count)
+            flags = ld16_acquire(self._descriptors, place + 14)
+            if le16(flags) & (_AVAILABLE | _USED) != self._wanted(self._fetched + count):
+                break
+            st64(self._copy, place, ld64(self._descriptors, place))
+            st32(self._copy, place + 8, ld32(self._descriptors, place + 8))
+            st16(self._copy, place + 12, ld16(self._descriptors, place + 12))
+            st16(self._copy, place + 14, flags)
+            count += 1
+        return count
+
+    @cython.cfunc
+    def _available_ones(self, room: cython.uint) -> cython.uint:
+        """How many descriptors, up to `room`, are available in a copy that was just made."""
+        count: cython.uint = 0
+        flags: cython.uint
+        while count < room:
+            flags = le16(ld16(self._copy, 16 * self._place(self._fetched + count) + 14))
+            if flags & (_AVAILABLE | _USED) != self._wanted(self._fetched + count):
+                break
+            count += 1
+        return count
+
+    @cython.cfunc
+    @cython.exceptval(-1)
+    def _accept(self, known: cython.uint, shown: cython.uint, whole: cython.bint) -> cython.int:
+        """Take chains that begin before `known` from a copy that shows `shown` available descriptors.
+
+        `whole`: the copy went as far as the ring can be filled, so a chain that is not complete in it never will be.
+        """
+        at: cython.uint = self._fetched
+        flags: cython.uint = 0
+        while self._fetched < known:
+            at = self._fetched
+            flags = _NEXT
+            while flags & _NEXT and at < shown:
+                flags = le16(ld16(self._copy, 16 * self._place(at) + 14))
+                at += 1
+            if flags & _NEXT:
+                if whole:
+                    raise self._fail(
+                        f"the chain at slot {self._place(self._fetched)} runs into a descriptor that is not available "
+                        f"after {at - self._fetched}, in a queue of {self.size} (virtio 1.4, 2.8.6, 2.8.17)"
+                    )
+                break
+            self._fetched = at
+            self._pending += 1
+        self._seen = shown if shown > self._fetched else self._fetched
+        return 0
+
+    def pop(self) -> Chain | None:
+        """See `DeviceRing`."""
+        chain: Chain | None
+        if self.broken:
+            raise self._again()
+        while self._pending:
+            chain = self._take()
+            if chain is not None:
+                return chain
+        return None
+
+    @cython.cfunc
+    def _take(self) -> Chain | None:
+        number: cython.uint = ld16(self._numbers, 2 * (self._free - 1))
+        slot: cython.uint = self._slot
+        count: cython.uint = 0
+        place: cython.ulonglong
+        address: cython.ulonglong
+        length: cython.uint
+        flags: cython.uint
+        entries: cython.uint = 0
+        self._begin()
+        while True:
+            place = 16 * slot
+            address = le64(ld64(self._copy, place))
+            length = le32(ld32(self._copy, place + 8))
+            flags = le16(ld16(self._copy, place + 14))
+            count += 1
+            slot = slot + 1 if slot + 1 < self.size else 0
+            if flags & _INDIRECT:
+                # WRITE means nothing here (2.8.7).
+                if not self._indirect:
+                    raise self._fail(f"indirect descriptor {place >> 4} without the feature (virtio 1.4, 2.8.19)")
+                if count > 1 or flags & _NEXT:
+                    raise self._fail(f"indirect descriptor {place >> 4} in a list of others (virtio 1.4, 2.8.19)")
+                if length == 0 or length & 15:
+                    raise self._fail(f"indirect table of {length} bytes, slot {place >> 4} (virtio 1.4, 2.8.7)")
+                if length > 16 * self.size:
+                    raise self._fail(
+                        f"indirect table of {length >> 4} descriptors in a queue of {self.size} (virtio 1.4, 2.8.17)"
+                    )
+                entries = length >> 4
+                break
+            self._segment(number, address, length, flags & _WRITE != 0)
+            if not flags & _NEXT:
+                break
+
+        st16(self._ids, 2 * number, ld16(self._copy, place + 12))  # that of the last descriptor counts (2.8.6)
+        st16(self._counts, 2 * number, count)
+        self._free -= 1
+        self._claim(number)
+        self._fetched -= count
+        self._seen -= count
+        self._pending -= 1
+        self._taken += count
+        if slot <= self._slot:
+            self._round = (self._round + 1) & 0xFFFF
+        self._slot = slot
+        if entries:
+            if not self._fetch_table(number, address, 16 * entries):
+                return None
+            # in the order of the table; of the flags only WRITE means something (2.8.7)
+            for index in range(entries):
+                place = 16 * index
+                flags = le16(ld16(self._table, place + 14))
+                self._segment(
+                    number, le64(ld64(self._table, place)), le32(ld32(self._table, place + 8)), flags & _WRITE != 0
+                )
+        return self._end(number)
+
+    @cython.cfunc
+    @cython.exceptval(-1)
+    def _use(self, head: cython.uint, written: cython.uint, joins: cython.bint) -> cython.int:
+        place: cython.ulonglong
+        flags: cython.uint = _WRITE if written else 0
+        count: cython.uint = ld16(self._counts, 2 * head)
+        if not self._skipped:
+            self._first_slot = self._used_slot
+            self._first_round = self._used_round
+        if not joins:  # one descriptor for many stands in the place of the first of them (2.8.8)
+            self._last_slot = self._used_slot
+            self._last_round = self._used_round
+        if not self._last_round & 1:
+            flags |= _AVAILABLE | _USED
+        place = 16 * self._last_slot
+        st32(self._descriptors, place + 8, le32(written))
+        st16(self._descriptors, place + 12, ld16(self._ids, 2 * head))
+        if self._remote or self._last_slot != self._first_slot:
+            st16(self._descriptors, place + 14, le16(flags))
+        else:
+            self._first_flags = flags
+        self._skipped += count
+        self._used_slot += count
+        if self._used_slot >= self.size:
+            self._used_slot -= self.size
+            self._used_round = (self._used_round + 1) & 0xFFFF
+        st16(self._numbers, 2 * self._free, head)
+        self._free += 1
+        return 0
+
+    def publish(self) -> bool:
+        """See `DeviceRing`."""
+        span: cython.uint
+        skipped: cython.uint = self._skipped
+        event: cython.uint
+        if not skipped:
+            return False
+        if self._remote:
+            span = self._last_slot + (0 if self._last_slot >= self._first_slot else self.size) - self._first_slot
+            self._memory.store_run(self._first_slot, span + 1)
+        else:
+            st16_release(self._descriptors, 16 * self._first_slot + 14, le16(self._first_flags))
+        self._taken -= skipped
+        self._skipped = 0
+        self._published()
+        if self._remote:
+            return True
+        fence()  # the flags are visible before the driver's wish is read; the driver does the same in the other order
+        event = le32(ld32(self._available, 0))
+        return event_is_due(event, self._event_idx, self.size, self._used_slot, self._used_round, skipped)
+
+    def enable_notifications(self) -> bool:
+        """See `DeviceRing`."""
+        room: cython.uint = self.size - self._taken - self._fetched
+        known: cython.uint
+        event: cython.uint
+        if self.broken:
+            raise self._again()
+        known = self._seen if self._remote else self._fetched
+        event = 0
+        if self._event_idx:
+            event = position_of(self._place(known), self._round + (1 if self._slot + known >= self.size else 0)) | (
+                _DESC << 16
+            )
+        if self._remote:
+            if self._event_idx and self._seen <= self._fetched:
+                if event != self._armed:
+                    st32(self._used, 0, le32(event))
+                    self._memory.store_suppression()
+                    self._armed = event
+                if room:
+                    self._memory.fetch_run(self._place(self._fetched), room)
+                    self._seen = self._fetched + self._available_ones(room)
+            return self._seen > self._fetched
+        st32(self._used, 0, le32(event))
+        fence()
+        if room == 0:
+            return False
+        return le16(ld16_acquire(self._descriptors, 16 * self._place(known) + 14)) & (
+            _AVAILABLE | _USED
+        ) == self._wanted(known)
+
+    def disable_notifications(self) -> None:
+        """See `DeviceRing`."""
+        if not self._remote:
+            st32(self._used, 0, le32(_DISABLE << 16))

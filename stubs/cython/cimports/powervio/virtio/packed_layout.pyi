@@ -1,0 +1,1 @@
+from powervio.virtio.packed_layout import *
