@@ -37,7 +37,7 @@ def drive(options: Options, ring: DriverRing, area: MappedArea, kick: int, call:
                 break
             segments, readable = shape(added, options.size)
             table = None
-            if options.indirect and len(segments) > 1 and choice.random() < 0.7:
+            if tables and options.indirect and len(segments) > 1 and choice.random() < 0.7:
                 place = TABLES_AT + TABLE * tables[-1]
                 table = (area.view[place : place + TABLE], place)
             if ring.add(segments, readable, added, table) < 0:
