@@ -18,7 +18,6 @@ from powervio.errors import LocalError
 from powervio.testing.direct import DirectLink
 from powervio.testing.pair import PartitionPair
 from powervio.testing.raw import Exchange, RawDriver
-from powervio.transport.crq.protocol import Message
 from powervio.virtio import block as blk
 
 from .test_block import MemoryBacking
@@ -272,11 +271,12 @@ def test_over_crq_a_reset_of_the_server_loses_and_doubles_nothing() -> None:
     pair.close()
 
 
-def test_over_crq_suspend_does_not_wait_for_the_limits(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_over_crq_suspend_does_not_wait_for_the_limits() -> None:
     pair, _, device, done = crq(Limits(requests_per_second=1, burst_requests=1))
-    monkeypatch.setattr(pair.client, "_answered", lambda *_: None)  # nobody there asked for this message
-    pair.client._request(Message.SUSPEND)
+    outcome: list[object] = []
+    pair.client.suspend(outcome.append)
     pair.settle()  # no time passes
+    assert outcome == [None]
     assert (len(done), device.delayed) == (6, 0)
     assert pair.server.session is not None
     assert not pair.server.session.status.running

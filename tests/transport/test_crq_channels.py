@@ -17,7 +17,6 @@ from powervio.phyp.hypervisor import Hypervisor
 from powervio.phyp.policy import Policy
 from powervio.testing.echo import EchoDevice, EchoDriver
 from powervio.testing.pair import PartitionPair
-from powervio.transport.crq.client import _REPLIES
 from powervio.transport.crq.parts import DeviceParts
 from powervio.transport.crq.protocol import (
     CARRIED,
@@ -269,13 +268,12 @@ def test_used_that_is_wrong_is_dropped_by_the_client() -> None:
     pair.close()
 
 
-def test_late_kick_after_queue_reset_is_void(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_late_kick_after_queue_reset_is_void() -> None:
     """P5.17: the generation changes with QUEUE_RESET, although session and cookie stay."""
     pair = pair_of().start()
     cookie = server_channel(pair)
-    pair.client._awaited.append(Message.QUEUE_RESET)
-    monkeypatch.setitem(_REPLIES, Message.QUEUE_RESET, lambda client, reply: None)
-    pair.client.crq.post(*encode(Message.QUEUE_RESET, pair.client._number, queue=0))
+    assert isinstance(pair.driver, EchoDriver)
+    pair.driver.reset_queue(0)
     pair.settle()
     assert pair.server._channels.generation(0) == 2
     assert kick(pair, cookie, queue=0, index=3, generation=1) == ReturnCode.H_SUCCESS

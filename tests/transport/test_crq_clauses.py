@@ -251,7 +251,8 @@ def test_kick_that_is_kept_back_stays_behind_the_config_write_before_it() -> Non
     slots = 0
     while port.send_crq(unit, foreign, 0) == 0:
         slots += 1
-    pair.client.write_config(4, (1234).to_bytes(4, "little"))
+    assert driver.transport is not None
+    driver.transport.write_config(4, (1234).to_bytes(4, "little"))
     driver.send(b"hello")
     while pair.server_kernel.poll():
         pass

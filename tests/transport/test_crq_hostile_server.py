@@ -347,7 +347,7 @@ def test_flood_of_config_changed_is_answered_by_one_config_read(serve: Serve) ->
             server.config_changed()
         server.pair.settle()
     assert server.heard.count(Message.CONFIG_READ) == 1
-    assert list(server.client._awaited) == [Message.CONFIG_READ]
+    assert list(server.client._replies.awaited) == [Message.CONFIG_READ]
 
 
 @pytest.mark.parametrize("kind", [Message.USED, Message.CONFIG_CHANGED, Message.PROBE | REPLY, Message.RESET | REPLY])

@@ -344,7 +344,7 @@ def test_suspend_that_waits_is_given_up_when_another_message_comes() -> None:
     driver.send(b"one")
     pair.settle()
     pair.client._request(Message.SUSPEND)
-    pair.client._request(Message.CONFIG_READ)
+    pair.client.crq.post(*encode(Message.CONFIG_READ, pair.client._number))  # the client end itself would wait
     pair.settle()
     assert replies == [(Message.SUSPEND, Status.BAD_STATE)]
     device.hold = False
@@ -390,11 +390,11 @@ def test_device_with_more_queues_than_revision_0_can_say_shows_255() -> None:
 
 
 def _accept_replies(pair: PartitionPair) -> list[tuple[int, int]]:
-    """The client end sends SUSPEND for nobody yet: its replies have no step that follows. They are collected."""
+    """Messages that are sent past `VirtioVio.suspend` have replies that nobody waits for. They are collected."""
     original = pair.client._answered
     replies: list[tuple[int, int]] = []
 
-    def answered(kind: int, reply: dict[str, int]) -> None:
+    def answered(kind: Message, reply: dict[str, int]) -> None:
         if kind in (Message.SUSPEND, Message.RESUME):
             replies.append((kind, reply["status"]))
         else:

@@ -4,7 +4,7 @@
 finishes what the device gave back and places what is pending. A request's life::
 
     submit -> pending -> in a ring -> done          done: exactly once, by its callback
-                 ^___________|  session lost
+                 ^___________|  session lost, queue reset
 
 **Session loss.** When the server goes away (`stop`) what was in a ring goes back to the front of the pending queue, in
 the order in which it was submitted, and the next session (`start`) takes it from there. The device may have done some
@@ -25,6 +25,7 @@ from __future__ import annotations
 import errno
 from collections import deque
 from collections.abc import Callable, Iterable, Sequence
+from functools import partial
 from operator import attrgetter
 
 from powervio.drivers.block_request import (
@@ -88,7 +89,7 @@ class BlockCore(Driver):
         self.failed = 0
         """Completed, by the device or here, with an error."""
         self.resubmitted = 0
-        """Put back when a session was lost."""
+        """Put back when a session was lost or a queue was reset."""
         self.on_resize: Callable[[], None] | None = None
         """Called when `capacity` changed."""
         self._transport: DriverTransport | None = None
@@ -185,12 +186,41 @@ class BlockCore(Driver):
         self._queues = ()
         self._load = []
         self._unkicked.clear()
-        lost = sorted(self._in_flight.values(), key=attrgetter("order"))
+        lost = list(self._in_flight.values())
         self._in_flight.clear()
-        again: list[BlockRequest] = []
-        gone: list[BlockRequest] = []
         for request in lost:
             request.slot = None
+        self._put_back(lost)
+
+    def reset_queue(self, index: int) -> None:
+        """Take back what the device has in one queue, and submit it again, but for what was withdrawn.
+
+        This is the way to a request that the device holds for too long: withdraw it, then reset its queue; the session
+        and the other queues go on. Raises `LocalError` when there is no session or the device cannot do it.
+        """
+        if self._transport is None:
+            raise LocalError("there is no session, and so no queue to reset")
+        self._transport.reset_queue(self._queues[index], partial(self._came_back, index))
+
+    def _came_back(self, index: int, tokens: list[object]) -> None:
+        back: list[BlockRequest] = []
+        for request in tokens:
+            assert isinstance(request, BlockRequest)
+            assert request.slot is not None
+            self._free_slots.append(request.slot)
+            request.slot = None
+            del self._in_flight[request.order]
+            back.append(request)
+        self._load[index] -= len(back)
+        self._put_back(back)
+        self._place_pending()
+        self.kick()
+
+    def _put_back(self, requests: list[BlockRequest]) -> None:
+        """What the device had and did not complete is pending again, in front and in its old order, or ends here."""
+        again: list[BlockRequest] = []
+        gone: list[BlockRequest] = []
+        for request in sorted(requests, key=attrgetter("order")):
             (gone if request.withdrawn or self._closed is not None else again).append(request)
         self.resubmitted += len(again)
         self._pending.extendleft(reversed(again))
@@ -294,7 +324,8 @@ class BlockCore(Driver):
     def withdraw(self, request: BlockRequest) -> None:
         """Give a request up: it ends with ECANCELED if the device does not have it.
 
-        If the device has it, it ends as if it had not been withdrawn, unless the session is lost before.
+        If the device has it, it ends as if it had not been withdrawn, unless the session is lost before or its queue
+        is reset.
         """
         if request.done:
             return

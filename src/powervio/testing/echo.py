@@ -95,6 +95,8 @@ class EchoDriver(Driver):
         """Message and answer, in the order of completion."""
         self.starts = 0
         self.stops = 0
+        self.resets = 0
+        """Queues that came back from a reset."""
         self.config_changes = 0
         self._queue_count = queue_count
         self._buffers: list[tuple[Buffer, Buffer]] = []
@@ -124,6 +126,20 @@ class EchoDriver(Driver):
             self._pending.append((message, queue))
             self._buffers.append(buffers)
         self._in_flight.clear()
+
+    def reset_queue(self, queue: int = 0) -> None:
+        """Have a queue reset; what was in it is sent again."""
+        assert self.transport is not None
+        self.transport.reset_queue(self.transport.queues[queue], self._came_back)
+
+    def _came_back(self, tokens: list[object]) -> None:
+        self.resets += 1
+        for token in tokens:
+            assert isinstance(token, int)
+            message, queue, buffers = self._in_flight.pop(token)
+            self._pending.append((message, queue))
+            self._buffers.append(buffers)
+        self._place()
 
     def send(self, *messages: bytes, queue: int = 0) -> None:
         """Queue messages and kick once."""

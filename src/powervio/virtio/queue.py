@@ -11,7 +11,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Literal, TypeAlias
 
-from powervio.errors import RemoteError
+from powervio.errors import LocalError, RemoteError
 from powervio.memory.abstract import Payload
 from powervio.virtio.split_device import Chain, SplitDeviceRing
 
@@ -210,3 +210,15 @@ class DriverTransport(ABC):
     @abstractmethod
     def release(self, buffer: Buffer) -> None:
         """Give memory back; the device must not have it any more."""
+
+    def reset_queue(self, queue: DriverQueue, done: Callable[[list[object]], None]) -> None:
+        """Have the device forget what is in one queue, while the others go on (virtio 1.4, 2.6.1).
+
+        What the device completed before is completed as ever. Then the same queue is set up again, empty, and `done`
+        gets the tokens of what was not completed, oldest first: the buffers are the driver's own again. What the driver
+        adds before `done` is called comes back with them, or stays in the queue. If the session ends first, `done` is
+        not called: `Driver.stop` says the same for all queues.
+
+        Raises `LocalError` when RING_RESET was not negotiated or the session is over.
+        """
+        raise LocalError("this transport resets no single queues")

@@ -8,14 +8,13 @@ driver's to submit anew.
 from __future__ import annotations
 
 import logging
-from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from enum import Enum
 
-from powervio.errors import LocalError, PowervioError, RemoteError, Verdict
+from powervio.errors import PowervioError, RemoteError
 from powervio.papr.nodes import VdeviceNode
 from powervio.transport.crq.channels import Channels
-from powervio.transport.crq.client_session import ClientSession
+from powervio.transport.crq.client_session import ClientSession, DriverMemory
 from powervio.transport.crq.driver_queue import CrqDriverQueue, IndirectPolicy
 from powervio.transport.crq.handshake import STEPS, Handshake
 from powervio.transport.crq.protocol import (
@@ -25,10 +24,11 @@ from powervio.transport.crq.protocol import (
     Message,
     Status,
     decode,
-    encode,
 )
+from powervio.transport.crq.quiescence import Quiescence
+from powervio.transport.crq.replies import AwaitedReplies
 from powervio.vio.crq import CrqEnd, CrqState
-from powervio.vio.dma import DmaMemory, DmaSpace
+from powervio.vio.dma import DmaSpace
 from powervio.vio.kernel import PartitionKernel, Timer
 from powervio.virtio import status as device_status
 from powervio.virtio.driver import Driver
@@ -36,8 +36,6 @@ from powervio.virtio.queue import Buffer
 
 _log = logging.getLogger(__name__)
 
-_REPLY_LIMIT = 10.0
-"""Seconds for the server to answer a configuration message."""
 _QUIET = 5.0
 """Seconds without trouble after which earlier failures are forgotten."""
 _FAILURE_LIMIT = 8
@@ -51,6 +49,8 @@ class ClientState(Enum):
     """For the server, or for the end of a pause after a failure."""
     NEGOTIATING = "negotiating"
     RUNNING = "running"
+    SUSPENDED = "suspended"
+    """The driver is started, and its device is quiet until `resume`."""
     RESETTING = "resetting"
     FAILED = "failed"
     """Negotiation cannot succeed; a server that starts anew gets another try."""
@@ -96,9 +96,8 @@ class VirtioVio:
         self.on_state: Callable[[ClientState], None] | None = None
         self._kernel = kernel
         self._dma = DmaSpace(kernel.port, kernel.pages, node.windows[0])
+        self._memory = DriverMemory(kernel.pages, self._dma)
         self._session: ClientSession | None = None
-        self._awaited: deque[int] = deque()
-        self._watchdog: Timer | None = None
         self._pause: Timer | None = None
         self._failures = 0
         self._last_failure = 0.0
@@ -112,6 +111,7 @@ class VirtioVio:
             on_gone=self._gone,
             on_drained=self._completed,
         )
+        self._replies = AwaitedReplies(kernel, self.crq, self._fail)
         self._used: set[int] = set()
         self._channels = Channels(
             kernel,
@@ -137,6 +137,13 @@ class VirtioVio:
             fail=self._fail,
             trace=trace or (lambda step: None),
         )
+        self._quiescence = Quiescence(
+            self._handshake,
+            self._channels,
+            request=self._request,
+            look=self._look,
+            on_change=lambda suspended: self._enter(ClientState.SUSPENDED if suspended else ClientState.RUNNING),
+        )
 
     # -- life
 
@@ -152,6 +159,7 @@ class VirtioVio:
         """End the session and close the CRQ; the driver is stopped, its requests stay its own."""
         self._kernel.unwatch_tree(self._tree_changed)
         self._close()
+        self._quiescence.abandon("the adapter was stopped")
         if self.state is not ClientState.GONE:
             self._enter(ClientState.CLOSED)
 
@@ -164,7 +172,7 @@ class VirtioVio:
             return
         self.stop()  # may raise while the hypervisor is busy with the CRQ; after unplugging it does not
         self._retired = True
-        self.driver.release(self.release)
+        self.driver.release(self._memory.release)
         self._handshake.release()
         self.crq.release()
         self._dma.close()
@@ -176,10 +184,11 @@ class VirtioVio:
         self.failure = "the adapter was unplugged"
         _log.info("adapter %s: %s", self.node.location_code, self.failure)
         self._kernel.unwatch_tree(self._tree_changed)
-        self._cancel_timers()
+        self._cancel_pause()
         self.crq.abandon()
         self.driver.removed(self.failure)
         self._end_session()
+        self._quiescence.abandon(self.failure)
         self._enter(ClientState.GONE)
 
     def reset(self) -> None:
@@ -191,14 +200,14 @@ class VirtioVio:
         self.crq.register()
 
     def _close(self) -> None:
-        self._cancel_timers()
+        self._cancel_pause()
         self.crq.close()
         self._end_session()  # no-op when the connection was open: then its loss did it
 
     @property
     def running(self) -> bool:
         """Whether the driver is started."""
-        return self.state is ClientState.RUNNING
+        return self.state in (ClientState.RUNNING, ClientState.SUSPENDED)
 
     @property
     def channels(self) -> int:
@@ -234,15 +243,14 @@ class VirtioVio:
             if self.on_state is not None:
                 self.on_state(state)
 
-    def _cancel_timers(self) -> None:
-        for timer in (self._watchdog, self._pause):
-            if timer is not None:
-                timer.cancel()
-        self._watchdog = self._pause = None
+    def _cancel_pause(self) -> None:
+        if self._pause is not None:
+            self._pause.cancel()
+            self._pause = None
 
     def _lost(self) -> None:
         """The connection is gone. What the device completed before is still completed, then the driver is stopped."""
-        self._cancel_timers()
+        self._cancel_pause()
         self._end_session()
         if self.state is not ClientState.CLOSED:
             self._enter(ClientState.WAITING)
@@ -253,9 +261,13 @@ class VirtioVio:
             self._enter(ClientState.WAITING)
 
     def _end_session(self) -> None:
-        self._awaited.clear()
+        self._replies.forget()
+        self._quiescence.end()
         self._used.clear()
         session, self._session = self._session, None
+        self._memory.may_map = False
+        if session is not None:
+            session.live = False
         queues, self._handshake.queues = self._handshake.queues, []
         for queue in queues:
             queue.ending = True
@@ -308,16 +320,7 @@ class VirtioVio:
     # -- requests to the server
 
     def _request(self, kind: Message, **values: int) -> None:
-        self._awaited.append(kind)
-        self.crq.post(*encode(kind, self._number, **values))
-        if self._watchdog is None:
-            self._watchdog = self._kernel.call_later(_REPLY_LIMIT, self._overdue)
-
-    def _overdue(self) -> None:
-        self._watchdog = None
-        if self._awaited:
-            waiting = Message(self._awaited[0]).name
-            self._fail(f"the server did not answer {waiting} within {_REPLY_LIMIT:.0f} s")
+        self._replies.send(kind, self._number, **values)
 
     def _negotiate(self) -> None:
         """The connection is open."""
@@ -327,23 +330,32 @@ class VirtioVio:
         self._handshake.probe()
 
     def _live(self, reply: dict[str, int]) -> None:
-        self._session = ClientSession(self, self._handshake.features, self._handshake.byteorder, self._queues)
+        self._session = ClientSession(self._handshake, self._quiescence, self._memory, self._request)
+        self._memory.may_map = True
         self.sessions += 1
         self._enter(ClientState.RUNNING)
+        self._quiescence.begin()
         self.driver.start(self._session)
         if self._handshake.config_stale and self._session is not None:
             self._request(Message.CONFIG_READ)  # it changed after ACKNOWLEDGE
+        self._quiescence.proceed()
 
     # -- while it runs
 
-    def write_config(self, offset: int, data: bytes) -> None:
-        """Write 1, 2 or 4 bytes of config (P5.8). Raises `LocalError` when there is no session."""
-        if self._session is None:
-            raise LocalError(f"adapter {self.node.location_code} has no session ({self.state.value})")
-        known = self._handshake.config
-        self._handshake.config = known[:offset] + data + known[offset + len(data) :]
-        value = int.from_bytes(data.ljust(8, b"\0"), "big")
-        self._request(Message.CONFIG_WRITE, offset=offset, length=len(data), data=value)
+    def suspend(self, done: Callable[[PowervioError | None], None]) -> None:
+        """Have the device finish what it has in hand and then be quiet, until `resume` (P5.12).
+
+        What the driver adds meanwhile waits in its queues. A new server is suspended too, before it gets a request.
+        `done` is called once, at the latest when the adapter is stopped: with None when the device is suspended, or
+        with why it will not be; then it goes on.
+
+        Raises `LocalError` when there is no session, SUSPEND was not negotiated, or it is suspended already.
+        """
+        self._quiescence.suspend(done)
+
+    def resume(self) -> None:
+        """Take `suspend` back; harmless when nothing is suspended. `on_state` tells when the device runs again."""
+        self._quiescence.resume()
 
     def _config_written(self, reply: dict[str, int]) -> None:
         pass
@@ -354,7 +366,7 @@ class VirtioVio:
             self.driver.config_changed()
 
     def _config_event(self, event: dict[str, int]) -> None:
-        if self.state is not ClientState.RUNNING:
+        if not self.running:
             self._handshake.config_stale = True
             return
         if event["device_status"] & device_status.NEEDS_RESET:
@@ -362,13 +374,14 @@ class VirtioVio:
                 self._leave(final=False)  # again: not at once, and not for ever
             else:
                 self.device_reset()
-        elif Message.CONFIG_READ not in self._awaited:
+        elif Message.CONFIG_READ not in self._replies:
             # a read that is under way is answered after this event, so it brings what the event tells of
             self._request(Message.CONFIG_READ)
 
     def device_reset(self) -> None:
         """Reset the device inside the session and negotiate again from ACKNOWLEDGE on (P5.9)."""
-        if self.state is ClientState.RUNNING:
+        if self.running:
+            self._quiescence.end()
             self._enter(ClientState.RESETTING)
             self._request(Message.RESET)
 
@@ -380,21 +393,11 @@ class VirtioVio:
 
     def allocate(self, length: int, *, mapped: bool) -> Buffer:
         """See `DriverTransport.allocate`."""
-        if mapped:
-            if self._session is None:
-                # nothing is mapped for a server that has lost its connection (P1.5)
-                raise RemoteError("the session is over", Verdict.CLOSE)
-            memory = self._dma.allocate(length)
-            return Buffer(memory.view, memory.address, memory.ioba)
-        address = self._kernel.pages.allocate(length)
-        return Buffer(self._kernel.pages.memory[address : address + length], address, None)
+        return self._memory.allocate(length, mapped=mapped)
 
     def release(self, buffer: Buffer) -> None:
         """See `DriverTransport.release`."""
-        if buffer.device_address is not None:
-            self._dma.release(DmaMemory(buffer.address, buffer.device_address, buffer.view))
-        else:
-            self._kernel.pages.free(buffer.address, buffer.length)
+        self._memory.release(buffer)
 
     # -- messages of the server
 
@@ -418,35 +421,42 @@ class VirtioVio:
             self.rejected += 1
         elif kind == Message.CONFIG_CHANGED:
             self._config_event(message)
-        elif self._awaited and kind == self._awaited[0] | REPLY:
-            self._answered(self._awaited.popleft(), message)
+        elif (answered := self._replies.take(kind)) is not None:
+            self._answered(answered, message)
         else:
             self.rejected += 1
 
-    def _answered(self, kind: int, reply: dict[str, int]) -> None:
-        if self._watchdog is not None and not self._awaited:
-            self._watchdog.cancel()
-            self._watchdog = None
+    def _answered(self, kind: Message, reply: dict[str, int]) -> None:
         code = reply["status"]
         if code == Status.OK:
             try:
-                if kind in STEPS:
+                if kind in STEPS and self._session is None:
                     STEPS[kind](self._handshake, reply)
-                else:
+                elif kind in _REPLIES:
                     _REPLIES[kind](self, reply)
+                else:
+                    self._quiescence.answered(kind)
             except PowervioError as error:
                 # no memory or window for what the device asks for, or a device that the driver cannot live with
-                self._fail(f"after {Message(kind).name}: {error}")
+                self._fail(f"after {kind.name}: {error}")
             except Exception as error:
                 _log.exception("adapter %s: the driver failed", self.node.location_code)
-                self._fail(f"after {Message(kind).name}: the driver failed: {error!r}")
+                self._fail(f"after {kind.name}: the driver failed: {error!r}")
         elif kind == Message.CHANNELS:
             self._handshake.channels_refused()
         elif kind == Message.CONFIG_WRITE:
             _log.warning("adapter %s: the device refused a config write", self.node.location_code)
         else:
             name = Status(code).name if code in Status._value2member_map_ else str(code)
-            self._fail(f"the server answered {Message(kind).name} with {name}", final=code != Status.DEVICE_ERROR)
+            why = f"the server answered {kind.name} with {name}"
+            if self._session is None or kind in _REPLIES:
+                self._fail(why, final=code != Status.DEVICE_ERROR)
+            elif not self._quiescence.refused(kind, code, why):
+                self._fail(why)
+
+    def _look(self, queues: Iterable[int]) -> None:
+        self._used.update(queues)
+        self._completed()
 
     def _completed(self) -> None:
         """The CRQ is empty: hand up what the device has used, one call a queue however many notifications came."""
@@ -475,4 +485,4 @@ _REPLIES: dict[int, Callable[[VirtioVio, dict[str, int]], None]] = {
     Message.CONFIG_READ: VirtioVio._config_was_read,
     Message.RESET: VirtioVio._was_reset,
 }
-"""What follows the reply to each message, beside the handshake's `STEPS`."""
+"""What follows the reply to each message, beside the handshake's `STEPS` and `Quiescence.answered`."""

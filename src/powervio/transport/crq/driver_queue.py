@@ -8,6 +8,7 @@ status bytes) cost nothing here.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Literal, TypeAlias
 
 from powervio.errors import RemoteError, Verdict
@@ -87,11 +88,14 @@ class CrqDriverQueue(DriverQueue):
         self.index = index
         self.size = size
         self.memory = OwnRing(dma, size)
-        self.ring = SplitDriverRing(
-            size, self.memory, big_endian=big_endian, event_idx=event_idx, indirect=indirect != "never"
+        self._make_ring = partial(
+            SplitDriverRing, size, big_endian=big_endian, event_idx=event_idx, indirect=indirect != "never"
         )
+        self.ring = self._make_ring(self.memory)
         self.ending = False
         """Set while the last completions are taken: nothing is added any more."""
+        self.held = False
+        """Set while the device is not to look at the queue: what is added is not published."""
         self._dma = dma
         self._notifier: Notifier = crq
         self._indirect = indirect
@@ -150,7 +154,7 @@ class CrqDriverQueue(DriverQueue):
 
     def kick(self) -> None:
         """See `DriverQueue`: this is where a kick becomes an H_SEND_CRQ, or an H_SEND_SUB_CRQ."""
-        if not self.ending and self.ring.publish():
+        if not self.ending and not self.held and self.ring.publish():
             self._notifier.signal(self.index, self._build)
 
     def _kick_message(self) -> tuple[int, int]:
@@ -169,13 +173,32 @@ class CrqDriverQueue(DriverQueue):
 
     def end(self) -> None:
         """The session is over: take every mapping back and free the ring. Buffers are the driver's again."""
-        for entry in self.ring.drain():
-            assert isinstance(entry, _InFlight)
-            self._give_back(entry.mappings, entry.table)
+        self._take_back()
         for table in self._tables:
             self._dma.release(table)
         self._tables.clear()
         self.memory.release()
+
+    def renew(self, notifier: Notifier, generation: int) -> list[object]:
+        """The device has forgotten the queue: begin with an empty ring elsewhere; returns the tokens of what was in it.
+
+        Raises `LocalError` when there is no memory for another ring.
+        """
+        memory = OwnRing(self._dma, self.size)
+        tokens = self._take_back()
+        self.memory.release()
+        self.memory = memory
+        self.ring = self._make_ring(memory)
+        self.use(notifier, generation)
+        return tokens
+
+    def _take_back(self) -> list[object]:
+        tokens: list[object] = []
+        for entry in self.ring.drain():
+            assert isinstance(entry, _InFlight)
+            self._give_back(entry.mappings, entry.table)
+            tokens.append(entry.token)
+        return tokens
 
     def _give_back(self, mappings: list[tuple[int, int]], table: DmaMemory | None) -> None:
         for ioba, length in mappings:

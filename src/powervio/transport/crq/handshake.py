@@ -6,7 +6,7 @@ the memory that they lend to the server for it, is kept here, through all sessio
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Protocol
 
 from powervio.papr.codes import ReturnCode
@@ -193,18 +193,18 @@ class Handshake:
             self._trace("FEATURES_OK")
             self._request(Message.FEATURES_OK)
         else:
-            self._find_vqs()
+            self._make_queues()
 
     def _features_accepted(self, reply: dict[str, int]) -> None:
-        self._find_vqs()
+        self._make_queues()
 
     @property
     def byteorder(self) -> ByteOrder:
         """Of rings, config space and device structures."""
         return "big" if self.revision == 0 and self._big_endian else "little"
 
-    def _find_vqs(self) -> None:
-        """FIND_VQS: allocate the rings, expose them by TCEs and say where they are (P5.5)."""
+    def _make_queues(self) -> None:
+        """Allocate the rings and expose them by TCEs."""
         wanted = self._driver.queue_count(self.features, self.config, self.byteorder)
         count = max(1, min(wanted, self.header.queue_count))
         size = self.header.queue_size if self.revision == 0 else min(self.header.queue_size, self._largest_queue)
@@ -221,9 +221,13 @@ class Handshake:
                     indirect=self._indirect if self.features & feature.INDIRECT_DESC else "never",
                 )
             )
-        address = self._block(b"".join(queue.addresses().pack() for queue in self.queues))
+        self.find_vqs(self.queues)
+
+    def find_vqs(self, queues: Sequence[CrqDriverQueue]) -> None:
+        """FIND_VQS: say where the rings of these queues are (P5.5)."""
+        address = self._block(b"".join(queue.addresses().pack() for queue in queues))
         self._trace("FIND_VQS")
-        self._request(Message.FIND_VQS, count=count, length=count * QueueAddresses.SIZE, address=address)
+        self._request(Message.FIND_VQS, count=len(queues), length=len(queues) * QueueAddresses.SIZE, address=address)
 
     def _block(self, content: bytes) -> int:
         """Put something into the block for the server to read; returns its I/O address."""
