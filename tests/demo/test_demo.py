@@ -95,7 +95,7 @@ def test_demo_reads_writes_and_counts_in_both_revisions(revision: int, handshake
     assert report["revision"] == revision
     assert report["handshake"] == handshake
     assert report["hcalls_per_request"]["qd1"]["total"] == 14.0
-    assert report["hcalls_per_request"]["qd32"]["total"] == 5.2812
+    assert report["hcalls_per_request"]["qd32"]["total"] == 3.3438
     assert report["remote_copies_per_request"]["qd1"]["total"] == 6.0
     assert report["remote_copies_per_request"]["qd32"]["total"] == 3.0938
     assert report["bytes_read"] >= 2 * report["image_bytes"]

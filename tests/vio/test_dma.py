@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import random
 from collections.abc import Iterator
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from powervio.papr.codes import ReturnCode
 from powervio.papr.tce import TCE_ACCESS, TCE_READ
@@ -101,3 +104,106 @@ def test_shared_piece_for_which_the_window_has_no_room_is_given_back(hypervisor:
     with pytest.raises(RangeExhausted):
         dma.share(64 << 10)
     assert pages.free_bytes == free
+
+
+# mappings that are made and taken away together
+
+
+def entry(dma: DmaSpace, ioba: int) -> int:
+    return dma._port.get_tce(dma.liobn, ioba)[1]
+
+
+def test_planned_pieces_are_mapped_by_one_call_and_unmapped_by_one(hypervisor: Hypervisor) -> None:
+    dma, pages, adapter = make(hypervisor)
+    addresses = [pages.allocate(4096) for _ in range(32)]
+    iobas = [dma.plan(address, 4096, TCE_READ) for address in addresses]
+    assert calls(adapter) == {}
+    assert [entry(dma, ioba) for ioba in iobas] == [0] * 32
+    dma.commit()
+    assert [entry(dma, ioba) for ioba in iobas] == [address | TCE_READ for address in addresses]
+    dma.unmap_all([(ioba, 4096) for ioba in reversed(iobas)])
+    assert [entry(dma, ioba) & TCE_ACCESS for ioba in iobas] == [0] * 32
+    found = calls(adapter)
+    del found["H_GET_TCE"]
+    assert found == {"H_PUT_TCE_INDIRECT": 1, "H_STUFF_TCE": 1}
+
+
+def test_one_planned_page_takes_the_short_calls(hypervisor: Hypervisor) -> None:
+    dma, pages, adapter = make(hypervisor)
+    ioba = dma.plan(pages.allocate(4096) + 8, 8, TCE_READ)
+    dma.commit()
+    dma.commit()
+    dma.unmap_all([(ioba, 8)])
+    assert calls(adapter) == {"H_PUT_TCE": 2}
+
+
+def test_piece_that_was_only_planned_is_never_mapped(hypervisor: Hypervisor) -> None:
+    dma, pages, adapter = make(hypervisor)
+    address, before = pages.allocate(8192), dma.free_pages
+    given_up, kept = dma.plan(address, 8192, TCE_READ), dma.plan(address, 4096, TCE_READ)
+    dma.unmap_all([(given_up, 8192)])
+    dma.commit()
+    assert entry(dma, given_up) == 0
+    assert entry(dma, kept) == address | TCE_READ
+    assert calls(adapter)["H_PUT_TCE"] == 1
+    dma.unmap_all([(kept, 4096)])
+    assert dma.free_pages == before
+
+
+def test_batches_of_a_random_order_stay_side_by_side(hypervisor: Hypervisor) -> None:
+    """What ends in another order than it began costs no more when the next batch is mapped."""
+    dma, pages, adapter = make(hypervisor)
+    address = pages.allocate(4096)
+    choice = random.Random(4)
+    held = [dma.plan(address, 4096, TCE_READ) for _ in range(64)]
+    dma.commit()
+    before = calls(adapter)
+    for _ in range(200):
+        choice.shuffle(held)
+        gone, held = held[:32], held[32:]
+        dma.unmap_all([(ioba, 4096) for ioba in gone])
+        held += [dma.plan(address, 4096, TCE_READ) for _ in range(32)]
+        dma.commit()
+    after = calls(adapter)
+    maps = sum(after[name] - before.get(name, 0) for name in ("H_PUT_TCE_INDIRECT",))
+    assert 200 <= maps <= 202  # here and there over the end of the range
+
+
+@given(
+    st.lists(
+        st.tuples(st.sampled_from(["plan", "commit", "unmap"]), st.integers(1, 3 * 4096), st.integers(0, 4095)),
+        max_size=60,
+    )
+)
+def test_planned_mappings_follow_a_model(steps: list[tuple[str, int, int]]) -> None:
+    with Hypervisor() as machine:
+        dma, pages, _ = make(machine, window=64 * 4096)
+        address, before = pages.allocate(4 * 4096), dma.free_pages
+        planned: list[tuple[int, int, int]] = []
+        mapped: list[tuple[int, int, int]] = []
+        for what, length, offset in steps:
+            if what == "plan":
+                try:
+                    ioba = dma.plan(address + offset, length, TCE_READ)
+                except RangeExhausted:
+                    continue
+                planned.append((ioba, offset, length))
+            elif what == "commit":
+                dma.commit()
+                mapped += planned
+                planned.clear()
+            else:
+                gone = [*mapped[length % 3 :: 3], *planned[offset % 2 :: 2]]
+                dma.unmap_all([(ioba, size) for ioba, _, size in gone])
+                mapped = [one for one in mapped if one not in gone]
+                planned = [one for one in planned if one not in gone]
+            expected: dict[int, int] = {}
+            for ioba, place, size in mapped:
+                for page in range((place + size + 4095) // 4096):
+                    number = ioba // 4096 + page
+                    assert number not in expected, "two pieces have one I/O page"
+                    expected[number] = address + 4096 * page | TCE_READ
+            found = {number: entry(dma, number * 4096) for number in range(64)}
+            assert {number: tce for number, tce in found.items() if tce & TCE_ACCESS} == expected
+        dma.unmap_all([(ioba, size) for ioba, _, size in (*mapped, *planned)])
+        assert dma.free_pages == before

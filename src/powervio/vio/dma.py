@@ -7,8 +7,10 @@ Streaming mappings last for one request; coherent memory is mapped once and stay
 from __future__ import annotations
 
 import struct
+from collections.abc import Sequence
 from dataclasses import dataclass
 
+from powervio.errors import LocalError
 from powervio.papr.codes import Hcall, HcallError, ReturnCode
 from powervio.papr.nodes import DmaWindow
 from powervio.papr.port import HcallPort
@@ -16,6 +18,8 @@ from powervio.papr.tce import MULTI_TCE_LIMIT, TCE_ACCESS, TCE_PAGE_SHIFT, TCE_P
 from powervio.vio.ranges import PageRange
 
 _OFFSET_MASK = TCE_PAGE_SIZE - 1
+_SWEEP_PAGES = 8192
+"""I/O pages for streaming mappings, if the window has twice as many."""
 
 
 @dataclass(slots=True)
@@ -84,6 +88,42 @@ class PartitionPages:
         return self._range.free_pages * TCE_PAGE_SIZE
 
 
+class _Sweep:
+    """I/O pages for streaming mappings, handed out in turn around a range.
+
+    What is mapped at one time lies side by side then, and so does most of what is unmapped at one time: each is one
+    call of the hypervisor, whatever order the requests of a batch ended in.
+    """
+
+    def __init__(self, first: int, pages: int) -> None:
+        self.first = first
+        self.end = first + pages
+        self._busy = bytearray(pages)
+        self._next = 0
+
+    def allocate(self, pages: int) -> int:
+        """The first page number of a run, or -1."""
+        free = bytes(pages)
+        place = self._busy.find(free, self._next)
+        if place < 0:
+            place = self._busy.find(free)
+            if place < 0:
+                return -1
+        self._next = place + pages
+        self._busy[place : place + pages] = b"\1" * pages
+        return self.first + place
+
+    @property
+    def free_pages(self) -> int:
+        """Pages that are not given out."""
+        return self._busy.count(0)
+
+    def free(self, start: int, pages: int) -> None:
+        """Give back a run as it was allocated."""
+        place = start - self.first
+        self._busy[place : place + pages] = bytes(pages)
+
+
 class DmaSpace:
     """The first pane of one adapter: maps pieces of the partition's memory into it."""
 
@@ -93,6 +133,9 @@ class DmaSpace:
         self._pages = pages
         self._iobas = PageRange(1, (window.size >> TCE_PAGE_SHIFT) - 1, f"window {window.liobn:#x}")
         self._multi = True
+        self._sweep: _Sweep | None = None
+        self._planned: dict[int, list[int]] = {}
+        """By first I/O page: the TCEs of pieces that `commit` is to map, in the order in which they were planned."""
 
     def map(self, address: int, length: int, access: int) -> int:
         """Map `length` bytes at a logical address for the partner; returns the I/O address of the first byte.
@@ -103,18 +146,85 @@ class DmaSpace:
         first = address & ~_OFFSET_MASK
         pages = (address + length - first + _OFFSET_MASK) >> TCE_PAGE_SHIFT
         start = self._iobas.allocate(pages)
-        ioba = start << TCE_PAGE_SHIFT
-        if pages == 1:
-            code = self._port.put_tce(self.liobn, ioba, first | access)
-            call = Hcall.H_PUT_TCE
-        else:
-            code = self._put_many(ioba, first | access, pages)
-            call = Hcall.H_PUT_TCE_INDIRECT
-        if code:
-            self._clear(ioba, pages)
+        tce = first | access
+        try:
+            self._put(start, list(range(tce, tce + (pages << TCE_PAGE_SHIFT), TCE_PAGE_SIZE)))
+        except HcallError:
             self._iobas.free(start, pages)
-            raise HcallError(call, code)
-        return ioba | (address & _OFFSET_MASK)
+            raise
+        return start << TCE_PAGE_SHIFT | (address & _OFFSET_MASK)
+
+    def plan(self, address: int, length: int, access: int) -> int:
+        """As `map`, but the mapping is made by the next `commit`, together with others.
+
+        Raises `RangeExhausted` when the window is full, and `LocalError` for no bytes.
+        """
+        first = address & ~_OFFSET_MASK
+        pages = (address + length - first + _OFFSET_MASK) >> TCE_PAGE_SHIFT
+        if pages < 1:
+            raise LocalError(f"window {self.liobn:#x}: a run has one page at least, not {pages}")
+        if self._sweep is None:
+            room = min(_SWEEP_PAGES, self._iobas.free_pages // 2)
+            self._sweep = _Sweep(self._iobas.allocate(room) if room else 0, room)
+        start = self._sweep.allocate(pages)
+        if start < 0:
+            start = self._iobas.allocate(pages)
+        tce = first | access
+        self._planned[start] = [tce] if pages == 1 else list(range(tce, tce + (pages << TCE_PAGE_SHIFT), TCE_PAGE_SIZE))
+        return start << TCE_PAGE_SHIFT | (address & _OFFSET_MASK)
+
+    def commit(self) -> None:
+        """Make the mappings that were planned: one call for each run of I/O pages. Raises `HcallError`."""
+        if not self._planned:
+            return
+        planned, self._planned = self._planned, {}
+        begin = end = -1
+        entries: list[int] = []
+        for start, tces in planned.items():
+            if start != end:
+                self._put(begin, entries)
+                begin, entries = start, []
+            entries += tces
+            end = start + len(tces)
+        self._put(begin, entries)
+
+    def unmap_all(self, mappings: list[tuple[int, int]]) -> None:
+        """Take mappings (I/O address and length of each) away together, also such as were only planned.
+
+        Raises `HcallError`.
+        """
+        runs: list[tuple[int, int]] = []
+        for ioba, length in mappings:
+            start = ioba >> TCE_PAGE_SHIFT
+            pages = ((ioba & _OFFSET_MASK) + length + _OFFSET_MASK) >> TCE_PAGE_SHIFT
+            if self._planned.pop(start, None) is None:
+                runs.append((start, pages))
+            else:
+                self._free(start, pages)
+        if len(runs) > 1:
+            runs.sort()
+        begin = end = 0
+        for start, pages in runs:
+            if start != end:
+                if end:
+                    self._clear(begin << TCE_PAGE_SHIFT, end - begin)
+                begin = start
+            end = start + pages
+        if end:
+            self._clear(begin << TCE_PAGE_SHIFT, end - begin)
+        for start, pages in runs:
+            self._free(start, pages)
+
+    @property
+    def free_pages(self) -> int:
+        """I/O pages that nothing is mapped at, nor planned to be."""
+        return self._iobas.free_pages + (0 if self._sweep is None else self._sweep.free_pages)
+
+    def _free(self, start: int, pages: int) -> None:
+        if self._sweep is not None and self._sweep.first <= start < self._sweep.end:
+            self._sweep.free(start, pages)
+        else:
+            self._iobas.free(start, pages)
 
     def unmap(self, ioba: int, length: int) -> None:
         """Take a mapping away; the partner reaches nothing there afterwards. Raises `HcallError`."""
@@ -163,28 +273,37 @@ class DmaSpace:
         self.unmap(memory.ioba, len(memory.view))
         self._pages.free(memory.address, len(memory.view))
 
-    def _put_many(self, ioba: int, tce: int, pages: int) -> int:
+    def _put(self, start: int, tces: list[int]) -> None:
+        if not tces:
+            return
+        ioba = start << TCE_PAGE_SHIFT
+        if len(tces) == 1:
+            code, call = self._port.put_tce(self.liobn, ioba, tces[0]), Hcall.H_PUT_TCE
+        else:
+            code, call = self._put_many(ioba, tces), Hcall.H_PUT_TCE_INDIRECT
+        if code:
+            self._clear(ioba, len(tces))
+            raise HcallError(call, code)
+
+    def _put_many(self, ioba: int, tces: Sequence[int]) -> int:
         list_address = self._pages.list_address
-        while pages:
-            count = min(pages, MULTI_TCE_LIMIT)
+        for begin in range(0, len(tces), MULTI_TCE_LIMIT):
+            entries = tces[begin : begin + MULTI_TCE_LIMIT]
+            count = len(entries)
             code: int = ReturnCode.H_FUNCTION
             if self._multi:
-                entries = range(tce, tce + (count << TCE_PAGE_SHIFT), TCE_PAGE_SIZE)
                 struct.pack_into(f">{count}Q", self._pages.memory, list_address, *entries)
                 code = self._port.put_tce_indirect(self.liobn, ioba, list_address, count)
             if code == ReturnCode.H_FUNCTION:
                 # a platform without hcall-multi-tce: one call for each page
                 self._multi = False
-                for page in range(count):
-                    offset = page << TCE_PAGE_SHIFT
-                    code = self._port.put_tce(self.liobn, ioba + offset, tce + offset)
+                for page, tce in enumerate(entries):
+                    code = self._port.put_tce(self.liobn, ioba + (page << TCE_PAGE_SHIFT), tce)
                     if code:
                         return code
             elif code:
                 return code
             ioba += count << TCE_PAGE_SHIFT
-            tce += count << TCE_PAGE_SHIFT
-            pages -= count
         return ReturnCode.H_SUCCESS
 
     def _clear(self, ioba: int, pages: int) -> None:
