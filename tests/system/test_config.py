@@ -10,7 +10,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from powervio.system.config import ConfigError, Size, default_name, load, parse, show_size
+from powervio.system.config import Size, show_size
+from powervio.system.load import ConfigError, default_name, load, parse
 
 SMALLEST = """
 [[vios]]

@@ -24,7 +24,7 @@ from powervio.phyp.port import PartitionPort
 from powervio.storage.image import Image, open_image
 from powervio.system import hotplug
 from powervio.system import system as system_module
-from powervio.system.config import load
+from powervio.system.load import load
 from powervio.system.system import ServedDisk, System
 from powervio.virtio.queue import Buffer
 

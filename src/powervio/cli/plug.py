@@ -12,7 +12,9 @@ import click
 import msgspec
 
 from powervio.system import control
-from powervio.system.config import Disk, absolute_image, expected, show_size
+from powervio.system.config import Disk, show_size
+from powervio.system.explain import expected
+from powervio.system.load import absolute_image
 
 ATTACH_LIMIT = 60.0
 """Seconds; each step of it has a shorter limit of its own, as those of the others."""

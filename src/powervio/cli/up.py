@@ -20,7 +20,8 @@ import click
 from powervio.cli import process
 from powervio.cli.main import Options
 from powervio.errors import LocalError, PowervioError
-from powervio.system.config import Config, load
+from powervio.system.config import Config
+from powervio.system.load import load
 from powervio.system.rundir import RunName, log_file
 from powervio.system.types import load_types
 

@@ -18,8 +18,9 @@ import msgspec
 
 from powervio.errors import LocalError
 from powervio.storage.image import Image
-from powervio.system.config import Size, show_size, with_disk, without_disk
+from powervio.system.config import Size, show_size
 from powervio.system.control import Handler
+from powervio.system.load import with_disk, without_disk
 
 if TYPE_CHECKING:
     from powervio.system.system import ServedDisk, System
