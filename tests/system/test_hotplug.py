@@ -262,16 +262,16 @@ def test_attach_whose_socket_cannot_be_made_leaves_nothing(file: Path, monkeypat
 def test_pools_share_the_memory_anew(file: Path) -> None:
     async def scenario(system: System) -> None:
         first = system.disks[0].driver
-        taken: list[Buffer] = [await first.acquire_buffer(512) for _ in range(first._buffer_limit)]
+        taken: list[Buffer] = [await first.acquire_buffer(512) for _ in range(first.pool.limit)]
         for buffer in taken:
             first.release_buffer(buffer)
         del taken
-        alone = first._buffer_limit
+        alone = first.pool.limit
         second = await system.plug.attach("client1", options(file))
-        assert first._buffer_count == first._buffer_limit <= alone // 2
+        assert first.pool.count == first.pool.limit <= alone // 2
         await second.driver.write(0, bytes(MIB))
         await system.plug.detach(second)
-        assert first._buffer_limit == alone
+        assert first.pool.limit == alone
 
     run(file, scenario)
 
