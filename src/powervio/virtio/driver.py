@@ -35,6 +35,13 @@ class Driver(ABC):
     def stop(self) -> None:
         """The session is over: its transport and queues are not to be used any more."""
 
+    def fenced(self) -> None:
+        """Nothing of an earlier session is at work at the device any more; may come at any time, also again.
+
+        Between `stop` and this, what was in flight may still reach the medium: it may be submitted in a later session
+        of the same device, which comes after, and nowhere else.
+        """
+
     @abstractmethod
     def completed(self, queue: DriverQueue) -> None:
         """The device has used buffers of this queue."""
