@@ -24,8 +24,9 @@ from powervio.phyp.port import PartitionPort
 from powervio.storage.image import Image, open_image
 from powervio.system import hotplug
 from powervio.system import system as system_module
+from powervio.system.disks import ServedDisk
 from powervio.system.load import load
-from powervio.system.system import ServedDisk, System
+from powervio.system.system import System
 from powervio.virtio.queue import Buffer
 
 from .harness import House, PlainNbd, digest, program, wait_for
@@ -100,7 +101,7 @@ def options(file: Path, name: str = "b", **more: Any) -> dict[str, Any]:
 
 
 def free_pages(system: System) -> dict[str, int]:
-    return {name: kernel.pages.free_bytes for name, kernel in system._kernels.items()}
+    return {name: kernel.pages.free_bytes for name, kernel in system.kernels.items()}
 
 
 def test_attached_disk_serves_and_detached_one_is_gone(file: Path) -> None:

@@ -200,7 +200,7 @@ def test_resets_of_either_side_under_load_lose_nothing(config: Config) -> None:
             finished += 1
 
         async def reset() -> None:
-            kernel = system._kernels["vios1"]
+            kernel = system.kernels["vios1"]
             while True:
                 await asyncio.to_thread(kernel.call, disk.server.reset) if config.vios[
                     0

@@ -105,7 +105,7 @@ def show_served(config: Config, notes: Sequence[str] = ()) -> None:
         click.echo(note)
     for _, lpar, disk in config.disks():
         how = " (readonly)" if disk.readonly else ""
-        click.echo(f"{lpar.name}: {disk.image}{how}, served by {disk.vios}")
+        click.echo(f"{lpar.name}: {disk.image}{how}, served by {' and '.join(disk.servers)}")
         if disk.nbd is not None:
             click.echo(f"    nbd+unix:///?socket={disk.nbd}")
     for _, lpar, row, device in config.devices():

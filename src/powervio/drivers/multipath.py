@@ -269,6 +269,11 @@ class MultipathCore(BlockLimits):
         """Requests that wait: for a path, for room on one, or for a server to have ended its work."""
         return len(self._pending) + sum(path.pending for path in self.paths)
 
+    @property
+    def waiting(self) -> int:
+        """Requests that no path can take now."""
+        return len(self._pending)
+
     def uses(self, path: Path) -> bool:
         """Whether new requests may go there now."""
         usable = self._usable()

@@ -39,8 +39,7 @@ def config_problems(config: Config) -> Iterator[str]:
     sockets: dict[str, str] = {}
     slots: dict[tuple[str, int], str] = {}
     for where, lpar, disk in config.disks():
-        if servers and disk.vios not in servers:
-            yield f"{where}.vios: {show(disk.vios)} is not one of the VIO servers ({', '.join(sorted(servers))})"
+        yield from _check_servers(where, disk, servers)
         yield from _check_options(where, disk)
         yield from _check_image(where, disk, images)
         if disk.nbd is not None:
@@ -114,6 +113,32 @@ def _sockets(where: str, declared: Struct) -> Iterator[tuple[str, str]]:
                     yield from _sockets(f"{where}.{name}[{number}]", part)
 
 
+def _check_servers(where: str, disk: Disk, servers: set[str]) -> Iterator[str]:
+    for number, name in enumerate(disk.servers):
+        at = f"{where}.vios" if isinstance(disk.vios, str) else f"{where}.vios[{number}]"
+        if servers and name not in servers:
+            yield f"{at}: {show(name)} is not one of the VIO servers ({', '.join(sorted(servers))})"
+        if name in disk.servers[:number]:
+            yield f"{at}: {show(name)} is there already; expected another VIO server for each path"
+    if not disk.servers:
+        yield f"{where}.vios: it is empty; expected a VIO server, or several"
+    if disk.paths < 2:
+        for option in ("policy", "check_interval"):
+            if getattr(disk, option) is not None:
+                yield f"{where}.{option}: it is about several VIO servers; vios names one"
+        return
+    if disk.format not in (None, "raw"):
+        yield (
+            f"{where}.format: several VIO servers can serve a raw image; of {disk.format} each would have tables of its"
+            f" own in memory, and they would destroy the image"
+        )
+    if is_uri(disk.image):
+        yield (
+            f"{where}.image: several VIO servers can serve a raw image; of an NBD export each would keep a journal of"
+            f" its own, and write old data again over the other's when the NBD server comes back"
+        )
+
+
 def _check_partitions(config: Config) -> Iterator[str]:
     if not config.vios:
         yield "vios: there is none; expected at least one [[vios]]"
@@ -142,7 +167,7 @@ def _memory_need(config: Config, partition: Vios | Lpar) -> int:
         others = sum(lpar is partition for _, lpar, _, _ in config.devices())
         return sizing.client_need(partition.disk) + others * sizing.CLIENT_DEVICE
     others = sum(declared.vios == partition.name for _, _, _, declared in config.devices())
-    disks = [disk for _, _, disk in config.disks() if disk.vios == partition.name]
+    disks = [disk for _, _, disk in config.disks() if partition.name in disk.servers]
     return sizing.server_need(disks) + others * sizing.SERVER_DEVICE
 
 

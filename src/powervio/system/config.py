@@ -81,17 +81,23 @@ class Vios(_Section):
 
 
 class Disk(_Section):
-    """`[[lpar.disk]]`: a virtio block device of one VIO server, at one client."""
+    """`[[lpar.disk]]`: a virtio block device at one client, of one VIO server or of several (multipath)."""
 
-    vios: str
-    """Name of the VIO server."""
+    vios: str | list[str]
+    """Name of the VIO server; or an array of names, the preferred one first: each is a path to the same raw image, and
+    the disk goes on while one of them is there."""
     image: str
     """An image or a block device, relative to the system file; `pool:POOL/VOLUME`; or an export of an NBD server,
     `nbd://HOST[:PORT]/EXPORT`, `nbd+unix:///EXPORT?socket=PATH`."""
     format: Literal["raw", "qcow2", "vmdk", "vhdx"] | None = None
     """What kind of image it is: raw if it is not given, and then an image that looks like another kind is refused."""
+    policy: Literal["failover", "round-robin"] | None = None
+    """With several VIO servers, who gets requests: the first that can, or each in turn; failover if it is not given."""
+    check_interval: Annotated[float, Meta(ge=0.1, le=3600)] | None = None
+    """With several VIO servers, seconds between two checks of each path; 5 if it is not given. One that does not answer
+    from one to the next gets no new requests until it does."""
     bytes_per_second: Size | None = None
-    """Limit of what the client reads and writes; what is over waits."""
+    """Limit of what the client reads and writes; what is over waits. With round-robin each VIO server has its part."""
     requests_per_second: Annotated[int, Meta(ge=1, le=1 << 40)] | None = None
     """Limit of the client's requests."""
     burst_bytes: Size | None = None
@@ -128,6 +134,16 @@ class Disk(_Section):
     """When the client uses indirect descriptors."""
     event_idx: bool = False
     """Whether the client uses EVENT_IDX."""
+
+    @property
+    def servers(self) -> list[str]:
+        """The VIO servers, the preferred one first."""
+        return [self.vios] if isinstance(self.vios, str) else self.vios
+
+    @property
+    def paths(self) -> int:
+        """How many ways there are to it."""
+        return len(self.servers)
 
 
 class StoragePool(_Section):

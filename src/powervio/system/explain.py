@@ -53,6 +53,7 @@ def _follow(path: str, raw: dict[str, Any]) -> tuple[Any, Any]:
     value: Any = raw
     for name, index in re.findall(r"([^.\[\]]+)|\[(\d+)\]", path):
         if index:
+            kind = next(option for option in _options(kind) if typing.get_origin(option) is list)
             kind = typing.get_args(kind)[0]
             value = value[int(index)]
         else:
@@ -64,9 +65,14 @@ def _follow(path: str, raw: dict[str, Any]) -> tuple[Any, Any]:
 def field_type(kind: Any, name: str) -> Any:
     """The type of a field, without an `| None`: TOML has no null."""
     declared = typing.get_type_hints(kind, include_extras=True)[name]
-    if isinstance(declared, types.UnionType) or typing.get_origin(declared) is typing.Union:
-        (declared,) = (option for option in typing.get_args(declared) if option is not types.NoneType)
-    return declared
+    options = [option for option in _options(declared) if option is not types.NoneType]
+    return options[0] if len(options) == 1 else declared
+
+
+def _options(kind: Any) -> tuple[Any, ...]:
+    """The types of a union; the type itself if it is none."""
+    is_union = isinstance(kind, types.UnionType) or typing.get_origin(kind) is typing.Union
+    return typing.get_args(kind) if is_union else (kind,)
 
 
 def expected(kind: type[Struct], name: str) -> str:
@@ -76,6 +82,8 @@ def expected(kind: type[Struct], name: str) -> str:
 
 def expected_at(kind: Any, path: str) -> str:
     """What the field at a path takes, in words."""
+    if len(options := _options(kind)) > 1:
+        return " or ".join(expected_at(option, path) for option in options)
     if typing.get_origin(kind) is Annotated:
         base, meta = typing.get_args(kind)
         if meta.pattern == NAME_PATTERN:
@@ -87,6 +95,8 @@ def expected_at(kind: Any, path: str) -> str:
         return " or ".join(show(value) for value in typing.get_args(kind))
     if kind is Size:
         return 'a size such as "256M" or a number of bytes'
+    if kind == list[str]:
+        return "an array of strings"
     if typing.get_origin(kind) is list:
         section = re.sub(r"\[\d+\]", "", path)
         return f"an array of tables, [[{section}]]"

@@ -9,7 +9,7 @@ from powervio.phyp.adapter import VioAdapter, VirtualAdapter
 from powervio.phyp.hypervisor import Hypervisor
 from powervio.phyp.partition import Partition
 from powervio.phyp.vterm import create_vterm
-from powervio.system.config import Config, Disk
+from powervio.system.config import Config
 from powervio.system.types import AdapterSection
 
 DEVICE_WINDOW = 16 << 20
@@ -28,10 +28,10 @@ def make_partition(hypervisor: Hypervisor, name: str, memory: int, *, engine: bo
 
 
 def make_pair(
-    hypervisor: Hypervisor, partitions: Mapping[str, Partition], client: str, disk: Disk
+    hypervisor: Hypervisor, partitions: Mapping[str, Partition], client: str, vios: str, slot: int | None
 ) -> tuple[VioAdapter, VioAdapter]:
-    """The adapters of a disk: `(server, client)`. Raises `LocalError` when the slot is taken."""
-    return hypervisor.create_pair(partitions[disk.vios], partitions[client], client_slot=disk.slot)
+    """The adapters of a disk, or of one path of it: `(server, client)`. Raises `LocalError` when the slot is taken."""
+    return hypervisor.create_pair(partitions[vios], partitions[client], client_slot=slot)
 
 
 def make_device_pair(
@@ -66,7 +66,8 @@ def tree_of_declared(config: Config, name: str) -> bytes:
         }
         partitions |= {lpar.name: make_partition(hypervisor, lpar.name, lpar.memory) for lpar in config.lpar}
         for _, lpar, disk in config.disks():
-            make_pair(hypervisor, partitions, lpar.name, disk)
+            for number, vios in enumerate(disk.servers):
+                make_pair(hypervisor, partitions, lpar.name, vios, None if number else disk.slot)
         for _, lpar, _, section in config.devices():
             make_device_pair(hypervisor, partitions, lpar.name, section)
         return tree_of_running(hypervisor, partitions, name)

@@ -73,7 +73,14 @@ async def run(
 
     control = ControlServer(
         run_name.socket,
-        {"ps": ps, "down": down, "dtb": dtb, "pool": system.pool, **system.plug.handlers()},
+        {
+            "ps": ps,
+            "down": down,
+            "dtb": dtb,
+            "pool": system.pool,
+            **system.plug.handlers(),
+            **system.servers.handlers(),
+        },
         streams={"console": console},
     )
     try:

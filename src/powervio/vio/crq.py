@@ -148,8 +148,8 @@ class CrqEnd:
 
         `on_gone` is called when the partner left, in every state, and by `register` when it is not there. `on_lost`
         returns only when nothing of the old connection is under way any more. `on_event` is told of PREPARE_FOR_SUSPEND
-        and CLIENT_RESUMED, which a server gets that asks for them with `prepare_msec`: the milliseconds that it may take to answer the first. `length` is
-        the receive queue's size in bytes, a multiple of 4096.
+        and CLIENT_RESUMED, which a server gets that asks for them with `prepare_msec`: the milliseconds that it may
+        take to answer the first. `length` is the receive queue's size in bytes, a multiple of 4096.
         """
         self.state = CrqState.CLOSED
         self.suspended = False
