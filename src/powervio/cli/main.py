@@ -34,6 +34,8 @@ COMMANDS = (
     Entry("attach", "cli.plug:attach", "Give a client of a running system one more disk."),
     Entry("detach", "cli.plug:detach", "Take a disk away from a running system."),
     Entry("resize", "cli.plug:resize", "Change the size of a running system's disk."),
+    Entry("terminate", "cli.server:terminate", "Let a VIO server of a running system fail."),
+    Entry("boot", "cli.server:boot", "Start a VIO server that was terminated again."),
     Entry("dtb", "cli.dtb:dtb", "Print the device tree of a partition."),
     Entry("down", "cli.down:down", "Stop a running system."),
     Entry("pool", "cli.pool:pool", "Make, resize, delete and list the logical volumes of storage pools."),

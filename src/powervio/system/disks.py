@@ -334,7 +334,7 @@ def _client_entry(disk: ServedDisk, path: ServedPath) -> dict[str, Any]:
         "revision": client.revision,
         "failure": client.failure,
         "capacity": driver.capacity,
-        "requests": driver.requests,
+        "requests": driver.requests - (driver.checks if isinstance(driver, Path) else 0),
         "failed": driver.failed,
         "resubmitted": driver.resubmitted,
         "in_flight": driver.in_flight,
