@@ -419,8 +419,10 @@ def test_paths_need_two_names(rig: TwoServers, names: list[str]) -> None:
 
 _STEPS = st.lists(
     st.sampled_from(
-        ["write", "write", "write", "read", "flush", "die 0", "die 1", "boot 0", "boot 1", "hang 0", "hang 1"]
-        + ["go 0", "go 1", "leave 0", "leave 1", "server", "client", "settle", "time"]
+        [
+            *("write", "write", "write", "read", "flush", "die 0", "die 1", "boot 0", "boot 1", "hang 0", "hang 1"),
+            *("go 0", "go 1", "leave 0", "leave 1", "server", "client", "settle", "time"),
+        ]
     ),
     max_size=60,
 )

@@ -405,8 +405,8 @@ class MultipathCore(BlockLimits):
     def release_memory(self, give_back: Callable[[Buffer], None]) -> None:
         """Nobody uses the disk any more: give back what was allocated for all paths."""
 
-    def became_ready(self) -> None:
-        """A path became usable, and what the disk is is known."""
+    def settled(self) -> None:
+        """Paths were looked at anew, and what the disk is is known."""
 
     # Checks
 
@@ -460,8 +460,7 @@ class MultipathCore(BlockLimits):
             path.refusal = self._other_disk(path) or self._other_size(path) or self._can_less(path)
             if path.refusal:
                 unused += path.take_pending()
-        if self.connected:
-            self.became_ready()
+        self.settled()
         self.path_gives_up(unused)
 
     def _learn(self, path: Path) -> None:

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Callable, Sequence
 
 from powervio.drivers.awaitable import AwaitableDisk
-from powervio.drivers.multipath import CHECK_INTERVAL, MultipathCore, Policy
+from powervio.drivers.multipath import CHECK_INTERVAL, MultipathCore, Path, Policy
 from powervio.virtio.device import Scheduler
 from powervio.virtio.queue import Buffer
 
@@ -31,6 +32,7 @@ class MultipathDriver(MultipathCore, AwaitableDisk):
         """See `MultipathCore`; a pool of up to `buffers` buffers of `buffer_size` bytes."""
         super().__init__(names, scheduler, policy=policy, check_interval=check_interval, max_queues=max_queues)
         self._open_pool(buffers, buffer_size)
+        self._known_waiters: list[asyncio.Future[None]] = []
 
     def _allocate(self, length: int) -> Buffer | None:
         path = next((path for path in self.paths if path.connected), None)
@@ -43,9 +45,21 @@ class MultipathDriver(MultipathCore, AwaitableDisk):
         path.free(buffer)
         return True
 
-    def became_ready(self) -> None:
-        """Serve those who wait for the disk, or for a buffer."""
-        self._is_ready()
+    async def known(self, path: Path) -> None:
+        """Wait until a path that has a session has said which disk it is, or has lost it."""
+        while path.connected and path.serial is None:
+            waiter: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+            self._known_waiters.append(waiter)
+            await waiter
+
+    def settled(self) -> None:
+        """Serve those who wait for the disk, for a path or for a buffer."""
+        waiters, self._known_waiters = self._known_waiters, []
+        for waiter in waiters:
+            if not waiter.done():
+                waiter.set_result(None)
+        if self.connected:
+            self._is_ready()
 
     def fail_all(self, reason: str) -> None:
         """See `BlockDriver.fail_all`."""

@@ -195,7 +195,7 @@ class Servers:
     def _done(self, name: str, task: asyncio.Task[None]) -> None:
         del self._tasks[name]
         if not task.cancelled() and task.exception() is not None:
-            _log.warning("VIO server %s: %s", name, task.exception())
+            _log.warning("VIO server %s: %s", name, str(task.exception()))  # not the error itself, which has frames
 
     # -- the control socket
 

@@ -22,6 +22,8 @@ from typing import Any, TypeVar, cast
 
 from powervio.attach.block import BlockDisk
 from powervio.attach.nbd import NbdServer
+from powervio.drivers.multipath import Path
+from powervio.drivers.multipath_disk import MultipathDriver
 from powervio.errors import LocalError
 from powervio.native.vterm import VtermEnd
 from powervio.phyp.hypervisor import Hypervisor
@@ -259,16 +261,19 @@ class System:
             return
         for path in end.paths:
             await self.connected_path(end, path)
-        try:
-            async with asyncio.timeout(CONNECT_LIMIT):
-                await end.driver.ready()
-        except TimeoutError:
-            raise LocalError(f"{end.where}: no path said within {CONNECT_LIMIT:g} s which disk it is") from None
         end.connected = True
 
     async def connected_path(self, disk: ServedDisk, path: ServedPath) -> None:
         """The same for one path of a disk."""
         await self._connected(disk.where, path.vios, path.client, lambda: path.server.state)
+        if isinstance(disk.driver, MultipathDriver) and isinstance(path.driver, Path):
+            try:
+                async with asyncio.timeout(CONNECT_LIMIT):
+                    await disk.driver.known(path.driver)
+            except TimeoutError:
+                raise LocalError(
+                    f"{disk.where}: {path.vios} did not say within {CONNECT_LIMIT:g} s which disk it is"
+                ) from None
 
     async def _connected(self, where: str, vios: str, client: Any, server_state: Callable[[], object]) -> None:
         changed = asyncio.Event()
