@@ -379,6 +379,7 @@ class MultipathCore(BlockLimits):
         self._pending = deque(sorted((*self._pending, *requests), key=attrgetter("order")))
         if self._closed is not None:
             self.fail_all(self._closed)
+        self.settled()
         self._dispatch()
 
     def path_resized(self, path: Path) -> None:
@@ -406,7 +407,7 @@ class MultipathCore(BlockLimits):
         """Nobody uses the disk any more: give back what was allocated for all paths."""
 
     def settled(self) -> None:
-        """Paths were looked at anew, and what the disk is is known."""
+        """Something about the paths may be other than before."""
 
     # Checks
 
@@ -460,7 +461,6 @@ class MultipathCore(BlockLimits):
             path.refusal = self._other_disk(path) or self._other_size(path) or self._can_less(path)
             if path.refusal:
                 unused += path.take_pending()
-        self.settled()
         self.path_gives_up(unused)
 
     def _learn(self, path: Path) -> None:

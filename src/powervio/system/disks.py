@@ -218,6 +218,12 @@ async def flush_image(system: System, disk: ServedDisk) -> None:
         await asyncio.to_thread(image.close)
 
 
+def capacity_of(system: System, disk: ServedDisk) -> int:
+    """Bytes that the disk has at its VIO servers; what the client knows if none of them runs."""
+    running = [path.device.capacity for path in disk.paths if system.servers.runs(path.vios)]
+    return running[0] if running else disk.driver.capacity
+
+
 async def resize_images(system: System, disk: ServedDisk, size: int) -> None:
     """Let the image and every device that runs have another size: the file first when it grows, last when it shrinks.
 
@@ -239,7 +245,7 @@ async def resize_images(system: System, disk: ServedDisk, size: int) -> None:
         for path in paths:
             await system.in_partition(path.vios, _call(path.device.resize, size))
 
-    if size > disk.driver.capacity:
+    if size > capacity_of(system, disk):
         await system.in_partition(paths[0].vios, _call(first.resize, size))
         await images_follow()
         await devices_follow()

@@ -19,7 +19,7 @@ import msgspec
 from powervio.errors import LocalError
 from powervio.system.config import Size, show_size
 from powervio.system.control import Handler
-from powervio.system.disks import ServedDisk, ServedPath, make_disk, resize_images
+from powervio.system.disks import ServedDisk, ServedPath, capacity_of, make_disk, resize_images
 from powervio.system.load import with_disk, without_disk
 
 if TYPE_CHECKING:
@@ -251,7 +251,7 @@ class HotPlug:
         self._check_open()
         if id(disk) in self._leaving:
             raise LocalError(f"{disk.name} is being detached")
-        now = disk.device.capacity
+        now = capacity_of(self._system, disk)
         if disk.device.read_only:
             raise LocalError(f"{disk.name} is readonly and cannot be resized")
         if size % disk.device.block_size:
