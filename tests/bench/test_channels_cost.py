@@ -1,6 +1,7 @@
 """What Sub-CRQs cost and give, exactly. Whoever changes a number here says in the commit why it changed.
 
-A request is an echo of 64 bytes: two buffers that are mapped and unmapped together, one read and one write by the server. Depth 32 is 32
+A request is an echo of 64 bytes: two buffers that are mapped and unmapped together, one read and one write by the
+server. Depth 32 is 32
 requests in flight over all queues, made available queue by queue with one kick each.
 """
 

@@ -24,7 +24,8 @@ from powervio.drivers.block import BlockDriver, BlockRequest
 from powervio.errors import LocalError
 from powervio.storage.image import open_image
 from powervio.system import descriptors
-from powervio.system.config import Config, parse
+from powervio.system.config import Config
+from powervio.system.load import parse
 from powervio.system.sizing import server_need
 from powervio.system.system import System
 from powervio.virtio import block as blk

@@ -10,7 +10,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from powervio.system.config import ConfigError, Size, default_name, load, parse, show_size
+from powervio.system.config import Size, show_size
+from powervio.system.load import ConfigError, default_name, load, parse
 
 SMALLEST = """
 [[vios]]
@@ -88,7 +89,7 @@ DISK = 'image = "disk.img"'
 MISTAKES = [
     # what is replaced, by what, and the whole of what is said about it
     ('vios = "vios1"', 'vios = "vios2"', 'lpar[0].disk[0].vios: "vios2" is not one of the VIO servers (vios1)'),
-    ('vios = "vios1"', "", "lpar[0].disk[0].vios: it is missing; expected a string"),
+    ('vios = "vios1"', "", "lpar[0].disk[0].vios: it is missing; expected a string or an array of strings"),
     (
         'name = "client1"',
         "",

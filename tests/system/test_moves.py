@@ -24,7 +24,7 @@ from msgspec.structs import replace
 from powervio.errors import LocalError
 from powervio.storage.image import Image, open_image
 from powervio.system import moves, saved_file
-from powervio.system.config import load
+from powervio.system.load import load
 from powervio.system.saved_file import SavedFile
 from powervio.system.served import ServedDevice
 from powervio.system.system import System

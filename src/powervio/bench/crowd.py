@@ -21,7 +21,7 @@ from powervio.bench.reads import BLOCK, LoopReader, write_numbered
 from powervio.bench.rig import costs_of
 from powervio.errors import LocalError, PowervioError
 from powervio.phyp.ledger import Costs
-from powervio.system.config import load
+from powervio.system.load import load
 from powervio.system.system import System
 
 IMAGE_BLOCKS = 16

@@ -17,6 +17,7 @@ from typing import Protocol
 
 from powervio.bench.rig import Disk
 from powervio.drivers.block import BlockDriver, BlockRequest
+from powervio.drivers.multipath_disk import MultipathDriver
 from powervio.errors import LocalError
 from powervio.transport.crq.client import VirtioVio
 from powervio.virtio import block as blk
@@ -56,7 +57,7 @@ class _Served(Protocol):
     """One disk, at its client."""
 
     @property
-    def driver(self) -> BlockDriver: ...
+    def driver(self) -> BlockDriver | MultipathDriver: ...
 
     @property
     def client(self) -> VirtioVio: ...

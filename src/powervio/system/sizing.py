@@ -40,6 +40,9 @@ class QueueOptions(Protocol):
     @property
     def indirect(self) -> str: ...  # noqa: D102
 
+    @property
+    def paths(self) -> int: ...  # noqa: D102
+
 
 def client_need(disks: Sequence[QueueOptions]) -> int:
     """Bytes of memory without which a client with these disks cannot work."""
@@ -60,10 +63,11 @@ def buffers_of_each(memory: int, disks: Sequence[QueueOptions]) -> int:
 
 
 def _fixed(disk: QueueOptions) -> int:
+    """Bytes beside the pool, which all paths share."""
     ring = _pages(disk.queue_size * (16 + 2 + 8) + 64)
     slots = _pages(disk.queues * disk.queue_size * 64)
     tables = 0 if disk.indirect == "never" else _TABLES * _pages(16 * disk.queue_size)
-    return disk.queues * ring + slots + tables + _SMALL_AREAS
+    return disk.paths * (disk.queues * ring + slots + tables + _SMALL_AREAS)
 
 
 def _pages(length: int) -> int:

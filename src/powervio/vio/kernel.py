@@ -217,14 +217,20 @@ class PartitionKernel:
                 self.wait()
 
     def stop(self, timeout: float = 10.0) -> bool:
-        """End the partition's thread; False if it did not end in `timeout` seconds."""
-        thread, self._thread = self._thread, None
+        """End the partition's thread after what it is doing; False if that took more than `timeout` seconds.
+
+        It ends as soon as it can then too, and this may be called again to wait for it.
+        """
+        thread = self._thread
         if thread is None:
             return True
         self._stopping = True
         self._wake()
         thread.join(timeout)
-        return not thread.is_alive()
+        if thread.is_alive():
+            return False
+        self._thread = None
+        return True
 
     def call(self, function: Callable[[], object], timeout: float = 10.0) -> object:
         """Call in the partition's thread and wait for the result; directly when it has no thread of its own.

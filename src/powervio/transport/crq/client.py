@@ -261,7 +261,9 @@ class VirtioVio:
             self._enter(ClientState.WAITING)
 
     def _gone(self) -> None:
-        """The server that could not be lived with has left: the next one gets a try."""
+        """The server has ended its work and left (P1.9). One that could not be lived with makes room for the next."""
+        if not self.crq.suspended:
+            self.driver.fenced()
         if self.state is ClientState.FAILED:
             self._enter(ClientState.WAITING)
 
@@ -329,6 +331,7 @@ class VirtioVio:
 
     def _negotiate(self) -> None:
         """The connection is open."""
+        self.driver.fenced()  # so the server has ended what it did before (P1.5, P1.9)
         if self.state is ClientState.FAILED:
             return  # the same server would give the same answers
         self._enter(ClientState.NEGOTIATING)
@@ -393,6 +396,7 @@ class VirtioVio:
     def _was_reset(self, reply: dict[str, int]) -> None:
         """Only now nothing of the old life is touched any more, so only now the driver gets its buffers back."""
         self._end_session()
+        self.driver.fenced()
         self._enter(ClientState.NEGOTIATING)
         self._handshake.acknowledge()
 
