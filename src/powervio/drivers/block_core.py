@@ -30,17 +30,7 @@ from itertools import chain, count
 from operator import attrgetter
 
 from powervio.drivers.block_limits import SECTOR, BlockLimits
-from powervio.drivers.block_request import (
-    ID_AT,
-    NOT_WRITTEN,
-    SEGMENT_AT,
-    SLOT_BYTES,
-    STATUS_AT,
-    BlockRequest,
-    Slot,
-    failure,
-    meaning,
-)
+from powervio.drivers.block_request import NOT_WRITTEN, BlockRequest, Slot, failure, meaning, slot_bytes
 from powervio.errors import LocalError, RemoteError
 from powervio.virtio import block as blk
 from powervio.virtio.driver import Driver
@@ -78,7 +68,7 @@ class BlockCore(BlockLimits, Driver):
         self._in_flight: dict[int, BlockRequest] = {}
         self._numbers = count() if numbers is None else numbers
         self._slots: list[Slot] = []
-        self._free_slots: list[Slot] = []
+        self._free_slots: deque[Slot] = deque()  # first in, first out: requests of one batch have neighbours
         self._unmade_slots: Iterator[Slot] = iter(())
         self._slot_room = 0
         self._slot_memory: list[Buffer] = []
@@ -243,12 +233,12 @@ class BlockCore(BlockLimits, Driver):
         """Have memory for `count` slots, in pages that hold nothing else."""
         missing = count - self._slot_room
         if missing > 0:
-            buffer = transport.allocate(missing * SLOT_BYTES, mapped=True)
+            buffer = transport.allocate(slot_bytes(missing), mapped=True)
             self._slot_memory.append(buffer)
-            more = (Slot(buffer, index * SLOT_BYTES) for index in range(missing))
+            more = (Slot(buffer, number, missing) for number in range(missing))
             self._unmade_slots = chain(self._unmade_slots, more)
             self._slot_room = count
-        self._free_slots = list(self._slots)
+        self._free_slots = deque(self._slots)
 
     def _make_slot(self) -> bool:
         """One more slot is needed than ever before; an idle disk has none of these objects. False if there is none."""
@@ -315,9 +305,9 @@ class BlockCore(BlockLimits, Driver):
             slot = request.slot
             assert slot is not None
             request.slot = None
-            status = slot.view[slot.base + STATUS_AT]
+            status = slot.view[slot.status_at]
             if request.kind == blk.T_GET_ID:
-                request.answer = bytes(slot.view[slot.base + ID_AT : slot.base + STATUS_AT])
+                request.answer = slot.read_id()
             self._free_slots.append(slot)
             del self._in_flight[request.order]
             self._load[index] -= 1
@@ -345,13 +335,13 @@ class BlockCore(BlockLimits, Driver):
         """Put a request into the least loaded ring that has room, or fail it; False when it has to wait."""
         if self._transport is None or not (self._free_slots or self._make_slot()):
             return False
-        slot = self._free_slots[-1]
+        slot = self._free_slots[0]
         kind = request.kind
         if kind == blk.T_FLUSH and not self.needs_flush:
             self._finish(request, blk.S_OK)  # each write was stable when it completed
             return True
         self._header.pack_into(slot.view, slot.base, kind, 0, request.position // SECTOR)
-        slot.view[slot.base + STATUS_AT] = NOT_WRITTEN
+        slot.view[slot.status_at] = NOT_WRITTEN
         readable: Sequence[BufferSlice] = slot.header
         writable: Sequence[BufferSlice] = slot.status
         if kind == blk.T_IN:
@@ -364,7 +354,7 @@ class BlockCore(BlockLimits, Driver):
             # The range says what is meant; the header's own sector is 0 (virtio 1.4, 5.2.6.1).
             self._header.pack_into(slot.view, slot.base, kind, 0, 0)
             self._segment.pack_into(
-                slot.view, slot.base + SEGMENT_AT, request.position // SECTOR, request.length // SECTOR, request.flags
+                slot.view, slot.segment_at, request.position // SECTOR, request.length // SECTOR, request.flags
             )
             readable = slot.ranges
         code, reason = errno.E2BIG, "it does not fit into an empty queue"
@@ -378,7 +368,7 @@ class BlockCore(BlockLimits, Driver):
                 code, reason = errno.EINVAL, str(error)
                 break
             if placed:
-                self._free_slots.pop()
+                self._free_slots.popleft()
                 request.slot = slot
                 self._in_flight[request.order] = request
                 self._load[index] += 1

@@ -65,7 +65,7 @@ def buffers_of_each(memory: int, disks: Sequence[QueueOptions]) -> int:
 def _fixed(disk: QueueOptions) -> int:
     """Bytes beside the pool, which all paths share."""
     ring = _pages(disk.queue_size * (16 + 2 + 8) + 64)
-    slots = _pages(disk.queues * disk.queue_size * 64)
+    slots = _pages(disk.queues * disk.queue_size * 65 + 16)
     tables = 0 if disk.indirect == "never" else _TABLES * _pages(16 * disk.queue_size)
     return disk.paths * (disk.queues * ring + slots + tables + _SMALL_AREAS)
 
