@@ -303,6 +303,14 @@ def test_index_of_a_kick_counts_only_where_it_can_be() -> None:
     assert ring.ahead(0x0006_8002) == 4
     for late_or_wrong in (0x0005_0002, 0x0005_0001, 0x0004_8003, 0x0006_8003, 0x0006_0000, 0x0005_8003, 0x0005_0004):
         assert ring.ahead(late_or_wrong) == 0, hex(late_or_wrong)
+    memory = RawPackedRing(4)
+    for _ in range(2):
+        memory.offer((0x1000, 8, 0))
+    in_hand = PackedDeviceRing(4, memory)
+    in_hand.refresh()
+    list(iter(in_hand.pop, None))
+    assert in_hand.ahead(0x1_0000) == 2
+    assert in_hand.ahead(0x1_0001) == 0, "no driver can be there while two descriptors are not used"
     last = PackedDeviceRing(4, RawPackedRing(4), last_available=0xFFFF_0003, used_index=0x0003)
     assert last.ahead(0x0000_8001) == 2, "rounds are counted modulo 65536"
 
