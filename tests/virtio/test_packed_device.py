@@ -336,3 +336,18 @@ def test_used_of_two_halves_is_one_doubleword() -> None:
         assert ring.publish()
     used = struct.pack("<IHH", 8, 0, WRITE | AVAIL | USED)
     assert asked == [(0, 1, used), (1, 3, used)]
+
+
+def test_in_order_request_that_was_rejected_has_a_used_descriptor_of_its_own() -> None:
+    # 2.8.8: without one it would count as completely written
+    memory = RawPackedRing(4)
+    memory.offer((0x9000, 32, INDIRECT), ident=1)
+    memory.offer((0x1000, 16, WRITE), ident=2)
+    ring = PackedDeviceRing(4, memory, indirect=True, in_order=True)
+    ring.refresh()
+    for chain in list(iter(ring.pop, None)):
+        ring.push(chain.head, 16)
+    ring.publish()
+    assert ring.rejected == 1
+    assert memory.descriptor(0)[2:] == (1, AVAIL | USED)
+    assert memory.descriptor(1)[1:] == (16, 2, WRITE | AVAIL | USED)
