@@ -351,3 +351,15 @@ def test_in_order_request_that_was_rejected_has_a_used_descriptor_of_its_own() -
     assert ring.rejected == 1
     assert memory.descriptor(0)[2:] == (1, AVAIL | USED)
     assert memory.descriptor(1)[1:] == (16, 2, WRITE | AVAIL | USED)
+
+
+def test_in_order_what_is_published_is_not_written_again() -> None:
+    memory = RawPackedRing(4)
+    for ident in range(2):
+        memory.offer((0x1000, 16, WRITE), ident=ident)
+    ring = PackedDeviceRing(4, memory, in_order=True)
+    ring.refresh()
+    for chain in list(iter(ring.pop, None)):
+        ring.push(chain.head, 16)
+        ring.publish()
+    assert [memory.descriptor(slot)[1:] for slot in range(2)] == [(16, n, WRITE | AVAIL | USED) for n in range(2)]
