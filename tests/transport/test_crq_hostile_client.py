@@ -105,7 +105,7 @@ class Client:
         offered = codec.unpack(bytes(self.view[HEADER : HEADER + codec.size])).device_features
         at = HEADER + codec.driver_features_offset
         self.view[at : at + codec.driver_features_size] = codec.pack_driver_features(
-            offered & ~refused & ~feature.RING_PACKED & ~feature.IN_ORDER
+            offered & ~refused & ~feature.RING_PACKED
         )
 
     def entry(self, queue: int) -> QueueAddresses:

@@ -75,6 +75,7 @@ class Disk:
             rig.server_kernel,
             self.server_adapter.node,
             self.device,
+            in_order=in_order,
             redirect_min=rig.redirect_min,
             trace=None if recorder is None else recorder.server,
         )
@@ -156,8 +157,8 @@ class Rig:
     ) -> Disk:
         """Serve `backing` to a client and wait until its driver runs. Raises `LocalError` if it does not.
 
-        `packed` and `in_order` are the client's (`VirtioVio`); `recorder` is told of the handshake's steps; `client`
-        counts from 0.
+        `packed` is the client's (`VirtioVio`), `in_order` both ends'; `recorder` is told of the handshake's steps;
+        `client` counts from 0.
         """
         disk = Disk(self, backing, driver or BlockDriver(), options, revision, packed, in_order, recorder, client)
         self.disks.append(disk)

@@ -19,6 +19,8 @@ _MEANING = {
     "H_PUT_TCE": "buffer mapped, unmapped",
     "H_PUT_TCE_INDIRECT": "buffers mapped",
     "H_STUFF_TCE": "buffers unmapped",
+    "H_PUT_RTCE": "data redirected",
+    "H_REMOVE_RTCE": "redirection ended",
 }
 
 

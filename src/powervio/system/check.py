@@ -180,6 +180,8 @@ def _check_options(where: str, disk: Disk) -> Iterator[str]:
             yield f"{where}.{option}: {value}; expected a power of two"
     if disk.byteorder == "big" and disk.revision != 0:
         yield f'{where}.byteorder: "big" needs revision = 0; revision 1 is little-endian as virtio 1 is'
+    if disk.ring == "packed" and disk.revision == 0:
+        yield f'{where}.ring: "packed" needs revision = 1'
     if disk.readonly and disk.discard:
         yield f"{where}.discard: a disk that is readonly cannot discard"
     if disk.readonly and disk.size is not None:

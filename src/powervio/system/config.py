@@ -134,6 +134,8 @@ class Disk(_Section):
     """When the client uses indirect descriptors."""
     event_idx: bool = False
     """Whether the client uses EVENT_IDX."""
+    ring: Literal["split", "packed"] = "split"
+    """Which kind of ring the client wants; packed ones need revision 1."""
 
     @property
     def servers(self) -> list[str]:

@@ -168,6 +168,7 @@ async def make_disk(
                 big_endian=declared.byteorder == "big",
                 indirect=declared.indirect,
                 event_idx=declared.event_idx,
+                packed=declared.ring == "packed",
             )
             undo.callback(client.retire)
             server = await system.in_partition(vios, _server_maker(system, vios, server_adapter, device))

@@ -127,6 +127,8 @@ class DeviceQueue:
     def flush(self) -> bool:
         """Make completed buffers visible to the driver and notify it unless it said it does not want to know.
 
+        With IN_ORDER negotiated these are the ones before which nothing is unfinished.
+
         False when the driver does not see them and never will: the session is over, by now at the latest.
         """
         if not self.live:

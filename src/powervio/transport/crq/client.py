@@ -81,9 +81,9 @@ class VirtioVio:
 
         EVENT_IDX is off by default: over remote DMA arming it costs the server two calls a batch, more than the kicks
         it saves (docs/architecture.md, Cost). In revision 1 `packed` asks for packed rings, `in_order` for a device
-        that gives buffers back in order (one slow request then keeps those behind it), and a queue of the device that
-        has more than `largest_queue` entries (a power of two) is used with so many: its rings take this partition's
-        memory. `channels` says whether queues are to be carried by Sub-CRQs where both ends and the platform can
+        that gives buffers back in order (the server has to offer it), and a queue of the device that has more than
+        `largest_queue` entries (a power of two) is used with so many: its rings take this partition's memory.
+        `channels` says whether queues are to be carried by Sub-CRQs where both ends and the platform can
         (P5.13): by default when there is more than one. `trace` is told of each handshake step as it happens.
         """
         self.node = node
