@@ -42,9 +42,9 @@ Told: TypeAlias = dict[str, int]
 class Client:
     """A client without a driver: tells the server what a test says, and keeps what comes back."""
 
-    def __init__(self, device: Device, *, spare_memory: int | None = None) -> None:
+    def __init__(self, device: Device, *, spare_memory: int | None = None, redirect: bool = False) -> None:
         """`spare_memory` is what the server's partition has left for rings, in bytes."""
-        self.pair = PartitionPair(device, EchoDriver())
+        self.pair = PartitionPair(device, EchoDriver(), redirect=redirect)
         self.server = self.pair.server
         self.kernel = self.pair.server_kernel
         self.port = self.pair.client_partition.port
