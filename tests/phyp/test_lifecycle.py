@@ -250,3 +250,13 @@ def test_close_twice_is_harmless(linked: Rig) -> None:
     linked.hypervisor.close()
     linked.hypervisor.close()
     assert linked.hypervisor.partitions == {}
+
+
+def test_create_pair_without_a_free_slot_is_local_error(rig: Rig) -> None:
+    for slot in range(2, 0x1_0000):
+        rig.client.slots.setdefault(slot, rig.client_end)
+    with pytest.raises(LocalError, match="partition client has an adapter in each of its 65536 slots"):
+        rig.hypervisor.create_pair(rig.server, rig.client)
+    assert len(rig.server.slots) == 1
+    for slot in range(3, 0x1_0000):
+        del rig.client.slots[slot]

@@ -250,6 +250,15 @@ def test_socket_where_an_image_is_to_be_made_is_refused(folder: Path) -> None:
     ]
 
 
+def test_disk_on_an_export_of_the_same_system_is_refused(folder: Path) -> None:
+    image = "nbd+unix:///?socket=client1.sock"
+    text = SMALLEST + SECOND_DISK.format(image=image, nbd="b.sock", more="")
+    assert problems(text, folder) == [
+        f"lpar[0].disk[1].image: nbd+unix:///?socket={folder}/client1.sock is what this system exports; a disk cannot"
+        " stand on another one of it"
+    ]
+
+
 def test_same_slot_twice_is_refused(folder: Path) -> None:
     text = SMALLEST + "slot = 5" + SECOND_DISK.format(image="other.img", nbd="b.sock", more="slot = 5")
     assert problems(text, folder) == ["lpar[0].disk[1].slot: slot 5 of client1 is taken by lpar[0].disk[0]"]

@@ -62,6 +62,11 @@ def config_problems(config: Config) -> Iterator[str]:
             other = slots.setdefault((lpar.name, declared.slot), where)
             if other != where:
                 yield f"{where}.slot: slot {declared.slot} of {lpar.name} is taken by {other}"
+    exports = {disk.nbd for _, _, disk in config.disks() if disk.nbd is not None}
+    for where, _, disk in config.disks():
+        if disk.image.startswith("nbd+unix:") and parse_uri(disk.image).address in exports:
+            # the VIO server would wait for a client that waits for the VIO server
+            yield f"{where}.image: {disk.image} is what this system exports; a disk cannot stand on another one of it"
     paths = {disk.image for _, disk in images.values()}
     for where, disk in images.values():
         if disk.nbd in paths:
