@@ -120,3 +120,34 @@ def test_suspension_with_32_in_flight_completes_each_once(tmp_path: Path, queues
         assert disk.on_image() == b"".join(disk.contents)
         assert (disk.pair.client.sessions, disk.pair.client.running) == (2, True)
         disk.pair.close()
+
+
+def test_turn_that_the_device_asked_for_before_ff09_serves_nothing_after_it(tmp_path: Path) -> None:
+    """P1.8: flushes end passes early, so the device has asked for a turn, and more is in the ring than was popped."""
+    with open_image(tmp_path / "disk.img", create_size=4 << 20) as image:
+        disk = Disk(image, 1, False, "auto")
+        buffer = disk.pair.client.allocate(512 << 10, mapped=False)
+        requests = []
+        for number in range(40):
+            read = number % 8
+            length = len(buffer.view) if read else 0
+            slices = ((buffer, 0, length),) if read else ()
+            kind = blk.T_IN if read else blk.T_FLUSH
+            requests.append(BlockRequest(kind, 0, length, slices, disk.done.append))
+        disk.driver.submit_many(requests)
+        disk.driver.kick()
+        disk.pair.hypervisor.prepare_suspend(disk.pair.client_partition)
+        served = []
+        for _ in range(5):
+            disk.pair.server_kernel.poll()
+            assert disk.pair.server._service.frozen
+            served.append(disk.device.requests)
+        assert 0 < served[0] < len(requests)
+        assert served == [served[0]] * 5
+        disk.pair.hypervisor.suspend(disk.pair.client_partition)
+        disk.pair.settle()
+        disk.pair.hypervisor.resume(disk.pair.client_partition)
+        disk.pair.advance(60)
+        assert sorted(map(id, disk.done)) == sorted(map(id, requests))
+        assert [request.error for request in requests] == [None] * len(requests)
+        disk.pair.close()
