@@ -157,12 +157,17 @@ class DmaSpace:
     def plan(self, address: int, length: int, access: int) -> int:
         """As `map`, but the mapping is made by the next `commit`, together with others.
 
-        Raises `RangeExhausted` when the window is full, and `LocalError` for no bytes.
+        Raises `RangeExhausted` when the window is full, and `LocalError` for no bytes and for what is not the
+        partition's memory: found by `commit`, that would be in the way of all others.
         """
         first = address & ~_OFFSET_MASK
         pages = (address + length - first + _OFFSET_MASK) >> TCE_PAGE_SHIFT
         if pages < 1:
             raise LocalError(f"window {self.liobn:#x}: a run has one page at least, not {pages}")
+        if first < 0 or first + (pages << TCE_PAGE_SHIFT) > len(self._pages.memory):
+            raise LocalError(
+                f"{length} bytes at {address:#x} are not in the partition's memory of {len(self._pages.memory)} bytes"
+            )
         if self._sweep is None:
             room = min(_SWEEP_PAGES, self._iobas.free_pages // 2)
             self._sweep = _Sweep(self._iobas.allocate(room) if room else 0, room)
@@ -174,24 +179,32 @@ class DmaSpace:
         return start << TCE_PAGE_SHIFT | (address & _OFFSET_MASK)
 
     def commit(self) -> None:
-        """Make the mappings that were planned: one call for each run of I/O pages. Raises `HcallError`."""
+        """Make the mappings that were planned: one call for each run of I/O pages.
+
+        Raises `HcallError`; what is not mapped then is planned as before.
+        """
         if not self._planned:
             return
         planned, self._planned = self._planned, {}
         begin = end = -1
         entries: list[int] = []
-        for start, tces in planned.items():
-            if start != end:
-                self._put(begin, entries)
-                begin, entries = start, []
-            entries += tces
-            end = start + len(tces)
-        self._put(begin, entries)
+        try:
+            for start, tces in planned.items():
+                if start != end:
+                    self._put(begin, entries)
+                    begin, entries = start, []
+                entries += tces
+                end = start + len(tces)
+            self._put(begin, entries)
+        except HcallError:
+            starts = list(planned)
+            self._planned = {start: planned[start] for start in starts[starts.index(begin) :]}
+            raise
 
     def unmap_all(self, mappings: list[tuple[int, int]]) -> None:
         """Take mappings (I/O address and length of each) away together, also such as were only planned.
 
-        Raises `HcallError`.
+        Raises `HcallError`; `mappings` are those then that are still there.
         """
         runs: list[tuple[int, int]] = []
         for ioba, length in mappings:
@@ -204,14 +217,23 @@ class DmaSpace:
         if len(runs) > 1:
             runs.sort()
         begin = end = 0
-        for start, pages in runs:
-            if start != end:
-                if end:
-                    self._clear(begin << TCE_PAGE_SHIFT, end - begin)
-                begin = start
-            end = start + pages
-        if end:
-            self._clear(begin << TCE_PAGE_SHIFT, end - begin)
+        try:
+            for start, pages in runs:
+                if start != end:
+                    if end:
+                        self._clear(begin << TCE_PAGE_SHIFT, end - begin)
+                    begin = start
+                end = start + pages
+            if end:
+                self._clear(begin << TCE_PAGE_SHIFT, end - begin)
+        except HcallError:
+            mappings[:] = [
+                (start << TCE_PAGE_SHIFT, pages << TCE_PAGE_SHIFT) for start, pages in runs if start >= begin
+            ]
+            for start, pages in runs:
+                if start < begin:
+                    self._free(start, pages)
+            raise
         for start, pages in runs:
             self._free(start, pages)
 
