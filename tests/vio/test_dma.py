@@ -183,6 +183,35 @@ def test_piece_outside_the_partition_s_memory_is_refused_before_it_is_planned(hy
     assert (dma.free_pages, calls(adapter)) == (before - 1, {"H_PUT_TCE": 1})
 
 
+def test_pages_for_streaming_mappings_are_found_in_a_window_that_is_in_pieces(hypervisor: Hypervisor) -> None:
+    dma, _, _ = make(hypervisor, window=64 * 4096)
+    held = [dma.allocate(4096) for _ in range(63)]
+    for memory in held[::2]:
+        dma.release(memory)
+    assert dma.free_pages == 32
+    made = [(dma.plan(4096, 100, TCE_READ), 100) for _ in range(32)]
+    dma.commit()
+    assert mapped(dma, made) == [True] * 32
+    with pytest.raises(RangeExhausted):
+        dma.plan(4096, 100, TCE_READ)
+    dma.unmap_all(made)
+    assert dma.free_pages == 32
+
+
+def test_what_stays_mapped_may_take_the_pages_of_streaming_mappings(hypervisor: Hypervisor) -> None:
+    dma, _, _ = make(hypervisor, window=64 * 4096)
+    before = dma.free_pages
+    streaming = [(dma.plan(4096, 100, TCE_READ), 100)]
+    dma.commit()
+    held = [dma.allocate(4096) for _ in range(62)]
+    with pytest.raises(RangeExhausted):
+        dma.allocate(4096)
+    for memory in held:
+        dma.release(memory)
+    dma.unmap_all(streaming)
+    assert dma.free_pages == before
+
+
 class Refusing:
     """A port whose calls that change TCEs fail from the one that the test says, until it says otherwise."""
 

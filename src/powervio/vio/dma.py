@@ -15,7 +15,7 @@ from powervio.papr.codes import Hcall, HcallError, ReturnCode
 from powervio.papr.nodes import DmaWindow
 from powervio.papr.port import HcallPort
 from powervio.papr.tce import MULTI_TCE_LIMIT, TCE_ACCESS, TCE_PAGE_SHIFT, TCE_PAGE_SIZE
-from powervio.vio.ranges import PageRange
+from powervio.vio.ranges import PageRange, RangeExhausted
 
 _OFFSET_MASK = TCE_PAGE_SIZE - 1
 _SWEEP_PAGES = 8192
@@ -145,12 +145,17 @@ class DmaSpace:
         """
         first = address & ~_OFFSET_MASK
         pages = (address + length - first + _OFFSET_MASK) >> TCE_PAGE_SHIFT
-        start = self._iobas.allocate(pages)
+        try:
+            start = self._iobas.allocate(pages)
+        except RangeExhausted:
+            start = -1 if self._sweep is None else self._sweep.allocate(pages)
+            if start < 0:
+                raise
         tce = first | access
         try:
             self._put(start, list(range(tce, tce + (pages << TCE_PAGE_SHIFT), TCE_PAGE_SIZE)))
         except HcallError:
-            self._iobas.free(start, pages)
+            self._free(start, pages)
             raise
         return start << TCE_PAGE_SHIFT | (address & _OFFSET_MASK)
 
@@ -169,14 +174,23 @@ class DmaSpace:
                 f"{length} bytes at {address:#x} are not in the partition's memory of {len(self._pages.memory)} bytes"
             )
         if self._sweep is None:
-            room = min(_SWEEP_PAGES, self._iobas.free_pages // 2)
-            self._sweep = _Sweep(self._iobas.allocate(room) if room else 0, room)
+            self._sweep = self._reserve()
         start = self._sweep.allocate(pages)
         if start < 0:
             start = self._iobas.allocate(pages)
         tce = first | access
         self._planned[start] = [tce] if pages == 1 else list(range(tce, tce + (pages << TCE_PAGE_SHIFT), TCE_PAGE_SIZE))
         return start << TCE_PAGE_SHIFT | (address & _OFFSET_MASK)
+
+    def _reserve(self) -> _Sweep:
+        """Half of the free I/O pages for streaming mappings, or what there is of it in one run."""
+        room = min(_SWEEP_PAGES, self._iobas.free_pages // 2)
+        while room:
+            try:
+                return _Sweep(self._iobas.allocate(room), room)
+            except RangeExhausted:
+                room //= 2
+        return _Sweep(0, 0)
 
     def commit(self) -> None:
         """Make the mappings that were planned: one call for each run of I/O pages.
@@ -253,7 +267,7 @@ class DmaSpace:
         first = ioba & ~_OFFSET_MASK
         pages = (ioba + length - first + _OFFSET_MASK) >> TCE_PAGE_SHIFT
         self._clear(first, pages)
-        self._iobas.free(first >> TCE_PAGE_SHIFT, pages)
+        self._free(first >> TCE_PAGE_SHIFT, pages)
 
     def wipe(self, size: int) -> None:
         """Clear the whole window of `size` bytes, before anything is mapped: an earlier life may have left mappings."""
