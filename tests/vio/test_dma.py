@@ -9,7 +9,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from powervio.papr.codes import ReturnCode
+from powervio.errors import LocalError
+from powervio.papr.codes import HcallError, ReturnCode
 from powervio.papr.tce import TCE_ACCESS, TCE_READ
 from powervio.phyp.hypervisor import Hypervisor
 from powervio.vio.dma import DmaSpace, PartitionPages
@@ -167,6 +168,113 @@ def test_batches_of_a_random_order_stay_side_by_side(hypervisor: Hypervisor) -> 
     after = calls(adapter)
     maps = sum(after[name] - before.get(name, 0) for name in ("H_PUT_TCE_INDIRECT",))
     assert 200 <= maps <= 202  # here and there over the end of the range
+
+
+def test_piece_outside_the_partition_s_memory_is_refused_before_it_is_planned(hypervisor: Hypervisor) -> None:
+    dma, pages, adapter = make(hypervisor)
+    size = len(pages.memory)
+    dma.unmap_all([(dma.plan(4096, 10, TCE_READ), 10)])
+    before = dma.free_pages
+    for address, length in ((size, 1), (size - 4096, 4097), (1 << 40, 512), (-4096, 512)):
+        with pytest.raises(LocalError, match="not in the partition's memory"):
+            dma.plan(address, length, TCE_READ)
+    dma.plan(size - 4096, 4096, TCE_READ)
+    dma.commit()
+    assert (dma.free_pages, calls(adapter)) == (before - 1, {"H_PUT_TCE": 1})
+
+
+def test_pages_for_streaming_mappings_are_found_in_a_window_that_is_in_pieces(hypervisor: Hypervisor) -> None:
+    dma, _, _ = make(hypervisor, window=64 * 4096)
+    held = [dma.allocate(4096) for _ in range(63)]
+    for memory in held[::2]:
+        dma.release(memory)
+    assert dma.free_pages == 32
+    made = [(dma.plan(4096, 100, TCE_READ), 100) for _ in range(32)]
+    dma.commit()
+    assert mapped(dma, made) == [True] * 32
+    with pytest.raises(RangeExhausted):
+        dma.plan(4096, 100, TCE_READ)
+    dma.unmap_all(made)
+    assert dma.free_pages == 32
+
+
+def test_what_stays_mapped_may_take_the_pages_of_streaming_mappings(hypervisor: Hypervisor) -> None:
+    dma, _, _ = make(hypervisor, window=64 * 4096)
+    before = dma.free_pages
+    streaming = [(dma.plan(4096, 100, TCE_READ), 100)]
+    dma.commit()
+    held = [dma.allocate(4096) for _ in range(62)]
+    with pytest.raises(RangeExhausted):
+        dma.allocate(4096)
+    for memory in held:
+        dma.release(memory)
+    dma.unmap_all(streaming)
+    assert dma.free_pages == before
+
+
+class Refusing:
+    """A port whose calls that change TCEs fail from the one that the test says, until it says otherwise."""
+
+    def __init__(self, port: object) -> None:
+        self._port = port
+        self.left = 1 << 30
+
+    def _next(self, name: str, *arguments: int) -> int:
+        self.left -= 1
+        code = ReturnCode.H_RESOURCE if self.left < 0 else getattr(self._port, name)(*arguments)
+        return int(code)
+
+    def put_tce(self, *arguments: int) -> int:
+        return self._next("put_tce", *arguments)
+
+    def stuff_tce(self, *arguments: int) -> int:
+        return self._next("stuff_tce", *arguments)
+
+    def __getattr__(self, name: str) -> object:
+        return getattr(self._port, name)
+
+
+def pieces(dma: DmaSpace, address: int, count: int) -> list[tuple[int, int]]:
+    """So many mappings of a page; no two are side by side."""
+    made = [(dma.plan(address, 4096, TCE_READ), 4096) for _ in range(2 * count)]
+    dma.unmap_all(made[1::2])
+    return made[::2]
+
+
+def mapped(dma: DmaSpace, made: list[tuple[int, int]]) -> list[bool]:
+    return [bool(entry(dma, ioba) & TCE_ACCESS) for ioba, _ in made]
+
+
+def test_commit_that_fails_leaves_planned_what_is_not_mapped(hypervisor: Hypervisor) -> None:
+    dma, pages, _ = make(hypervisor)
+    address, before = pages.allocate(4096), dma.free_pages
+    dma._port = port = Refusing(dma._port)  # type: ignore[assignment]
+    made = pieces(dma, address, 4)
+    port.left = 2
+    with pytest.raises(HcallError):
+        dma.commit()
+    assert mapped(dma, made) == [True, True, False, False]
+    port.left = 1 << 30
+    dma.commit()
+    assert mapped(dma, made) == [True] * 4
+    dma.unmap_all(made)
+    assert (mapped(dma, made), dma.free_pages) == ([False] * 4, before)
+
+
+def test_unmapping_that_fails_says_what_is_left_and_can_be_tried_again(hypervisor: Hypervisor) -> None:
+    dma, pages, _ = make(hypervisor)
+    address, before = pages.allocate(4096), dma.free_pages
+    dma._port = port = Refusing(dma._port)  # type: ignore[assignment]
+    made = pieces(dma, address, 4)
+    dma.commit()
+    left = [*made, (dma.plan(address, 4096, TCE_READ), 4096)]
+    port.left = 2
+    with pytest.raises(HcallError):
+        dma.unmap_all(left)
+    assert (mapped(dma, made), left, dma.free_pages) == ([False, False, True, True], made[2:], before - 2)
+    port.left = 1 << 30
+    dma.unmap_all(left)
+    assert (mapped(dma, made), dma.free_pages) == ([False] * 4, before)
 
 
 @given(

@@ -22,6 +22,7 @@ from powervio.phyp.tce import TceTable
 
 if TYPE_CHECKING:
     from powervio.phyp.partition import Partition
+    from powervio.phyp.redirect import Link
 
 _PARTIAL = int(ReturnCode.H_PARTIAL)
 
@@ -134,22 +135,28 @@ class PhysicalAdapter(DmaEngine):
         """See `DmaEngine`: one operation here, whose runs belong to the requests in their order."""
         operation = DmaOperation()
         bounds = [0]
+        totals: list[dict[Link, int]] = []
         with self._lock:
             for to_memory, _, segments in requests:
                 self._take(operation, segments, to_memory)
                 bounds.append(len(operation.runs))
+                totals.append(dict(operation.moved))
             self._begun(operation)
         errors: list[OSError | None] = [None] * len(requests)
-        failed = True
+        ended = False
         try:
             for number, (to_memory, position, _) in enumerate(requests):
                 try:
                     _move(backing, position, operation.runs[bounds[number] : bounds[number + 1]], to_memory)
                 except OSError as error:
                     errors[number] = error
-            failed = any(errors)
+            ended = True
         finally:
-            self.end(operation, moved=not failed)
+            for number, failure in enumerate(errors):
+                if failure is not None:  # its bytes are not where they belong
+                    for link, total in totals[number].items():
+                        operation.moved[link] -= total - (totals[number - 1].get(link, 0) if number else 0)
+            self.end(operation, moved=ended)
         return errors
 
     def stop(self) -> None:

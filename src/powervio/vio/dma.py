@@ -15,7 +15,7 @@ from powervio.papr.codes import Hcall, HcallError, ReturnCode
 from powervio.papr.nodes import DmaWindow
 from powervio.papr.port import HcallPort
 from powervio.papr.tce import MULTI_TCE_LIMIT, TCE_ACCESS, TCE_PAGE_SHIFT, TCE_PAGE_SIZE
-from powervio.vio.ranges import PageRange
+from powervio.vio.ranges import PageRange, RangeExhausted
 
 _OFFSET_MASK = TCE_PAGE_SIZE - 1
 _SWEEP_PAGES = 8192
@@ -145,27 +145,36 @@ class DmaSpace:
         """
         first = address & ~_OFFSET_MASK
         pages = (address + length - first + _OFFSET_MASK) >> TCE_PAGE_SHIFT
-        start = self._iobas.allocate(pages)
+        try:
+            start = self._iobas.allocate(pages)
+        except RangeExhausted:
+            start = -1 if self._sweep is None else self._sweep.allocate(pages)
+            if start < 0:
+                raise
         tce = first | access
         try:
             self._put(start, list(range(tce, tce + (pages << TCE_PAGE_SHIFT), TCE_PAGE_SIZE)))
         except HcallError:
-            self._iobas.free(start, pages)
+            self._free(start, pages)
             raise
         return start << TCE_PAGE_SHIFT | (address & _OFFSET_MASK)
 
     def plan(self, address: int, length: int, access: int) -> int:
         """As `map`, but the mapping is made by the next `commit`, together with others.
 
-        Raises `RangeExhausted` when the window is full, and `LocalError` for no bytes.
+        Raises `RangeExhausted` when the window is full, and `LocalError` for no bytes and for what is not the
+        partition's memory: found by `commit`, that would be in the way of all others.
         """
         first = address & ~_OFFSET_MASK
         pages = (address + length - first + _OFFSET_MASK) >> TCE_PAGE_SHIFT
         if pages < 1:
             raise LocalError(f"window {self.liobn:#x}: a run has one page at least, not {pages}")
+        if first < 0 or first + (pages << TCE_PAGE_SHIFT) > len(self._pages.memory):
+            raise LocalError(
+                f"{length} bytes at {address:#x} are not in the partition's memory of {len(self._pages.memory)} bytes"
+            )
         if self._sweep is None:
-            room = min(_SWEEP_PAGES, self._iobas.free_pages // 2)
-            self._sweep = _Sweep(self._iobas.allocate(room) if room else 0, room)
+            self._sweep = self._reserve()
         start = self._sweep.allocate(pages)
         if start < 0:
             start = self._iobas.allocate(pages)
@@ -173,25 +182,43 @@ class DmaSpace:
         self._planned[start] = [tce] if pages == 1 else list(range(tce, tce + (pages << TCE_PAGE_SHIFT), TCE_PAGE_SIZE))
         return start << TCE_PAGE_SHIFT | (address & _OFFSET_MASK)
 
+    def _reserve(self) -> _Sweep:
+        """Half of the free I/O pages for streaming mappings, or what there is of it in one run."""
+        room = min(_SWEEP_PAGES, self._iobas.free_pages // 2)
+        while room:
+            try:
+                return _Sweep(self._iobas.allocate(room), room)
+            except RangeExhausted:
+                room //= 2
+        return _Sweep(0, 0)
+
     def commit(self) -> None:
-        """Make the mappings that were planned: one call for each run of I/O pages. Raises `HcallError`."""
+        """Make the mappings that were planned: one call for each run of I/O pages.
+
+        Raises `HcallError`; what is not mapped then is planned as before.
+        """
         if not self._planned:
             return
         planned, self._planned = self._planned, {}
         begin = end = -1
         entries: list[int] = []
-        for start, tces in planned.items():
-            if start != end:
-                self._put(begin, entries)
-                begin, entries = start, []
-            entries += tces
-            end = start + len(tces)
-        self._put(begin, entries)
+        try:
+            for start, tces in planned.items():
+                if start != end:
+                    self._put(begin, entries)
+                    begin, entries = start, []
+                entries += tces
+                end = start + len(tces)
+            self._put(begin, entries)
+        except HcallError:
+            starts = list(planned)
+            self._planned = {start: planned[start] for start in starts[starts.index(begin) :]}
+            raise
 
     def unmap_all(self, mappings: list[tuple[int, int]]) -> None:
         """Take mappings (I/O address and length of each) away together, also such as were only planned.
 
-        Raises `HcallError`.
+        Raises `HcallError`; `mappings` are those then that are still there.
         """
         runs: list[tuple[int, int]] = []
         for ioba, length in mappings:
@@ -204,14 +231,23 @@ class DmaSpace:
         if len(runs) > 1:
             runs.sort()
         begin = end = 0
-        for start, pages in runs:
-            if start != end:
-                if end:
-                    self._clear(begin << TCE_PAGE_SHIFT, end - begin)
-                begin = start
-            end = start + pages
-        if end:
-            self._clear(begin << TCE_PAGE_SHIFT, end - begin)
+        try:
+            for start, pages in runs:
+                if start != end:
+                    if end:
+                        self._clear(begin << TCE_PAGE_SHIFT, end - begin)
+                    begin = start
+                end = start + pages
+            if end:
+                self._clear(begin << TCE_PAGE_SHIFT, end - begin)
+        except HcallError:
+            mappings[:] = [
+                (start << TCE_PAGE_SHIFT, pages << TCE_PAGE_SHIFT) for start, pages in runs if start >= begin
+            ]
+            for start, pages in runs:
+                if start < begin:
+                    self._free(start, pages)
+            raise
         for start, pages in runs:
             self._free(start, pages)
 
@@ -231,7 +267,7 @@ class DmaSpace:
         first = ioba & ~_OFFSET_MASK
         pages = (ioba + length - first + _OFFSET_MASK) >> TCE_PAGE_SHIFT
         self._clear(first, pages)
-        self._iobas.free(first >> TCE_PAGE_SHIFT, pages)
+        self._free(first >> TCE_PAGE_SHIFT, pages)
 
     def wipe(self, size: int) -> None:
         """Clear the whole window of `size` bytes, before anything is mapped: an earlier life may have left mappings."""

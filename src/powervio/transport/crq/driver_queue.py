@@ -108,6 +108,10 @@ class CrqDriverQueue(DriverQueue):
         self._tables: list[DmaMemory] = []
         self._reaped: deque[tuple[object, int]] = deque()
         """What the device has used and the driver has not taken yet."""
+        self._used: list[tuple[object, int]] = []
+        """What the device has used, as long as not all of it is unmapped."""
+        self._mapped: list[tuple[int, int]] = []
+        """The mappings of these."""
         self._kick_high, self._kick_low = encode(Message.KICK, session, queue=index)
         self._build: Callable[[], tuple[int, int]] = self._kick_message
 
@@ -205,7 +209,8 @@ class CrqDriverQueue(DriverQueue):
     def reap(self) -> tuple[object, int] | None:
         """See `DriverQueue`. Raises `RemoteError` when the device broke the ring.
 
-        All that the device has used by now is unmapped together, before the first of it is handed out.
+        All that the device has used by now is unmapped together, before the first of it is handed out. Raises
+        `HcallError` when that is not possible, for a DMA engine works there still perhaps: the next call tries again.
         """
         if not self._reaped:
             self._collect()
@@ -215,21 +220,22 @@ class CrqDriverQueue(DriverQueue):
 
     def _collect(self) -> None:
         reap = self.ring.reap
-        mappings: list[tuple[int, int]] = []
         try:
             while (result := reap()) is not None:
                 entry, written = result
                 assert isinstance(entry, _InFlight)
-                mappings += entry.mappings
+                self._mapped += entry.mappings
                 if entry.table is not None:
                     self._tables.append(entry.table)
-                self._reaped.append((entry.token, written))
+                self._used.append((entry.token, written))
         except RemoteError:
-            if not self._reaped:
+            if not self._used:
                 raise  # else it is raised again when what came before is handed out: a broken ring stays so
-        finally:
-            if mappings:
-                self._dma.unmap_all(mappings)
+        if self._mapped:
+            self._dma.unmap_all(self._mapped)
+            self._mapped = []
+        self._reaped.extend(self._used)
+        self._used.clear()
 
     def end(self) -> None:
         """The session is over: take every mapping back and free the ring. Buffers are the driver's again."""
@@ -253,9 +259,10 @@ class CrqDriverQueue(DriverQueue):
         return tokens
 
     def _take_back(self) -> list[object]:
-        tokens: list[object] = [token for token, _ in self._reaped]
+        tokens: list[object] = [token for token, _ in (*self._reaped, *self._used)]
         self._reaped.clear()
-        mappings: list[tuple[int, int]] = []
+        self._used.clear()
+        mappings, self._mapped = self._mapped, []
         for entry in self.ring.drain():
             assert isinstance(entry, _InFlight)
             mappings += entry.mappings

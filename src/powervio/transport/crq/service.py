@@ -242,7 +242,7 @@ class QueueService:
 
     def _woken(self, queue: DeviceQueue) -> None:
         """The device asked for a turn. What is known of the ring is enough: the client kicks when there is more."""
-        if queue.woken() and not self.paused:
+        if queue.woken() and not self.paused and not self.frozen:
             queue.allowance = _PASS_BYTES
             self._guarded(queue, partial(self._turn, queue))
             if queue.live and queue.allowance <= 0 and queue.available:
