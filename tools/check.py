@@ -1,7 +1,7 @@
 """`./run test`: every check in order, stopping at the first that fails.
 
     ./run test                 what fits in a working day's patience
-    ./run test --all           the same with the tests marked `slow`
+    ./run test --all           the same with the tests marked `slow`, and the compiled modules under sanitizers
     ./run test ARGS ...        only pytest, with these arguments
 
 A test that skips itself makes the run fail: what a test needs is installed or the run stops before it.
@@ -36,21 +36,28 @@ def main(arguments: list[str]) -> int:
     slow = ["--all"] if "--all" in arguments else []
     if arguments != slow:
         return run("pytest", [*PYTHON, "pytest", *arguments], STRICT)
-    steps: tuple[tuple[str, list[str], dict[str, str]], ...] = (
-        ("ruff check", [*PYTHON, "ruff", "check", "."], {}),
-        ("ruff format", [*PYTHON, "ruff", "format", "--check", "."], {}),
-        ("mypy --strict", [*PYTHON, "mypy"], {}),
-        ("import rules", [sys.executable, "tools/layers.py"], {}),
-        ("tests, compiled", [*PYTHON, "pytest", *slow], STRICT),
-        ("tests of the compiled modules, interpreted", [*PYTHON, "pytest", "-m", "dual", *slow], INTERPRETED),
-    )
-    for name, command, environment in steps:
+    for name, command, environment in steps(slow):
         status = run(name, command, environment)
         if status:
             print(f"check: FAILED at: {name}", file=sys.stderr)
             return status
     print("check: all passed")
     return 0
+
+
+def steps(slow: list[str]) -> list[tuple[str, list[str], dict[str, str]]]:
+    """The checks in their order, as name, command and environment; `slow` is `--all` or nothing."""
+    everything = [
+        ("ruff check", [*PYTHON, "ruff", "check", "."], {}),
+        ("ruff format", [*PYTHON, "ruff", "format", "--check", "."], {}),
+        ("mypy --strict", [*PYTHON, "mypy"], {}),
+        ("import rules", [sys.executable, "tools/layers.py"], {}),
+        ("tests, compiled", [*PYTHON, "pytest", *slow], STRICT),
+        ("tests of the compiled modules, interpreted", [*PYTHON, "pytest", "-m", "dual", *slow], INTERPRETED),
+    ]
+    if slow:
+        everything.append(("compiled modules under the sanitizers", [sys.executable, "tools/sanitize.py"], {}))
+    return everything
 
 
 def run(name: str, command: list[str], environment: dict[str, str]) -> int:

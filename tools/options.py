@@ -14,7 +14,7 @@ from pathlib import Path
 
 import msgspec
 
-from powervio.system import config
+from powervio.system import config, explain
 from powervio.system import types as device_types
 from powervio.system.config import Size, show_size
 
@@ -40,7 +40,7 @@ def tables() -> str:
         parts.append("| option | value | default | meaning |\n|---|---|---|---|\n")
         texts = docstrings(struct)
         for field in msgspec.structs.fields(struct):
-            value = re.sub(r"\s*\|\s*", " or ", config._expected(config._field(struct, field.name)[0], field.name))
+            value = re.sub(r"\s*\|\s*", " or ", explain.expected(struct, field.name))
             if field.name in ("disk", "port", "console", "rng"):
                 value = "tables"
             parts.append(f"| `{field.name}` | {value} | {default(field)} | {texts[field.name]} |\n")

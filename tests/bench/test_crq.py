@@ -35,9 +35,11 @@ def test_json_has_rates_and_costs_of_both_depths(tmp_path: Path) -> None:
         for place in (values, values["one_thread"], values["two_threads"]):
             assert place[f"iops_qd{depth}"] > 0
             assert place[f"await_iops_qd{depth}"] > 0
-            assert place[f"remote_copies_per_request_qd{depth}"]["total"] >= 3
-    assert values["hcalls_per_request_qd1"]["total"] == 14.0
-    assert values["hcalls_per_request_qd1_kept_mapped"]["total"] == 12.0
+            assert place[f"remote_copies_per_request_qd{depth}"]["total"] > 0
+    assert values["hcalls_per_request_qd1"]["total"] == 12.0
+    assert values["hcalls_per_request_qd1_kept_mapped"]["total"] == 10.0
+    assert values["hcalls_per_request_qd32"]["total"] < 1.0
+    assert values["ring"] == "packed"
     assert values["hcalls_per_request_qd32"]["H_SEND_CRQ"] == 0.0625
     assert values["verified_reads"] > 0
     assert values["image_folder"] == str(tmp_path)

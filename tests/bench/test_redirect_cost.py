@@ -17,15 +17,17 @@ from powervio.transport.crq.redirect import REDIRECT_MIN
 from powervio.virtio import block as blk
 
 KIB = 1024
-# bytes: (calls in all, copies of data, bytes by RDMA, pages redirected) copied, then redirected
+# bytes: (calls in all, copies of data, bytes by RDMA beside the ring, pages redirected) copied, then redirected
 TABLE = {
-    4 * KIB: ((14, 1, 4096, 0), (15, 0, 0, 1)),
-    64 * KIB: ((14, 1, 65536, 0), (15, 0, 0, 16)),
-    256 * KIB: ((14, 1, 262144, 0), (15, 0, 0, 64)),
-    512 * KIB: ((15, 2, 524288, 0), (15, 0, 0, 128)),
+    4 * KIB: ((13, 1, 4096, 0), (14, 0, 0, 1)),
+    64 * KIB: ((13, 1, 65536, 0), (14, 0, 0, 16)),
+    256 * KIB: ((13, 1, 262144, 0), (14, 0, 0, 64)),
+    512 * KIB: ((14, 2, 524288, 0), (14, 0, 0, 128)),
 }
 RINGS = 3
 """Copies of a request that are not data."""
+RING_BYTES = 8192
+"""What these move fits twice: descriptors, available ring, and what is behind them up to the header."""
 
 
 def one_request(folder: Path, kind: int, size: int, redirect_min: int | None) -> Costs:
@@ -58,10 +60,10 @@ def test_cost_of_a_large_request_copied_and_redirected(tmp_path: Path, kind: int
         spent = one_request(tmp_path, kind, size, redirect_min)
         copies = spent["hcalls"]["H_COPY_RDMA"] - RINGS
         # both ends count bytes and pages
-        data = spent["rdma_bytes"] // 2 // 4096 * 4096
+        data = spent["rdma_bytes"] // 2 // 4096 * 4096 - RING_BYTES
         found.append((sum(spent["hcalls"].values()), copies, data, spent["redirected_pages"] // 2))
         assert spent["redirected_bytes"] // 2 == (0 if redirect_min is None else size)
-        assert spent["rdma_bytes"] // 2 - data < 4096
+        assert spent["rdma_bytes"] // 2 - data < 4096 + RING_BYTES
     assert tuple(found) == TABLE[size]
 
 

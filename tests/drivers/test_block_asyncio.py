@@ -64,7 +64,7 @@ def test_smaller_pool_lets_buffers_go_when_they_are_free_and_a_larger_one_serves
             driver.limit_buffers(2)
             for buffer in taken:
                 driver.release_buffer(buffer)
-            assert driver._buffer_count == 2
+            assert driver.pool.count == 2
             taken = [await driver.acquire_buffer(512) for _ in range(2)]
             waiting = asyncio.ensure_future(driver.acquire_buffer(512))
             await asyncio.sleep(0)
@@ -390,11 +390,11 @@ def test_cancelled_operation_keeps_its_buffer_until_the_device_gave_it_back(tmp_
                 task.cancel()
                 await asyncio.sleep(0.001)
             assert not task.done()
-            assert not disk.driver._free_buffers
+            assert not disk.driver.pool.free
             disk.link.run()
             with pytest.raises(asyncio.CancelledError):
                 await task
-            assert len(disk.driver._free_buffers) == 1
+            assert len(disk.driver.pool.free) == 1
 
     run(main())
 
@@ -411,7 +411,7 @@ def test_cancelled_operation_without_a_session_ends_at_once(tmp_path: Path) -> N
             with pytest.raises(asyncio.CancelledError):
                 await task
             assert disk.driver.pending == 0
-            assert len(disk.driver._free_buffers) == 4
+            assert len(disk.driver.pool.free) == 4
 
     run(main())
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 from collections.abc import Iterator
 from pathlib import Path
@@ -10,10 +11,12 @@ import pytest
 
 from powervio.devices.block import BlockDevice, BlockOptions
 from powervio.drivers.block import BlockDriver, BlockRequest
+from powervio.papr.codes import Hcall, HcallError, ReturnCode
 from powervio.storage.image import Image, open_image
 from powervio.testing.pair import PartitionPair
 from powervio.transport.crq.driver_queue import IndirectPolicy
 from powervio.virtio import block as blk
+from powervio.virtio.queue import Buffer
 
 BLOCK = 4096
 COUNT = 32
@@ -119,4 +122,73 @@ def test_suspension_with_32_in_flight_completes_each_once(tmp_path: Path, queues
         assert [request.error for request in requests] == [None] * COUNT
         assert disk.on_image() == b"".join(disk.contents)
         assert (disk.pair.client.sessions, disk.pair.client.running) == (2, True)
+        disk.pair.close()
+
+
+def test_turn_that_the_device_asked_for_before_ff09_serves_nothing_after_it(tmp_path: Path) -> None:
+    """P1.8: flushes end passes early, so the device has asked for a turn, and more is in the ring than was popped."""
+    with open_image(tmp_path / "disk.img", create_size=4 << 20) as image:
+        disk = Disk(image, 1, False, "auto")
+        buffer = disk.pair.client.allocate(512 << 10, mapped=False)
+        requests = []
+        for number in range(40):
+            read = number % 8
+            length = len(buffer.view) if read else 0
+            slices = ((buffer, 0, length),) if read else ()
+            kind = blk.T_IN if read else blk.T_FLUSH
+            requests.append(BlockRequest(kind, 0, length, slices, disk.done.append))
+        disk.driver.submit_many(requests)
+        disk.driver.kick()
+        disk.pair.hypervisor.prepare_suspend(disk.pair.client_partition)
+        served = []
+        for _ in range(5):
+            disk.pair.server_kernel.poll()
+            assert disk.pair.server._service.frozen
+            served.append(disk.device.requests)
+        assert 0 < served[0] < len(requests)
+        assert served == [served[0]] * 5
+        disk.pair.hypervisor.suspend(disk.pair.client_partition)
+        disk.pair.settle()
+        disk.pair.hypervisor.resume(disk.pair.client_partition)
+        disk.pair.advance(60)
+        assert sorted(map(id, disk.done)) == sorted(map(id, requests))
+        assert [request.error for request in requests] == [None] * len(requests)
+        disk.pair.close()
+
+
+def test_buffer_outside_the_partition_fails_its_request_alone(disk: Disk) -> None:
+    """Though all that is submitted together is mapped together."""
+    bad = Buffer(memoryview(bytearray(BLOCK)), 1 << 40, None)
+    wrong = BlockRequest(blk.T_OUT, 0, BLOCK, ((bad, 0, BLOCK),), disk.done.append)
+    disk.driver.submit(wrong)
+    requests = disk.write_all()
+    disk.pair.settle()
+    assert wrong.error is not None
+    assert wrong.error.errno == errno.EINVAL
+    assert [(request.done, request.error) for request in requests] == [(True, None)] * COUNT
+    assert disk.on_image() == b"".join(disk.contents)
+
+
+def test_buffer_that_cannot_be_unmapped_is_not_handed_back(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """H_RESOURCE: an engine works there still. The partner may write there as long as it is mapped."""
+    with open_image(tmp_path / "disk.img", create_size=4 << 20) as image:
+        disk = Disk(image, 1, False, "auto")
+        requests = disk.write_all()
+        while disk.pair.server_kernel.poll():
+            pass
+        queue = disk.pair.client._queues[0]
+        free = queue._dma.free_pages
+
+        def refuse(ioba: int, pages: int) -> None:
+            raise HcallError(Hcall.H_STUFF_TCE, ReturnCode.H_RESOURCE)
+
+        with monkeypatch.context() as patch:
+            patch.setattr(queue._dma, "_clear", refuse)
+            for _ in range(2):
+                with pytest.raises(HcallError):
+                    disk.driver.completed(queue)
+        assert (disk.done, queue._dma.free_pages) == ([], free)
+        disk.driver.completed(queue)
+        assert (len(disk.done), queue._dma.free_pages) == (COUNT, free + COUNT)
+        assert [request.error for request in requests] == [None] * COUNT
         disk.pair.close()

@@ -218,6 +218,19 @@ def test_reboot_counts_as_free_and_clears(linked: Rig) -> None:
     assert linked.s.get_tce(linked.local, PAGE) == (ReturnCode.H_SUCCESS, PAGE | 3)
 
 
+def test_fail_tells_every_partner_ff01_and_the_partition_boots_again(linked: Rig) -> None:
+    linked.server.memory[9 * PAGE] = 1
+    linked.hypervisor.fail(linked.server)
+    assert drain(CrqSlots(linked.client.memory[:PAGE])) == [FAILED]
+    assert bytes(linked.server.memory) == bytes(16 * PAGE)
+    assert linked.c.send_crq(linked.c_ua, MESSAGE, 1) == ReturnCode.H_CLOSED
+    linked.hypervisor.reboot(linked.server)  # whatever was left; it had no queue, so nobody is told
+    assert drain(CrqSlots(linked.client.memory[:PAGE])) == []
+    linked.map_all()
+    assert linked.s.reg_crq(linked.s_ua, 0, PAGE) == ReturnCode.H_SUCCESS
+    assert linked.c.send_crq(linked.c_ua, MESSAGE, 1) == ReturnCode.H_SUCCESS
+
+
 def test_reboot_without_a_queue_tells_nobody(rig: Rig) -> None:
     rig.map_all()
     assert rig.s.reg_crq(rig.s_ua, 0, PAGE) == ReturnCode.H_CLOSED
@@ -237,3 +250,13 @@ def test_close_twice_is_harmless(linked: Rig) -> None:
     linked.hypervisor.close()
     linked.hypervisor.close()
     assert linked.hypervisor.partitions == {}
+
+
+def test_create_pair_without_a_free_slot_is_local_error(rig: Rig) -> None:
+    for slot in range(2, 0x1_0000):
+        rig.client.slots.setdefault(slot, rig.client_end)
+    with pytest.raises(LocalError, match="partition client has an adapter in each of its 65536 slots"):
+        rig.hypervisor.create_pair(rig.server, rig.client)
+    assert len(rig.server.slots) == 1
+    for slot in range(3, 0x1_0000):
+        del rig.client.slots[slot]

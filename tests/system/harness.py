@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from powervio.storage.image import open_image
-from powervio.system.config import load
+from powervio.system.load import load
 from powervio.system.system import System
 
 SOURCES = str(Path(__file__).parents[2] / "src")

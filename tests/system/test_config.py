@@ -10,7 +10,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from powervio.system.config import ConfigError, Size, default_name, load, parse, show_size
+from powervio.system.config import Size, show_size
+from powervio.system.load import ConfigError, default_name, load, parse
 
 SMALLEST = """
 [[vios]]
@@ -88,7 +89,7 @@ DISK = 'image = "disk.img"'
 MISTAKES = [
     # what is replaced, by what, and the whole of what is said about it
     ('vios = "vios1"', 'vios = "vios2"', 'lpar[0].disk[0].vios: "vios2" is not one of the VIO servers (vios1)'),
-    ('vios = "vios1"', "", "lpar[0].disk[0].vios: it is missing; expected a string"),
+    ('vios = "vios1"', "", "lpar[0].disk[0].vios: it is missing; expected a string or an array of strings"),
     (
         'name = "client1"',
         "",
@@ -246,6 +247,15 @@ def test_socket_where_an_image_is_to_be_made_is_refused(folder: Path) -> None:
     text = SMALLEST.replace(DISK, 'image = "new.img"\nsize = "1M"').replace("client1.sock", "new.img")
     assert problems(text, folder) == [
         f"lpar[0].disk[0].nbd: {folder}/new.img is an image of this file; expected the path of a socket"
+    ]
+
+
+def test_disk_on_an_export_of_the_same_system_is_refused(folder: Path) -> None:
+    image = "nbd+unix:///?socket=client1.sock"
+    text = SMALLEST + SECOND_DISK.format(image=image, nbd="b.sock", more="")
+    assert problems(text, folder) == [
+        f"lpar[0].disk[1].image: nbd+unix:///?socket={folder}/client1.sock is what this system exports; a disk cannot"
+        " stand on another one of it"
     ]
 
 

@@ -22,7 +22,8 @@ from powervio.phyp.port import PartitionPort
 from powervio.storage.image import Image, open_image
 from powervio.system import hotplug
 from powervio.system import system as system_module
-from powervio.system.system import ServedDisk, System
+from powervio.system.disks import ServedDisk
+from powervio.system.system import System
 from powervio.virtio.queue import Buffer
 
 from .harness import House, PlainNbd, digest, held, program, run, wait_for
@@ -231,16 +232,16 @@ def test_attach_whose_socket_cannot_be_made_leaves_nothing(file: Path, monkeypat
 def test_pools_share_the_memory_anew(file: Path) -> None:
     async def scenario(system: System) -> None:
         first = system.disks[0].driver
-        taken: list[Buffer] = [await first.acquire_buffer(512) for _ in range(first._buffer_limit)]
+        taken: list[Buffer] = [await first.acquire_buffer(512) for _ in range(first.pool.limit)]
         for buffer in taken:
             first.release_buffer(buffer)
         del taken
-        alone = first._buffer_limit
+        alone = first.pool.limit
         second = await system.plug.attach("client1", options(file))
-        assert first._buffer_count == first._buffer_limit <= alone // 2
+        assert first.pool.count == first.pool.limit <= alone // 2
         await second.driver.write(0, bytes(MIB))
         await system.plug.detach(second)
-        assert first._buffer_limit == alone
+        assert first.pool.limit == alone
 
     run(file, scenario)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -132,3 +133,23 @@ def test_what_an_attempt_that_was_killed_left_is_replaced(tmp_path: Path) -> Non
     assert not partial_path(path).exists()
     with SavedFile(path) as file:
         assert file.manifest == manifest()
+
+
+def test_what_is_no_regular_file_is_refused_and_not_waited_for(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "fifo")
+    (tmp_path / "link").symlink_to("fifo")
+    for path in (tmp_path / "fifo", tmp_path / "link", Path("/dev/zero"), tmp_path):
+        with pytest.raises(LocalError, match="no regular file"):
+            SavedFile(path)
+
+
+def test_folder_that_cannot_be_synced_leaves_no_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whoever saves goes on with the partition then: there must not be a second one to go on from."""
+
+    def fail(folder: Path) -> None:
+        raise OSError(errno.EIO, os.strerror(errno.EIO))
+
+    monkeypatch.setattr("powervio.system.saved_file._sync_folder", fail)
+    with memory() as area, pytest.raises(LocalError, match="cannot be written"):
+        write(tmp_path / "x", manifest(), area.fd)
+    assert list(tmp_path.iterdir()) == []

@@ -14,7 +14,8 @@ import pytest
 from powervio.errors import LocalError
 from powervio.storage.image import Image, open_image
 from powervio.system import system as system_module
-from powervio.system.config import Config, load
+from powervio.system.config import Config
+from powervio.system.load import load
 from powervio.system.system import System
 from powervio.transport.crq.client import VirtioVio
 from powervio.transport.crq.server import VirtioCrq

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import struct
 from dataclasses import dataclass, field
 
 import pytest
 
 from powervio.papr.tce import TCE_ACCESS, TCE_READ
+from powervio.phyp.port import PartitionPort
 from powervio.testing.echo import EchoDevice, EchoDriver
 from powervio.testing.pair import PartitionPair
 from powervio.transport.crq.protocol import LAYOUT, REPLY, HeaderR1, Message, Status, decode
@@ -26,6 +28,7 @@ class Wire:
         for who, partition in (("client", self.pair.client_partition), ("server", self.pair.server_partition)):
             for what in ("send_crq", "copy_rdma", "put_tce", "stuff_tce"):
                 self._tap(who, what, partition.port)
+            self._tap_list(who, partition.port)
             write = partition.port.write_rdma
 
             def write_rdma(liobn: int, ioba: int, data: bytes, who: str = who, original: object = write) -> int:
@@ -33,6 +36,17 @@ class Wire:
                 return original(liobn, ioba, data)  # type: ignore[no-any-return, operator]
 
             setattr(partition.port, "write_rdma", write_rdma)  # noqa: B010 - a tap, not a method of the type
+
+    def _tap_list(self, who: str, port: PartitionPort) -> None:
+        """A call that stores a list of entries is noted as the calls that it stands for."""
+        original = port.put_tce_indirect
+
+        def call(liobn: int, ioba: int, address: int, count: int) -> int:
+            entries = struct.unpack_from(f">{count}Q", port.memory, address)
+            self.log += [(who, "put_tce", (liobn, ioba + 4096 * page, tce)) for page, tce in enumerate(entries)]
+            return original(liobn, ioba, address, count)
+
+        setattr(port, "put_tce_indirect", call)  # noqa: B010 - a tap, not a method of the type
 
     def _tap(self, who: str, what: str, port: object) -> None:
         original = getattr(port, what)
@@ -159,8 +173,10 @@ def test_buffer_is_mapped_before_it_is_available_and_unmapped_when_used() -> Non
     puts = [arguments for who, what, arguments in wire.log if (who, what) == ("client", "put_tce")]
     kick = next(at for at, (who, what, _) in enumerate(wire.log) if (who, what) == ("client", "send_crq"))
     access = [tce & TCE_ACCESS for _, _, tce in puts]
-    assert access == [TCE_READ, TCE_ACCESS, 0, 0]
+    assert access == [TCE_READ, TCE_ACCESS]
     assert [at for at, entry in enumerate(wire.log) if entry[:2] == ("client", "put_tce")][1] < kick
+    (cleared,) = [arguments for who, what, arguments in wire.log if (who, what) == ("client", "stuff_tce")]
+    assert cleared == (puts[0][0], puts[0][1], 0, 2)
     assert driver.answers == [(b"data", b"data")]
 
 

@@ -338,19 +338,22 @@ def test_segment_of_no_bytes_is_refused_and_the_window_stays_whole(start: Start)
     pair = start(EchoDevice(), driver)
     assert driver.transport is not None
     buffer = driver.transport.allocate(4096)
-    window = pair.client._dma._iobas
-    before = window.free_pages
+    space = pair.client._dma
+    before = space.free_pages
     queue = pair.client._queues[0]
     for offset in (0, 100):
         with pytest.raises(LocalError):
             queue.add([(buffer, offset, 0)], [], 1)
-    assert window.free_pages == before
+    assert space.free_pages == before
     with pytest.raises(LocalError):
         driver.transport.allocate(0)
-    given = {window.allocate(1) for _ in range(before)}
+    given = {space.plan(0, 1, 3) for _ in range(before)}
     assert len(given) == before
+    assert space.free_pages == 0
     with pytest.raises(RangeExhausted):
-        window.allocate(1)
+        space.plan(0, 1, 3)
+    space.unmap_all([(ioba, 1) for ioba in given])
+    assert space.free_pages == before
 
 
 # The largest ring

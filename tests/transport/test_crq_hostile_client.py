@@ -42,9 +42,9 @@ Told: TypeAlias = dict[str, int]
 class Client:
     """A client without a driver: tells the server what a test says, and keeps what comes back."""
 
-    def __init__(self, device: Device, *, spare_memory: int | None = None) -> None:
+    def __init__(self, device: Device, *, spare_memory: int | None = None, redirect: bool = False) -> None:
         """`spare_memory` is what the server's partition has left for rings, in bytes."""
-        self.pair = PartitionPair(device, EchoDriver())
+        self.pair = PartitionPair(device, EchoDriver(), redirect=redirect)
         self.server = self.pair.server
         self.kernel = self.pair.server_kernel
         self.port = self.pair.client_partition.port
@@ -105,7 +105,7 @@ class Client:
         offered = codec.unpack(bytes(self.view[HEADER : HEADER + codec.size])).device_features
         at = HEADER + codec.driver_features_offset
         self.view[at : at + codec.driver_features_size] = codec.pack_driver_features(
-            offered & ~refused & ~feature.RING_PACKED & ~feature.IN_ORDER
+            offered & ~refused & ~feature.RING_PACKED
         )
 
     def entry(self, queue: int) -> QueueAddresses:

@@ -8,6 +8,7 @@ from itertools import pairwise
 from pathlib import Path
 
 import pytest
+from tests.transport.test_crq_reset import DISASTERS, messages, server_crash_and_reboot
 
 from powervio.devices.block import BlockDevice, BlockOptions
 from powervio.drivers.block import BlockDriver, BlockRequest
@@ -39,8 +40,22 @@ def make() -> Iterator[Make]:
         pair.close()
 
 
-def messages(count: int) -> list[bytes]:
-    return [b"message %d " % n * 20 for n in range(count)]
+def note_messages(pair: PartitionPair, monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """The names of what the client sends over the CRQ from here on."""
+    log: list[str] = []
+    post, signal = pair.client.crq.post, pair.client.crq.signal
+
+    def noting_post(high: int, low: int) -> None:
+        log.append(Message(high >> 48 & 0xFF).name)
+        post(high, low)
+
+    def noting_signal(key: int, build: Callable[[], tuple[int, int]]) -> None:
+        log.append("KICK")
+        signal(key, build)
+
+    monkeypatch.setattr(pair.client.crq, "post", noting_post)
+    monkeypatch.setattr(pair.client.crq, "signal", noting_signal)
+    return log
 
 
 def once_each(driver: EchoDriver, sent: list[bytes]) -> bool:
@@ -54,27 +69,6 @@ def complete(device: EchoDevice, count: int, queue: int = 0) -> None:
         device._echo(request)
     assert device.session is not None
     device.session.queues[queue].flush()
-
-
-def server_crash_and_reboot(pair: PartitionPair) -> None:
-    pair.server.stop()
-    pair.settle()
-    pair.server.start()
-
-
-def server_reset(pair: PartitionPair) -> None:
-    pair.server.reset()
-
-
-def client_reset(pair: PartitionPair) -> None:
-    pair.client.reset()
-
-
-def device_reset(pair: PartitionPair) -> None:
-    pair.client.device_reset()
-
-
-DISASTERS = [server_crash_and_reboot, server_reset, client_reset, device_reset]
 
 
 # Resets of one queue
@@ -142,20 +136,17 @@ def test_ring_that_was_set_up_again_is_elsewhere_and_carries_many_requests(make:
     assert (pair.client_kernel.pages.free_bytes, pair.client._dma._iobas.free_pages) == free
 
 
-def test_what_is_sent_while_a_queue_is_reset_waits_for_the_new_ring(make: Make) -> None:
-    """No kick goes out for a queue between QUEUE_RESET and the reply to FIND_VQS."""
+def test_what_is_sent_while_a_queue_is_reset_waits_for_the_new_ring(
+    make: Make, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """No kick goes out between QUEUE_RESET and the reply to FIND_VQS; then one tells of everything."""
     device, driver = EchoDevice(), EchoDriver()
     pair = make(device, driver)
     device.hold = True
     driver.send(b"before")
     pair.settle()
     device.hold = False
-    kinds: list[int] = []
-    post = pair.client.crq.post
-    pair.client.crq.post = lambda high, low: (kinds.append(high >> 48 & 0xFF), post(high, low))[1]  # type: ignore[method-assign, func-returns-value]
-    signals: list[list[int]] = []
-    signal = pair.client.crq.signal
-    pair.client.crq.signal = lambda key, build: (signals.append(list(kinds)), signal(key, build))[1]  # type: ignore[method-assign, func-returns-value]
+    log = note_messages(pair, monkeypatch)
     driver.reset_queue(0)
     driver.send(b"meanwhile 1")
     pair.server_kernel.poll()
@@ -163,8 +154,7 @@ def test_what_is_sent_while_a_queue_is_reset_waits_for_the_new_ring(make: Make) 
     pair.client_kernel.poll()
     driver.send(b"meanwhile 3")
     pair.settle()
-    assert kinds == [Message.QUEUE_RESET, Message.FIND_VQS]
-    assert all(before == kinds for before in signals)
+    assert log == ["QUEUE_RESET", "FIND_VQS", "KICK"]
     assert once_each(driver, [b"before", b"meanwhile 1", b"meanwhile 2", b"meanwhile 3"])
     assert pair.server.rejected == 0
 
@@ -278,6 +268,7 @@ def test_disk_request_that_the_device_holds_is_cancelled_by_a_reset_of_its_queue
         assert [request.error for request in requests[1:]] == [None] * 5
         assert len(done) == 6
         assert (driver.resubmitted, driver.in_flight, driver.pending) == (6 // queues - 1, 0, 0)
+        assert driver._load == [0] * queues
         assert pair.client.sessions == 1
         back = bytearray(6 * 4096)
         image.read_into(0, memoryview(back))
@@ -450,6 +441,24 @@ def test_device_that_is_reset_while_it_is_to_be_suspended_is_not_asked_for_its_o
     pair.settle()
     assert driver.answers == [(b"held", b"held")]
     assert pair.client.failure == ""
+    assert (pair.client.rejected, pair.server.rejected) == (0, 1)  # the SUSPEND that was given up
+
+
+def test_resume_while_the_device_is_reset_kicks_nothing_of_the_old_life(
+    make: Make, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    driver = EchoDriver()
+    pair = make(EchoDevice(), driver)
+    pair.client.suspend(Outcome())
+    pair.settle()
+    driver.send(b"meanwhile")
+    log = note_messages(pair, monkeypatch)
+    pair.client.device_reset()
+    pair.client.resume()
+    pair.settle()
+    assert log == ["RESET", "ACKNOWLEDGE", "DRIVER", "FEATURES_OK", "FIND_VQS", "DRIVER_OK", "KICK"]
+    assert driver.answers == [(b"meanwhile", b"meanwhile")]
+    assert pair.server.rejected == 0
 
 
 def test_resume_before_the_device_is_quiet_lets_it_go_on(make: Make) -> None:
@@ -527,6 +536,7 @@ def test_device_that_breaks_while_it_is_suspended_is_reset_and_goes_on(make: Mak
     pair.advance(2.0)
     assert [type(error).__name__ for error in outcome.calls] == ["RemoteError"]
     assert "SUSPEND with DEVICE_ERROR" in str(outcome.calls[0])
+    assert pair.server.rejected == 2  # SUSPEND, and the ring of a device that failed; no kick
     assert pair.client.sessions == 2
     assert pair.client.state is ClientState.RUNNING
     assert driver.answers == [(b"meanwhile", b"meanwhile")]
@@ -576,18 +586,31 @@ def test_features_are_negotiated_in_revision_1_and_do_not_exist_in_revision_0(ma
         assert driver.transport.features & both == expected
 
 
-def test_kick_that_was_kept_back_is_forgotten_with_its_ring(make: Make) -> None:
-    """P2.6: the CRQ is full when the driver kicks; by the time there is room the queue is another."""
+def test_kick_that_is_kept_back_when_its_queue_is_reset_comes_before_the_reset(make: Make) -> None:
+    """P2.6: the CRQ is full when the driver kicks and resets; what is kept back is sent in order."""
     device, driver = EchoDevice(), EchoDriver()
     pair = make(device, driver)
     message = encode(Message.KICK, pair.client._number, queue=9)
     while pair.client_partition.port.send_crq(pair.client.node.unit_address, *message) == ReturnCode.H_SUCCESS:
         pass
-    refused = pair.server.rejected
     driver.send(b"kept back")
     driver.reset_queue(0)
     pair.advance(1.0)
     assert driver.answers == [(b"kept back", b"kept back")]
-    assert driver.resets == 1
-    assert pair.client.sessions == 1
-    assert refused == 0
+    assert (driver.resets, device.requests, pair.client.sessions) == (1, 1, 1)
+
+
+def test_kick_that_a_sub_crq_has_no_room_for_is_not_waited_for_by_the_new_ring(make: Make) -> None:
+    """P2.6, P5.17: it is forgotten with its ring; the new ring's first kick goes out at once, without a timer."""
+    device, driver = EchoDevice(), EchoDriver()
+    pair = make(device, driver, channels=True)
+    cookie = pair.server._channels._carried[0].cookie
+    element = encode(Message.KICK, 0, queue=9)
+    port, unit = pair.client_partition.port, pair.client.node.unit_address
+    while port.send_sub_crq(unit, cookie, *element, 0, 0) == ReturnCode.H_SUCCESS:
+        pass
+    driver.send(b"kept back")
+    driver.reset_queue(0)
+    pair.settle()  # no time passes
+    assert driver.answers == [(b"kept back", b"kept back")]
+    assert (driver.resets, device.requests) == (1, 1)

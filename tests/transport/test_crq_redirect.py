@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import os
 from collections.abc import Callable, Iterator
@@ -343,3 +344,32 @@ def test_reset_of_the_server_in_the_middle_loses_nothing(make: MakeDisk) -> None
     for index in range(8):
         disk.image.read_into(index * len(data), back)
         assert bytes(back) == data
+
+
+class Hole(Image):
+    """An image with a bad place."""
+
+    bad = range(0)
+
+    def read_into(self, position: int, buffer: memoryview) -> None:
+        if position in self.bad:
+            raise OSError(errno.EIO, "bad place")
+        super().read_into(position, buffer)
+
+
+def test_requests_that_fail_among_others_are_not_on_the_ledgers_and_the_others_are(make: MakeDisk) -> None:
+    disk = make(least=REDIRECT_MIN)
+    disk.image.__class__ = Hole
+    disk.image.bad = range(3 * PAGE, 5 * PAGE)  # type: ignore[attr-defined]
+    before = disk.pair.client_adapter.ledger.snapshot()
+    requests = []
+    for number in range(16):
+        slices = ((disk.pair.client.allocate(PAGE, mapped=False), 0, PAGE),)
+        requests.append(BlockRequest(blk.T_IN, number * PAGE, PAGE, slices))
+    disk.driver.submit_many(requests)
+    disk.driver.kick()
+    disk.pair.settle()
+    assert [request.status for request in requests] == [blk.S_IOERR if 3 <= n < 5 else blk.S_OK for n in range(16)]
+    after = disk.pair.client_adapter.ledger.snapshot()
+    assert after["redirected_pages"] - before["redirected_pages"] == 16
+    assert after["redirected_bytes"] - before["redirected_bytes"] == 14 * PAGE

@@ -303,6 +303,14 @@ def test_index_of_a_kick_counts_only_where_it_can_be() -> None:
     assert ring.ahead(0x0006_8002) == 4
     for late_or_wrong in (0x0005_0002, 0x0005_0001, 0x0004_8003, 0x0006_8003, 0x0006_0000, 0x0005_8003, 0x0005_0004):
         assert ring.ahead(late_or_wrong) == 0, hex(late_or_wrong)
+    memory = RawPackedRing(4)
+    for _ in range(2):
+        memory.offer((0x1000, 8, 0))
+    in_hand = PackedDeviceRing(4, memory)
+    in_hand.refresh()
+    list(iter(in_hand.pop, None))
+    assert in_hand.ahead(0x1_0000) == 2
+    assert in_hand.ahead(0x1_0001) == 0, "no driver can be there while two descriptors are not used"
     last = PackedDeviceRing(4, RawPackedRing(4), last_available=0xFFFF_0003, used_index=0x0003)
     assert last.ahead(0x0000_8001) == 2, "rounds are counted modulo 65536"
 
@@ -328,3 +336,30 @@ def test_used_of_two_halves_is_one_doubleword() -> None:
         assert ring.publish()
     used = struct.pack("<IHH", 8, 0, WRITE | AVAIL | USED)
     assert asked == [(0, 1, used), (1, 3, used)]
+
+
+def test_in_order_request_that_was_rejected_has_a_used_descriptor_of_its_own() -> None:
+    # 2.8.8: without one it would count as completely written
+    memory = RawPackedRing(4)
+    memory.offer((0x9000, 32, INDIRECT), ident=1)
+    memory.offer((0x1000, 16, WRITE), ident=2)
+    ring = PackedDeviceRing(4, memory, indirect=True, in_order=True)
+    ring.refresh()
+    for chain in list(iter(ring.pop, None)):
+        ring.push(chain.head, 16)
+    ring.publish()
+    assert ring.rejected == 1
+    assert memory.descriptor(0)[2:] == (1, AVAIL | USED)
+    assert memory.descriptor(1)[1:] == (16, 2, WRITE | AVAIL | USED)
+
+
+def test_in_order_what_is_published_is_not_written_again() -> None:
+    memory = RawPackedRing(4)
+    for ident in range(2):
+        memory.offer((0x1000, 16, WRITE), ident=ident)
+    ring = PackedDeviceRing(4, memory, in_order=True)
+    ring.refresh()
+    for chain in list(iter(ring.pop, None)):
+        ring.push(chain.head, 16)
+        ring.publish()
+    assert [memory.descriptor(slot)[1:] for slot in range(2)] == [(16, n, WRITE | AVAIL | USED) for n in range(2)]

@@ -136,3 +136,39 @@ def test_in_order_a_batch_that_was_written_whole_has_one_used_descriptor(remote:
     changed = [slot for slot in range(16) if memory.descriptors[16 * slot :][:16] != before[16 * slot :][:16]]
     assert changed == [0, 6]  # one for 0, 1 and 2, of which the last was not written whole, and one for 3
     assert [driver.reap() for _ in range(5)] == [(0, 512), (1, 512), (2, 100), (3, 512), None]
+
+
+class PublishedDuringTheCopy(PackedShadow):
+    """Copies all first halves of descriptors, lets the driver go on, and copies all second halves, with the flags."""
+
+    def fetch_run(self, first: int, count: int) -> None:
+        self.fetches += 1
+        pieces = [slice(16 * ((first + n) % self._driver.size) + half, None) for half in (0, 8) for n in range(count)]
+        for number, piece in enumerate(pieces):
+            if number == count:
+                self._meanwhile()
+            there = slice(piece.start, piece.start + 8)
+            self.descriptors[there] = self._driver.descriptors[there]
+
+
+@pytest.mark.parametrize("copy", [1, 2])
+def test_remote_what_becomes_available_during_a_copy_is_not_trusted_with_it(copy: int) -> None:
+    """docs/protocol.md, P6.7: flags of the copy's end, address of its beginning."""
+
+    def go_on() -> None:
+        if shadow.fetches == copy:
+            driver.add([(0xBAD0, 8)], 0, "late")
+            driver.publish()
+
+    memory = MappedPackedRing(5)
+    shadow = PublishedDuringTheCopy(memory, random.Random(1), go_on)
+    driver = PackedDriverRing(5, memory)
+    device = PackedDeviceRing(5, shadow)
+    driver.add([(0x1000, 8)], 0, "early")
+    driver.publish()
+    found = []
+    for _ in range(3):
+        device.refresh()
+        found += [chain.writable for chain in iter(device.pop, None)]
+        assert [(0, 8)] not in found
+    assert found == [[(0x1000, 8)], [(0xBAD0, 8)]]

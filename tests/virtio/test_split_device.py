@@ -660,3 +660,31 @@ def test_in_order_nothing_is_visible_before_the_oldest_is_done() -> None:
     ring.push(0, 16)
     assert ring.publish()
     assert (memory.used_index, ring.in_hand) == (2, 0)
+
+
+def test_in_order_request_that_was_rejected_has_a_used_element_of_its_own() -> None:
+    # virtio 1.4, 2.7.9: without one it would count as completely written
+    memory = RawRing(4)
+    memory.describe(0, 0x9000, 32, INDIRECT)
+    memory.describe(1, 0x1000, 16, WRITE)
+    memory.offer(0, 1)
+    ring = SplitDeviceRing(4, memory, indirect=True, in_order=True)
+    ring.refresh()
+    for chain in list(iter(ring.pop, None)):
+        ring.push(chain.head, 16)
+    ring.publish()
+    assert ring.rejected == 1
+    assert struct.unpack_from("<IIII", memory.used, 4) == (0, 0, 1, 16)
+
+
+def test_in_order_what_is_published_is_not_written_again() -> None:
+    memory = RawRing(4)
+    for index in range(2):
+        memory.describe(index, 0x1000, 16, WRITE)
+    memory.offer(0, 1)
+    ring = SplitDeviceRing(4, memory, in_order=True)
+    ring.refresh()
+    for chain in list(iter(ring.pop, None)):
+        ring.push(chain.head, 16)
+        ring.publish()
+    assert struct.unpack_from("<IIII", memory.used, 4) == (0, 16, 1, 16)

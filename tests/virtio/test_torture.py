@@ -37,7 +37,7 @@ def drive(options: Options, ring: DriverRing, area: MappedArea, kick: int, call:
                 break
             segments, readable = shape(added, options.size)
             table = None
-            if options.indirect and len(segments) > 1 and choice.random() < 0.7:
+            if options.indirect and tables and len(segments) > 1 and choice.random() < 0.7:
                 place = TABLES_AT + TABLE * tables[-1]
                 table = (area.view[place : place + TABLE], place)
             if ring.add(segments, readable, added, table) < 0:
@@ -103,7 +103,7 @@ def test_two_processes_lose_and_double_nothing(
         out, _ = device.communicate(timeout=60)
     finally:
         device.kill()
-        device.wait()
+        device.communicate()
         for fd in (kick, call):
             os.close(fd)
     assert device.returncode == 0

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from powervio.attach.disk import Disk
-from powervio.drivers.block import BlockDriver
+from powervio.drivers.awaitable import AwaitableDisk
 from powervio.virtio.queue import Buffer
 
 
 class BlockDisk(Disk[Buffer]):
     """The disk behind a driver that has had its first session; abilities are what was negotiated then."""
 
-    def __init__(self, driver: BlockDriver) -> None:
+    def __init__(self, driver: AwaitableDisk) -> None:
         """`driver.ready()` must have returned."""
         self._driver = driver
         self.read_only = driver.read_only

@@ -13,6 +13,7 @@ from powervio.bench.rig import Rig
 from powervio.drivers.block import BlockDriver
 from powervio.memory.abstract import Backing
 from powervio.phyp.ledger import Costs
+from powervio.transport.crq.redirect import REDIRECT_MIN
 
 DEPTHS = (1, 32)
 """Requests in flight for which costs are shown."""
@@ -53,18 +54,20 @@ def count_costs(
     keep_mapped: bool = False,
     packed: bool = False,
     in_order: bool = False,
+    redirect: bool = False,
     rounds: int = 8,
 ) -> dict[int, Cost]:
     """The cost of a random read of 4 KiB, by depth.
 
-    `keep_mapped`: see `BlockDriver`; `packed` and `in_order`: see `VirtioVio`.
+    `keep_mapped`: see `BlockDriver`; `packed` and `in_order`: see `VirtioVio`; `redirect`: whether the VIO server has a
+    physical adapter.
 
     The batch interface keeps the depth: what completes is submitted anew and kicked once.
     """
     result = {}
     for depth in DEPTHS:
         driver = BlockDriver(buffers=depth, buffer_size=BLOCK, keep_mapped=keep_mapped)
-        with Rig(threaded=False) as rig:
+        with Rig(threaded=False, redirect_min=REDIRECT_MIN if redirect else None) as rig:
             disk = rig.add_disk(backing, driver, revision=revision, packed=packed, in_order=in_order)
             reader = BatchReader(disk, depth, keep_mapped=keep_mapped)
             reader.run(depth)  # what is made at the first request is no cost of a request

@@ -31,6 +31,7 @@ from powervio.drivers.block import BlockDriver
 from powervio.errors import LocalError
 from powervio.phyp.ledger import Costs
 from powervio.storage.image import Image, open_image
+from powervio.transport.crq.redirect import REDIRECT_MIN
 
 SCHEDULES = ("one_thread", "two_threads")
 STYLES = ("batch", "await")
@@ -78,6 +79,8 @@ class Result:
     """What a run measured."""
 
     revision: int
+    ring: str
+    """"split" or "packed"."""
     image_bytes: int
     image_folder: str
     compiled: bool
@@ -98,6 +101,7 @@ class Result:
         """The plain values that `--json` prints."""
         values: dict[str, object] = {
             "revision": self.revision,
+            "ring": self.ring,
             "compiled": self.compiled,
             "image_bytes": self.image_bytes,
             "image_folder": self.image_folder,
@@ -136,32 +140,51 @@ def measure(
     revision: int = 1,
     progress: Callable[[str, float], None] | None = None,
     folder: Path | None = None,
+    *,
+    packed: bool | None = None,
 ) -> Result:
     """Measure for about `seconds` seconds for each row, on an image of `size` bytes made in `folder`.
 
-    `progress` is told what is done now and how much of all is done, from 0 to 1. Raises `LocalError`.
+    Over `packed` rings, which need revision 1, if they are to be had and nothing else is said; the VIO server has a
+    physical adapter, as it has by default in a system. `progress` is told what is done now and how much of all is done,
+    from 0 to 1. Raises `LocalError`.
     """
+    if packed is None:
+        packed = revision > 0
+    elif packed and revision == 0:
+        raise LocalError("packed rings need revision 1")
     tell = progress or (lambda what, part: None)
     try:
         place = folder or default_folder()
         with scratch_folder("powervio-bench-", place) as own:
-            return _measure(own, size, seconds, revision, tell)
+            return _measure(own, size, seconds, revision, tell, packed=packed)
     except OSError as error:
         raise LocalError(f"the benchmark failed: {error}") from error
 
 
-def _measure(folder: Path, size: int, seconds: float, revision: int, tell: Callable[[str, float], None]) -> Result:
+def _measure(
+    folder: Path, size: int, seconds: float, revision: int, tell: Callable[[str, float], None], *, packed: bool
+) -> Result:
     path = folder / "numbered.img"
     tell(f"making an image of {size >> 20} MiB in {folder}", 0.0)
     write_numbered(path, size)
     with open_image(path, read_only=True) as image:
         _read_all(image)
         tell("counting calls", 0.0)
-        costs = count_costs(image, revision)
-        kept = count_costs(image, revision, keep_mapped=True)
-        rows = measure_rates(image, seconds, revision, tell)
+        costs = count_costs(image, revision, packed=packed, redirect=True)
+        kept = count_costs(image, revision, packed=packed, redirect=True, keep_mapped=True)
+        rows = measure_rates(image, seconds, revision, tell, packed=packed)
     return Result(
-        revision, size, str(folder.parent), _compiled.is_compiled(), _SLICES, seconds / _SLICES, rows, costs, kept
+        revision,
+        "packed" if packed else "split",
+        size,
+        str(folder.parent),
+        _compiled.is_compiled(),
+        _SLICES,
+        seconds / _SLICES,
+        rows,
+        costs,
+        kept,
     )
 
 
@@ -181,13 +204,14 @@ def measure_rates(
     schedules: tuple[str, ...] = SCHEDULES,
     styles: tuple[str, ...] = STYLES,
     numbered: bool = True,
+    packed: bool = False,
 ) -> list[Row]:
     """The rates of every combination, `seconds` seconds each. Without `numbered` the data is not looked at."""
     with ExitStack() as stack:
         work: list[tuple[Row, Callable[[float], int], Callable[[], Costs]]] = []
         for schedule in schedules:
-            rig = stack.enter_context(Rig(threaded=schedule == "two_threads"))
-            disk = rig.add_disk(image, BlockDriver(), revision=revision)
+            rig = stack.enter_context(Rig(threaded=schedule == "two_threads", redirect_min=REDIRECT_MIN))
+            disk = rig.add_disk(image, BlockDriver(), revision=revision, packed=packed)
             for style in styles:
                 for depth in DEPTHS:
                     row = Row(schedule, style, depth)

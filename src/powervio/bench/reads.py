@@ -1,7 +1,7 @@
 """Random reads of 4 KiB by the client's block driver, through its batch interface and with `await`.
 
 A reader keeps a depth for as long as it runs; its buffers are its own, one for each request in flight. With `numbered`
-every block has to carry its own number (`write_numbered`), else data is not looked at.
+every block has to carry its own number (`write_numbered`, whose `first` it needs then), else data is not looked at.
 """
 
 from __future__ import annotations
@@ -10,12 +10,16 @@ import asyncio
 import math
 import random
 import time
+from functools import cache
 from pathlib import Path
 from struct import Struct
+from typing import Protocol
 
 from powervio.bench.rig import Disk
-from powervio.drivers.block import BlockRequest
+from powervio.drivers.block import BlockDriver, BlockRequest
+from powervio.drivers.multipath_disk import MultipathDriver
 from powervio.errors import LocalError
+from powervio.transport.crq.client import VirtioVio
 from powervio.virtio import block as blk
 from powervio.virtio.queue import Buffer
 
@@ -29,27 +33,50 @@ _SEED = 4096
 _NO_NUMBER = 0xFFFF_FFFF_FFFF_FFFF
 
 
-def write_numbered(path: Path, size: int) -> None:
-    """Make an image of `size` bytes, a multiple of 4096, in which every block is filled with its number."""
+def write_numbered(path: Path, size: int, first: int = 0) -> None:
+    """Make an image of `size` bytes, a multiple of 4096, in which every block is filled with its number.
+
+    The image's first block has the number `first`.
+    """
     repeat = BLOCK // _NUMBER.size
+    end = first + size // BLOCK
     with open(path, "wb") as file:
-        for first in range(0, size // BLOCK, 256):
-            last = min(first + 256, size // BLOCK)
-            file.write(b"".join([_NUMBER.pack(number) * repeat for number in range(first, last)]))
+        for begin in range(first, end, 256):
+            numbers = range(begin, min(begin + 256, end))
+            file.write(b"".join([_NUMBER.pack(number) * repeat for number in numbers]))
+
+
+@cache
+def _positions(blocks: int) -> tuple[int, ...]:
+    """Where to read in an image of so many blocks; there once for all readers of such images."""
+    choose = random.Random(_SEED)
+    return tuple(choose.randrange(blocks) * BLOCK for _ in range(_POSITIONS))
+
+
+class _Served(Protocol):
+    """One disk, at its client."""
+
+    @property
+    def driver(self) -> BlockDriver | MultipathDriver: ...
+
+    @property
+    def client(self) -> VirtioVio: ...
 
 
 class _Reader:
-    """What both ways of reading share."""
+    """What all ways of reading share."""
 
-    def __init__(self, disk: Disk, depth: int, *, numbered: bool = False, keep_mapped: bool = False) -> None:
+    def __init__(
+        self, disk: _Served, depth: int, *, numbered: bool = False, keep_mapped: bool = False, first: int = 0
+    ) -> None:
         assert disk.driver.capacity >= BLOCK
-        self.disk = disk
+        self.driver = disk.driver
+        self.client = disk.client
         self.depth = depth
         self.numbered = numbered
+        self.first = first
         self.buffers: list[Buffer] = [disk.client.allocate(BLOCK, mapped=keep_mapped) for _ in range(depth)]
-        blocks = disk.driver.capacity // BLOCK
-        choose = random.Random(_SEED)
-        self._positions = [choose.randrange(blocks) * BLOCK for _ in range(_POSITIONS)]
+        self._positions = _positions(disk.driver.capacity // BLOCK)
         self._next = 0
 
     def position(self) -> int:
@@ -60,7 +87,7 @@ class _Reader:
 
     def is_right(self, position: int, buffer: Buffer) -> bool:
         """Whether the buffer holds the block of this position; its data is made unfit for the next read."""
-        number = position // BLOCK
+        number = self.first + position // BLOCK
         view = buffer.view
         if _NUMBER.unpack_from(view, 0)[0] != number or _NUMBER.unpack_from(view, _LAST)[0] != number:
             return False
@@ -72,27 +99,28 @@ class _Reader:
         """What is to be raised when it does not."""
         first = _NUMBER.unpack_from(buffer.view, 0)[0]
         last = _NUMBER.unpack_from(buffer.view, _LAST)[0]
-        return LocalError(f"block {position // BLOCK} was read as {first:#x} at its start and {last:#x} at its end")
-
-    def run_for(self, seconds: float) -> int:
-        """Read until so much time has passed; returns how many reads completed.
-
-        Raises `LocalError` when one fails, carries wrong data, or does not come back.
-        """
-        raise NotImplementedError
+        number = self.first + position // BLOCK
+        return LocalError(f"block {number} was read as {first:#x} at its start and {last:#x} at its end")
 
     def close(self) -> None:
         """Give the buffers back."""
         for buffer in self.buffers:
-            self.disk.client.release(buffer)
+            self.client.release(buffer)
         self.buffers.clear()
 
 
 class BatchReader(_Reader):
     """Reads by callback: what completed in one turn is submitted again in the same turn and kicked once."""
 
+    def __init__(self, disk: Disk, depth: int, *, numbered: bool = False, keep_mapped: bool = False) -> None:
+        super().__init__(disk, depth, numbered=numbered, keep_mapped=keep_mapped)
+        self._rig = disk.rig
+
     def run_for(self, seconds: float) -> int:
-        """See `_Reader`."""
+        """Read until so much time has passed; returns how many reads completed.
+
+        Raises `LocalError` when one fails, carries wrong data, or does not come back.
+        """
         return self._run(math.inf, time.monotonic() + seconds)
 
     def run(self, requests: int) -> int:
@@ -100,8 +128,7 @@ class BatchReader(_Reader):
         return self._run(requests, math.inf)
 
     def _run(self, left: float, end: float) -> int:
-        disk = self.disk
-        driver = disk.driver
+        driver = self.driver
         done = in_flight = 0
         failure: Exception | None = None
 
@@ -134,29 +161,41 @@ class BatchReader(_Reader):
             if left > 0:
                 submit(buffer)
         driver.kick()
-        disk.rig.wait_until(out_of_time, "a read")
+        self._rig.wait_until(out_of_time, "a read")
         if failure is not None:
             raise failure if isinstance(failure, LocalError) else LocalError(str(failure))
         return done
 
 
-class AwaitReader(_Reader):
-    """Reads by `await` of each, in as many tasks as the depth is."""
+class LoopReader(_Reader):
+    """Reads by `await` of each, in as many tasks as the depth is, in an event loop that is there."""
 
-    def run_for(self, seconds: float) -> int:
-        """See `_Reader`."""
-        return self.disk.rig.run(self._main(time.monotonic() + seconds))
+    async def read_until(self, end: float) -> int:
+        """Read until `time.monotonic()` is `end`, once at least; returns how many reads completed.
 
-    async def _main(self, end: float) -> int:
+        Raises what they raise, and `LocalError` for wrong data.
+        """
         return sum(await asyncio.gather(*(self._task(buffer, end) for buffer in self.buffers)))
 
     async def _task(self, buffer: Buffer, end: float) -> int:
-        driver = self.disk.driver
+        driver = self.driver
         done = 0
-        while time.monotonic() < end:
+        while not done or time.monotonic() < end:
             position = self.position()
             await driver.read_buffer(position, buffer, 0, BLOCK)
             if self.numbered and not self.is_right(position, buffer):
                 raise self.wrong(position, buffer)
             done += 1
         return done
+
+
+class AwaitReader(LoopReader):
+    """The same in the event loop of a rig."""
+
+    def __init__(self, disk: Disk, depth: int, *, numbered: bool = False, keep_mapped: bool = False) -> None:
+        super().__init__(disk, depth, numbered=numbered, keep_mapped=keep_mapped)
+        self._rig = disk.rig
+
+    def run_for(self, seconds: float) -> int:
+        """See `BatchReader.run_for`."""
+        return self._rig.run(self.read_until(time.monotonic() + seconds))

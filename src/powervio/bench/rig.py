@@ -1,6 +1,7 @@
-"""A VIO server and a client with virtio disks between them, in this process: what demo and benchmarks run on.
+"""A VIO server and a client, or several, with virtio disks between them, in this process: what demo and benchmarks
+run on.
 
-The client's code runs in the calling thread. The VIO server has a thread of its own (`threaded`), or both partitions
+The clients' code runs in the calling thread. The VIO server has a thread of its own (`threaded`), or both partitions
 take turns in the calling thread; then every run makes the same hypervisor calls in the same order.
 """
 
@@ -8,7 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Callable, Coroutine
+from collections.abc import Callable, Coroutine, Iterable
 from contextlib import suppress
 from functools import partial
 from types import TracebackType
@@ -21,7 +22,8 @@ from powervio.errors import LocalError
 from powervio.memory.abstract import Backing
 from powervio.phyp.adapter import VioAdapter
 from powervio.phyp.hypervisor import Hypervisor
-from powervio.phyp.ledger import Costs
+from powervio.phyp.ledger import CostLedger, Costs
+from powervio.phyp.partition import Partition
 from powervio.transport.crq.client import VirtioVio
 from powervio.transport.crq.server import VirtioCrq
 from powervio.vio.kernel import PartitionKernel
@@ -58,24 +60,27 @@ class Disk:
         packed: bool,
         in_order: bool,
         recorder: Recorder | None,
+        client: int,
     ) -> None:
         self.rig = rig
+        self.client_partition = rig.client_partitions[client]
         self.driver = driver
         self.device = BlockDevice(backing, options)
         self.server_adapter: VioAdapter
         self.client_adapter: VioAdapter
         self.server_adapter, self.client_adapter = rig.hypervisor.create_pair(
-            rig.server_partition, rig.client_partition
+            rig.server_partition, self.client_partition
         )
         self.server = VirtioCrq(
             rig.server_kernel,
             self.server_adapter.node,
             self.device,
+            in_order=in_order,
             redirect_min=rig.redirect_min,
             trace=None if recorder is None else recorder.server,
         )
         self.client = VirtioVio(
-            rig.client_kernel,
+            rig.client_kernels[client],
             self.client_adapter.node,
             driver,
             revision=revision,
@@ -97,18 +102,22 @@ class Disk:
             self.server_adapter.ledger,
             self.client_adapter.ledger,
             self.rig.server_partition.ledger,
-            self.rig.client_partition.ledger,
+            self.client_partition.ledger,
         )
-        total = ledgers[0].snapshot()
-        for ledger in ledgers[1:]:
-            total = total + ledger.snapshot()
-        return total
+        return costs_of(ledgers)
+
+
+def costs_of(ledgers: Iterable[CostLedger]) -> Costs:
+    """What they have counted so far, together."""
+    return sum((ledger.snapshot() for ledger in ledgers), start=CostLedger().snapshot())
 
 
 class Rig:
-    """Hypervisor, the partitions vios1 and client1, and their disks. Use as a context manager."""
+    """Hypervisor, the partitions vios1 and client1, client2 and so on, and their disks. Use as a context manager."""
 
-    def __init__(self, *, threaded: bool, memory: int = 64 << 20, redirect_min: int | None = None) -> None:
+    def __init__(
+        self, *, threaded: bool, clients: int = 1, memory: int = 64 << 20, redirect_min: int | None = None
+    ) -> None:
         """`memory` is the size of each partition in bytes.
 
         With `redirect_min` the VIO server has a physical adapter, and transfers of so many bytes or more go by it.
@@ -116,12 +125,14 @@ class Rig:
         self.threaded = threaded
         self.hypervisor = Hypervisor()
         self.server_partition = self.hypervisor.create_partition("vios1", memory)
-        self.client_partition = self.hypervisor.create_partition("client1", memory)
+        self.client_partitions: list[Partition] = [
+            self.hypervisor.create_partition(f"client{number + 1}", memory) for number in range(clients)
+        ]
         self.redirect_min = redirect_min
         if redirect_min is not None:
             self.hypervisor.create_physical_adapter(self.server_partition)
         self.server_kernel = PartitionKernel(self.server_partition.port)
-        self.client_kernel = PartitionKernel(self.client_partition.port)
+        self.client_kernels = [PartitionKernel(partition.port) for partition in self.client_partitions]
         self.disks: list[Disk] = []
         if threaded:
             self.server_kernel.start()
@@ -142,12 +153,14 @@ class Rig:
         packed: bool = False,
         in_order: bool = False,
         recorder: Recorder | None = None,
+        client: int = 0,
     ) -> Disk:
-        """Serve `backing` to the client and wait until its driver runs. Raises `LocalError` if it does not.
+        """Serve `backing` to a client and wait until its driver runs. Raises `LocalError` if it does not.
 
-        `packed` and `in_order` are the client's (`VirtioVio`); `recorder` is told of the handshake's steps.
+        `packed` is the client's (`VirtioVio`), `in_order` both ends'; `recorder` is told of the handshake's steps;
+        `client` counts from 0.
         """
-        disk = Disk(self, backing, driver or BlockDriver(), options, revision, packed, in_order, recorder)
+        disk = Disk(self, backing, driver or BlockDriver(), options, revision, packed, in_order, recorder, client)
         self.disks.append(disk)
         self.server_kernel.call(disk.server.start)
         disk.client.start()
@@ -156,7 +169,9 @@ class Rig:
 
     def turn(self) -> bool:
         """Let the partitions that run in this thread do what they can do now."""
-        worked = self.client_kernel.poll()
+        worked = False
+        for kernel in self.client_kernels:
+            worked = kernel.poll() or worked
         if not self.threaded:
             worked = self.server_kernel.poll() or worked
         return worked
@@ -164,7 +179,7 @@ class Rig:
     def wait_until(
         self, done: Callable[[], bool], what: str, why: Callable[[], str] | None = None, limit: float = LIMIT
     ) -> None:
-        """Run the client until `done`; `why` may add what went wrong.
+        """Run the clients until `done`; `why` may add what went wrong.
 
         Raises `LocalError` when there was nothing to do for `limit` seconds.
         """
@@ -177,8 +192,9 @@ class Rig:
             if left <= 0:
                 reason = f"; {why()}" if why is not None and why() else ""
                 raise LocalError(f"{what} did not end: nothing happened for {limit:.0f} s{reason}")
-            # In one thread only a timer can bring news.
-            self.client_kernel.wait(min(left, 0.5 if self.threaded else 0.01))
+            # In one thread only a timer can bring news; with several clients only one is heard while this sleeps.
+            alone = self.threaded and len(self.client_kernels) == 1
+            self.client_kernels[0].wait(min(left, 0.5 if alone else 0.01))
 
     def run(self, work: Coroutine[Any, Any, _T], limit: float = LIMIT) -> _T:
         """Run a coroutine that awaits the drivers, with this thread's partitions in its event loop.
@@ -205,7 +221,7 @@ class Rig:
 
     async def _run(self, work: Coroutine[Any, Any, _T], limit: float) -> _T:
         loop = asyncio.get_running_loop()
-        kernels = [self.client_kernel] if self.threaded else [self.client_kernel, self.server_kernel]
+        kernels = self.client_kernels if self.threaded else [*self.client_kernels, self.server_kernel]
         for kernel in kernels:
             kernel.attach(loop)
         guard = loop.create_task(self._guard(limit))
@@ -240,6 +256,7 @@ class Rig:
         for disk in self.disks:
             disk.client.stop()
             self.server_kernel.call(disk.server.stop)
-        self.client_kernel.close()
+        for kernel in self.client_kernels:
+            kernel.close()
         self.server_kernel.close()
         self.hypervisor.close()

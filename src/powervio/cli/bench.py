@@ -11,9 +11,14 @@ import click
 
 from powervio.bench.cost import DEPTHS
 from powervio.bench.crq import SCHEDULES, STYLES, Result, measure
+from powervio.cli.main import Entry, LazyGroup
 
 _WIDE = 70
 """Columns of a terminal from which all columns of the tables fit."""
+_COMMANDS = (
+    Entry("crq", "cli.bench:crq", "Random reads through virtio over CRQ: rates, and calls per request."),
+    Entry("scale", "cli.scale:scale", "Many client partitions on one VIO server: time, memory, calls per request."),
+)
 _UNITS = {"": 1, "k": 1 << 10, "m": 1 << 20, "g": 1 << 30}
 
 
@@ -28,12 +33,12 @@ def _size(context: click.Context, parameter: click.Parameter, value: str) -> int
     return size
 
 
-@click.group()
+@click.command(cls=LazyGroup, entries=_COMMANDS)
 def bench() -> None:
     """Measure."""
 
 
-@bench.command()
+@click.command()
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
 @click.option(
     "--seconds", type=click.FloatRange(0.05, 600), default=1.0, show_default=True, help="Time for each of the 8 rows."
@@ -43,11 +48,14 @@ def bench() -> None:
 )
 @click.option("--revision", type=click.IntRange(0, 1), default=1, show_default=True, help="Of the protocol.")
 @click.option(
+    "--ring", type=click.Choice(["split", "packed"]), help="Kind of virtqueue. [default: packed in revision 1]"
+)
+@click.option(
     "--folder",
     type=click.Path(exists=True, file_okay=False, writable=True, path_type=Path),
     help="Where the image is made. [default: /dev/shm, else the temporary folder]",
 )
-def crq(as_json: bool, seconds: float, size: int, revision: int, folder: Path | None) -> None:
+def crq(as_json: bool, seconds: float, size: int, revision: int, ring: str | None, folder: Path | None) -> None:
     """Random reads of 4 KiB through virtio over CRQ, by the Python block driver.
 
     Rates at depth 1 and 32, by the batch interface and by await of each read, with both partitions in one thread and
@@ -71,6 +79,7 @@ def crq(as_json: bool, seconds: float, size: int, revision: int, folder: Path | 
             revision,
             lambda what, part: progress.update(task, description=what, completed=part),
             folder,
+            packed=None if ring is None else ring == "packed",
         )
     if as_json:
         click.echo(json.dumps(result.as_json(), indent=2))
@@ -88,7 +97,7 @@ def _show(result: Result) -> None:
     console = Console(highlight=False)
     hot_path = "compiled" if result.compiled else "interpreted"
     console.print(
-        f"Random reads of 4 KiB, revision {result.revision}, hot path {hot_path}; image of"
+        f"Random reads of 4 KiB, revision {result.revision}, {result.ring} ring, hot path {hot_path}; image of"
         f" {result.image_bytes >> 20} MiB in {result.image_folder}, page-cached, every block verified."
     )
     table = Table("requests per second", box=box.SIMPLE_HEAD, pad_edge=False)

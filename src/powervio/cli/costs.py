@@ -17,6 +17,10 @@ _MEANING = {
     "H_XIRR": "interrupt accepted",
     "H_EOI": "interrupt ended",
     "H_PUT_TCE": "buffer mapped, unmapped",
+    "H_PUT_TCE_INDIRECT": "buffers mapped",
+    "H_STUFF_TCE": "buffers unmapped",
+    "H_PUT_RTCE": "data redirected",
+    "H_REMOVE_RTCE": "redirection ended",
 }
 
 
@@ -26,9 +30,10 @@ def cost_table(costs: Mapping[int, Cost], *, narrow: bool = False) -> Table:
     A `narrow` one does not say what the calls are for.
     """
 
-    table = Table("calls per request", box=box.SIMPLE_HEAD, pad_edge=False)
+    title = "calls, at depth" if narrow else "calls per request"
+    table = Table(title, box=box.SIMPLE_HEAD, pad_edge=False)
     for depth in costs:
-        table.add_column(f"depth {depth}", justify="right")
+        table.add_column(str(depth) if narrow else f"depth {depth}", justify="right")
     if not narrow:
         table.add_column("for")
 

@@ -27,7 +27,7 @@ def dtb(partition: str, output: str | None, file: str | None, name: str | None) 
     if output is None and sys.stdout.isatty():
         raise LocalError(f"a device tree is not for a terminal: `powervio dtb {partition} | dtc -I dtb -O dts`, or -o")
     if file is not None:
-        from powervio.system.config import load
+        from powervio.system.load import load
         from powervio.system.plan import tree_of_declared
 
         blob = tree_of_declared(load(file), partition)

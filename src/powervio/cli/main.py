@@ -36,6 +36,8 @@ COMMANDS = (
     Entry("resize", "cli.plug:resize", "Change the size of a running system's disk."),
     Entry("save", "cli.move:save", "Let a client partition go on in a file, and end it."),
     Entry("restore", "cli.move:restore", "Let a saved client partition go on."),
+    Entry("terminate", "cli.server:terminate", "Let a VIO server of a running system fail."),
+    Entry("boot", "cli.server:boot", "Start a VIO server that was terminated again."),
     Entry("dtb", "cli.dtb:dtb", "Print the device tree of a partition."),
     Entry("down", "cli.down:down", "Stop a running system."),
     Entry("pool", "cli.pool:pool", "Make, resize, delete and list the logical volumes of storage pools."),

@@ -12,7 +12,9 @@ import click
 import msgspec
 
 from powervio.system import control
-from powervio.system.config import Disk, absolute_image, expected, show_size
+from powervio.system.config import Disk, show_size
+from powervio.system.explain import expected
+from powervio.system.load import absolute_image
 
 ATTACH_LIMIT = 60.0
 """Seconds; each step of it has a shorter limit of its own, as those of the others."""
@@ -21,7 +23,7 @@ RESIZE_LIMIT = 60.0
 
 _REQUIRED = ("image",)
 _HELP = {
-    "vios": "The VIO server that serves it; the only one if it is not given.",
+    "vios": "The VIO server that serves it; the only one if it is not given. Several are several paths to it.",
     "image": "An image or a block device, pool:POOL/VOLUME, or the nbd:// or nbd+unix:// URI of an export.",
     "nbd": "Where programs find the disk: path of a Unix socket.",
 }
@@ -30,9 +32,12 @@ _HELP = {
 _system = click.option("--system", "name", metavar="NAME", help="The running system, if there are several.")
 
 
-def _number_or_text(value: str) -> int | str:
+def _number_or_text(value: str) -> int | float | str:
     """A number where it looks like one; the system checks it."""
-    return int(value) if value.isdecimal() else value
+    try:
+        return int(value) if value.isdecimal() else float(value)
+    except ValueError:
+        return value
 
 
 def _disk_options(command: Callable[..., None]) -> Callable[..., None]:
@@ -42,7 +47,9 @@ def _disk_options(command: Callable[..., None]) -> Callable[..., None]:
         word = field.name.replace("_", "-")
         kinds = _plain_types(hints[field.name])
         help_text = expected(Disk, field.name)
-        if bool in kinds:
+        if list[str] in kinds:
+            option = click.option(f"--{word}", field.name, multiple=True, metavar="VALUE", help=_HELP[field.name])
+        elif bool in kinds:
             option = click.option(f"--{word}/--no-{word}", field.name, default=None)
         else:
             option = click.option(
@@ -75,7 +82,9 @@ def attach(client: str, name: str | None, **options: Any) -> None:
 
     The options are those of [[lpar.disk]] in a system file; --vios may be left out if there is only one.
     """
-    given = {key: value for key, value in options.items() if value is not None}
+    given = {key: value for key, value in options.items() if value not in (None, ())}
+    if len(given.get("vios", ())) == 1:
+        given["vios"] = given["vios"][0]
     if given.get("image"):
         given["image"] = absolute_image(given["image"], os.path.abspath)
     if given.get("nbd"):

@@ -9,7 +9,8 @@ import click
 
 from powervio.errors import LocalError
 from powervio.system import control
-from powervio.system.config import Size, load, show_size
+from powervio.system.config import Size, show_size
+from powervio.system.load import load
 from powervio.system.rundir import is_running, running_names
 from powervio.system.volumes import answer_without
 

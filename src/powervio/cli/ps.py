@@ -54,6 +54,9 @@ def show(report: dict[str, Any]) -> None:
     )
     for number in (5, 6, 7, 8):
         table.columns[number].justify = "right"
+    for vios in report["vios"]:
+        if vios["state"] != "running":
+            console.print(f"VIO server {vios['name']} is {vios['state']}", markup=False)
     clients = [adapter for adapter in report["adapters"] if adapter["role"] == "client"]
     servers = {(entry["partition"], entry["slot"]): entry for entry in report["adapters"] if entry["role"] == "server"}
     for adapter in clients:
@@ -64,7 +67,7 @@ def show(report: dict[str, Any]) -> None:
             escape(adapter["partition"]),
             str(adapter["slot"]),
             adapter["type"],
-            adapter["state"],
+            adapter["path"]["state"] if adapter.get("path") else adapter["state"],
             escape(f"{partner['partition']}/{partner['slot']}") if partner else "-",
             _count(adapter["requests"]),
             _count(calls),
@@ -80,11 +83,20 @@ def show(report: dict[str, Any]) -> None:
                 console.print(f"{column.header}: {cell}", soft_wrap=True)
         console.print()
     for adapter in clients:
+        path = adapter.get("path")
+        if path and path["reason"]:
+            name = f"{adapter['partition']}/{adapter['slot']}"
+            console.print(f"{name}: {path['state']}: {path['reason']}", markup=False, soft_wrap=True)
+        if path and not path["preferred"]:
+            continue  # of the disk once is enough
         served = adapter.get("image") or adapter.get("socket")
         if served:
             what = f"{adapter['partition']}/{adapter['slot']}: {served}"
             if adapter.get("readonly"):
                 what += " (readonly)"
+            if path:
+                others = sum((other.get("path") or {}).get("disk") == path["disk"] for other in clients)
+                what += f" ({path['policy']}, {others} paths)"
             if adapter.get("format") not in (None, "raw"):
                 what += f" ({adapter['format']})"
             console.print(what, markup=False, soft_wrap=True)
@@ -94,6 +106,8 @@ def show(report: dict[str, Any]) -> None:
             console.print(f"    {_limits(server)}", markup=False, soft_wrap=True)
         if adapter.get("nbd"):
             console.print(f"    nbd+unix:///?socket={adapter['nbd']}", markup=False, soft_wrap=True)
+        if path and path["waiting"]:
+            console.print(f"    {path['waiting']} requests wait for a path", markup=False, soft_wrap=True)
         if adapter["failure"] and adapter["state"] != "running":
             console.print(f"    {adapter['failure']}", markup=False, soft_wrap=True)
 

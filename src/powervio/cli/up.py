@@ -20,7 +20,8 @@ import click
 from powervio.cli import process
 from powervio.cli.main import Options
 from powervio.errors import LocalError, PowervioError
-from powervio.system.config import Config, load, without_lpar
+from powervio.system.config import Config
+from powervio.system.load import load, without_lpar
 from powervio.system.rundir import RunName, log_file
 from powervio.system.saved_file import SavedFile
 from powervio.system.types import load_types
@@ -126,7 +127,7 @@ def show_served(config: Config, notes: Sequence[str] = ()) -> None:
         click.echo(note)
     for _, lpar, disk in config.disks():
         how = " (readonly)" if disk.readonly else ""
-        click.echo(f"{lpar.name}: {disk.image}{how}, served by {disk.vios}")
+        click.echo(f"{lpar.name}: {disk.image}{how}, served by {' and '.join(disk.servers)}")
         if disk.nbd is not None:
             click.echo(f"    nbd+unix:///?socket={disk.nbd}")
     for _, lpar, row, device in config.devices():

@@ -12,7 +12,7 @@ import msgspec
 
 from powervio.cli.main import Options
 from powervio.system import vhost_user as system
-from powervio.system.config import expected
+from powervio.system.explain import expected
 from powervio.system.types import AdapterSection, DeviceType
 from powervio.system.vhost_user import FORMATS, BackEndOptions, BlockOptions
 

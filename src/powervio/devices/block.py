@@ -11,17 +11,21 @@ of the header, one move of the data, one write of the status.
 from __future__ import annotations
 
 import errno
+from collections import deque
 from dataclasses import dataclass, field
 
 from powervio.devices.throttle import Limits, Throttle, Waiting
 from powervio.errors import LocalError, RemoteError
 from powervio.memory.abstract import Backing, Payload
 from powervio.virtio import block as blk
+from powervio.virtio.batch import Batch, Transfer
 from powervio.virtio.device import Cancellable, Device, DeviceSession
 from powervio.virtio.queue import ByteOrder, DeviceQueue, Request
 
 _SECTOR = 512
 _ID_BYTES = 20
+_BATCH = 128
+"""Requests that are served together at most."""
 _FLUSH_COST = 1 << 20
 """What a flush takes of a pass, in bytes that could be moved meanwhile."""
 _STATUS = tuple(bytes([status]) for status in range(256))
@@ -118,6 +122,10 @@ class BlockDevice(Device):
         self._negotiated = 0
         self._throttle = None if options.limits is None else Throttle(options.limits)
         self._throttle_timer: Cancellable | None = None
+        # who handles requests in a way of their own gets them one by one
+        self._handles_batches = type(self).handle is BlockDevice.handle
+        self._left: dict[int, tuple[DeviceQueue, deque[tuple[Request, bytes | None]]]] = {}
+        """By queue: what was popped and not served when the pass was over, with its header."""
 
     # What the driver sees
 
@@ -196,6 +204,7 @@ class BlockDevice(Device):
     def reset(self) -> None:
         """Back to the cache mode that the device starts with. What waits because of a limit is the driver's again."""
         super().reset()
+        self._left.clear()
         if self._throttle is not None:
             self._throttle.clear()
             self._stop_timer()
@@ -245,10 +254,12 @@ class BlockDevice(Device):
 
     def process(self, queue: DeviceQueue) -> None:
         """Serve what is available; with limits, what may be served now."""
-        if self._throttle is None:
-            super().process(queue)
-        else:
+        if self._throttle is not None:
             self._process_limited(queue, self._throttle)
+        elif queue.batch is not None and self._handles_batches:
+            self._process_batches(queue, queue.batch)
+        else:
+            super().process(queue)
 
     def handle(self, request: Request) -> None:
         """Serve one request (virtio 1.4, 5.2.6)."""
@@ -284,6 +295,118 @@ class BlockDevice(Device):
         # The used length counts from the first writable byte on, so the status counts only if nothing before it is
         # left out (2.7.8.2: a driver may rely on all of it).
         request.complete(filled + 1 if filled == room else filled)
+
+    def _process_batches(self, queue: DeviceQueue, batch: Batch) -> None:
+        """Serve what is available, as many requests at once as there are."""
+        if not self._serve_left(queue):
+            return
+        requests: list[Request] = []
+        try:
+            while True:
+                request = queue.pop()
+                if request is not None:
+                    requests.append(request)
+                if requests and (request is None or len(requests) == _BATCH):
+                    now, requests = requests, []
+                    self._handle_batch(queue, now, batch)
+                if request is None or queue.index in self._left:
+                    return
+        except RemoteError:
+            if requests:  # the ring broke behind them
+                self._handle_batch(queue, requests, batch)
+            raise
+
+    def _handle_batch(self, queue: DeviceQueue, requests: list[Request], batch: Batch) -> None:
+        """Serve these. Reads and writes have no order among each other; all else has its place between them.
+
+        What takes long and was not charged for when it was popped may end the pass: the rest is for the next one.
+        """
+        headers = iter(batch.read([(one.readable, 0, 16) for one in requests if one.readable.length >= 16]))
+        rest = deque((one, next(headers) if one.readable.length >= 16 else b"") for one in requests)
+        group: list[tuple[Request, Transfer]] = []
+        while rest:
+            request, header = rest.popleft()
+            transfer = self._transfer(request, header) if header else None
+            if transfer is not None:
+                group.append((request, transfer))
+                continue
+            if group:
+                self._carry_out(group, batch)
+                group = []
+            self._handle(request, header)
+            if rest and queue.allowance is not None and queue.allowance <= 0:
+                self._left[queue.index] = queue, rest
+                queue.wake()
+                return
+        if group:
+            self._carry_out(group, batch)
+
+    def _serve_left(self, queue: DeviceQueue, *, all_of_it: bool = False) -> bool:
+        """Serve what is left of an earlier pass; whether that is all of it."""
+        _, left = self._left.pop(queue.index, (queue, None))
+        while left:
+            self._handle(*left.popleft())
+            if left and not all_of_it and queue.allowance is not None and queue.allowance <= 0:
+                self._left[queue.index] = queue, left
+                queue.wake()
+                return False
+        return True
+
+    def _transfer(self, request: Request, header: bytes) -> Transfer | None:
+        """The data of a read or write that can be carried out; None for everything that is not as usual."""
+        kind, _, sector = self._header.unpack(header)
+        position = sector * _SECTOR
+        room = request.writable.length - 1
+        if kind == blk.T_IN:
+            payload, offset, length = request.writable, 0, room
+        elif kind == blk.T_OUT and not self.read_only and room >= 0:
+            payload, offset, length = request.readable, 16, request.readable.length - 16
+        else:
+            return None
+        most = self.options.max_request
+        if length <= 0 or length % _SECTOR or position + length > self._capacity or max(length, room) > most:
+            return None
+        return Transfer(payload, offset, length, position, kind == blk.T_IN)
+
+    def _carry_out(self, group: list[tuple[Request, Transfer]], batch: Batch) -> None:
+        counters = self.counters
+        transfers = [transfer for _, transfer in group]
+        batch.move(transfers, self.backing)
+        if not self._writeback:
+            self._flush_written(group)
+        ends: list[tuple[Payload, int, bytes]] = []
+        for request, transfer in group:
+            status = blk.S_OK
+            if transfer.error is not None:
+                status = -self._failed("backing" if isinstance(transfer.error, OSError) else "memory", blk.S_IOERR)
+            elif transfer.to_driver:
+                counters.reads += 1
+                counters.bytes_read += transfer.length
+            else:
+                counters.writes += 1
+                counters.bytes_written += transfer.length
+            ends.append((request.writable, request.writable.length - 1, _STATUS[status]))
+        self.requests += len(group)
+        for (request, transfer), written in zip(group, batch.write(ends), strict=True):
+            if not written:
+                self._count("no status")
+                request.complete(0)
+                continue
+            # as in `_handle`: the status counts only if nothing before it is left out
+            filled = transfer.length if transfer.to_driver and transfer.error is None else 0
+            request.complete(filled + 1 if filled == request.writable.length - 1 else filled)
+
+    def _flush_written(self, group: list[tuple[Request, Transfer]]) -> None:
+        """Make the writes of a group stable: one flush covers all of them."""
+        written = [pair for pair in group if not pair[1].to_driver and pair[1].error is None]
+        if not written:
+            return
+        written[0][0].charge(_FLUSH_COST)
+        try:
+            self.backing.flush()
+        except OSError as error:
+            for _, transfer in written:
+                transfer.error = error
 
     def _serve(self, request: Request, readable: Payload, writable: Payload, room: int, header: bytes) -> int:
         """Do it; returns the bytes of data written to the driver, or the status of a failure, negative."""
@@ -385,11 +508,15 @@ class BlockDevice(Device):
 
     def suspend(self) -> None:
         """What waits because of a limit is served at once, in debt: a client that suspends waits for all of it."""
+        for queue, _ in list(self._left.values()):
+            self._serve_left(queue, all_of_it=True)
+            queue.flush()
         if self._throttle is not None:
             self._serve_waiting(self._throttle, unlimited=True)
 
     def queue_reset(self, index: int) -> None:
-        """What waits because of a limit is the driver's again."""
+        """What waits is the driver's again."""
+        self._left.pop(index, None)
         if self._throttle is not None:
             self._throttle.forget(index)
 

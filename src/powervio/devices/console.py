@@ -214,6 +214,13 @@ class ConsoleDevice(Device):
         if port.on_change is not None:
             port.on_change()
 
+    def close(self) -> None:
+        """The device is gone with its partition: operators who are attached are let go."""
+        for port in self.ports.values():
+            port.removed = True
+            if port.on_change is not None:
+                port.on_change()
+
     def tell_open(self, port: Port) -> None:
         """Tell the driver whether the operator's side is open; in the device's thread."""
         if port.ready:

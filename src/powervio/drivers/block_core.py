@@ -24,34 +24,20 @@ from __future__ import annotations
 
 import errno
 from collections import deque
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import partial
+from itertools import chain, count
 from operator import attrgetter
 
-from powervio.drivers.block_request import (
-    ID_AT,
-    KINDS,
-    NOT_WRITTEN,
-    SEGMENT_AT,
-    SLOT_BYTES,
-    STATUS_AT,
-    BlockRequest,
-    Slot,
-    failure,
-    meaning,
-)
+from powervio.drivers.block_limits import SECTOR, BlockLimits
+from powervio.drivers.block_request import NOT_WRITTEN, BlockRequest, Slot, failure, meaning, slot_bytes
 from powervio.errors import LocalError, RemoteError
 from powervio.virtio import block as blk
 from powervio.virtio.driver import Driver
 from powervio.virtio.queue import Buffer, BufferSlice, ByteOrder, DriverQueue, DriverTransport
 
-SECTOR = 512
-"""Bytes of a sector, the unit of positions on the wire whatever the block size (virtio 1.4, 5.2.4)."""
 
-_CHANGES = frozenset({blk.T_OUT, blk.T_DISCARD, blk.T_WRITE_ZEROES, blk.T_SECURE_ERASE})
-
-
-class BlockCore(Driver):
+class BlockCore(BlockLimits, Driver):
     """A disk for callers that keep many requests going and are told by callback.
 
     Everything is called in the partition's thread. Before the first session the limits below are not known yet, and
@@ -60,48 +46,31 @@ class BlockCore(Driver):
 
     device_id = blk.DEVICE_ID
 
-    def __init__(self, *, max_queues: int = 16) -> None:
-        """Use up to `max_queues` of the queues that the device has."""
+    def __init__(self, *, max_queues: int = 16, numbers: Iterator[int] | None = None) -> None:
+        """Use up to `max_queues` of the queues that the device has.
+
+        `numbers` gives each request its place in the order of submission; cores that pass requests on to each other
+        share one.
+        """
+        super().__init__()
         self.max_queues = max_queues
-        self.features = 0
-        """Negotiated in this session, or in the last one."""
-        self.started = False
-        """Whether there ever was a session; before, the limits are placeholders."""
-        self.capacity = 0
-        """Bytes."""
-        self.block_size = SECTOR
-        """The device's logical block in bytes; requests need whole sectors only."""
-        self.physical_block_size = SECTOR
-        self.size_max = (1 << 32) - 1
-        """Bytes of the largest slice."""
-        self.seg_max = 126
-        """Most slices in one request."""
-        self.max_discard = 0
-        """Bytes of the largest discard; 0 when there is none."""
-        self.discard_alignment = SECTOR
-        """Bytes that the edges of a discard should be multiples of."""
-        self.max_write_zeroes = 0
-        """Bytes of the largest write of zeroes; 0 when there is none."""
-        self.max_secure_erase = 0
-        """Bytes of the largest secure erase; 0 when there is none."""
         self.requests = 0
         """Completed by the device."""
         self.failed = 0
         """Completed, by the device or here, with an error."""
         self.resubmitted = 0
         """Put back when a session was lost or a queue was reset."""
-        self.on_resize: Callable[[], None] | None = None
-        """Called when `capacity` changed."""
         self._transport: DriverTransport | None = None
         self._queues: Sequence[DriverQueue] = ()
         self._load: list[int] = []
         self._unkicked: set[int] = set()
         self._pending: deque[BlockRequest] = deque()
         self._in_flight: dict[int, BlockRequest] = {}
-        self._order = 0
-        self._closed: str | None = None
+        self._numbers = count() if numbers is None else numbers
         self._slots: list[Slot] = []
-        self._free_slots: list[Slot] = []
+        self._free_slots: deque[Slot] = deque()  # first in, first out: requests of one batch have neighbours
+        self._unmade_slots: Iterator[Slot] = iter(())
+        self._slot_room = 0
         self._slot_memory: list[Buffer] = []
         self._header = blk.REQUEST_HEADER["little"]
         self._segment = blk.SEGMENT["little"]
@@ -112,31 +81,6 @@ class BlockCore(Driver):
     def connected(self) -> bool:
         """Whether a session is on."""
         return self._transport is not None
-
-    @property
-    def read_only(self) -> bool:
-        """Whether the device refuses writes."""
-        return bool(self.features & blk.F_RO)
-
-    @property
-    def can_discard(self) -> bool:
-        """Whether the device takes discards."""
-        return bool(self.features & blk.F_DISCARD) and not self.read_only
-
-    @property
-    def can_write_zeroes(self) -> bool:
-        """Whether the device writes zeroes by itself."""
-        return bool(self.features & blk.F_WRITE_ZEROES) and not self.read_only
-
-    @property
-    def can_secure_erase(self) -> bool:
-        """Whether the device erases for good."""
-        return bool(self.features & blk.F_SECURE_ERASE) and not self.read_only
-
-    @property
-    def needs_flush(self) -> bool:
-        """Whether a completed write may still be volatile; without FLUSH it is stable (virtio 1.4, 5.2.6.2)."""
-        return bool(self.features & blk.F_FLUSH)
 
     @property
     def in_flight(self) -> int:
@@ -249,6 +193,8 @@ class BlockCore(Driver):
         """Give back the memory of the slots; the session is over."""
         self._slots.clear()
         self._free_slots.clear()
+        self._unmade_slots = iter(())
+        self._slot_room = 0
         while self._slot_memory:
             give_back(self._slot_memory.pop())
 
@@ -284,13 +230,24 @@ class BlockCore(Driver):
                 self.on_resize()
 
     def _make_slots(self, transport: DriverTransport, count: int) -> None:
-        """Have `count` slots, in pages that hold nothing else."""
-        missing = count - len(self._slots)
+        """Have memory for `count` slots, in pages that hold nothing else."""
+        missing = count - self._slot_room
         if missing > 0:
-            buffer = transport.allocate(missing * SLOT_BYTES, mapped=True)
+            buffer = transport.allocate(slot_bytes(missing), mapped=True)
             self._slot_memory.append(buffer)
-            self._slots.extend(Slot(buffer, index * SLOT_BYTES) for index in range(missing))
-        self._free_slots = list(self._slots)
+            more = (Slot(buffer, number, missing) for number in range(missing))
+            self._unmade_slots = chain(self._unmade_slots, more)
+            self._slot_room = count
+        self._free_slots = deque(self._slots)
+
+    def _make_slot(self) -> bool:
+        """One more slot is needed than ever before; an idle disk has none of these objects. False if there is none."""
+        slot = next(self._unmade_slots, None)
+        if slot is None:
+            return False
+        self._slots.append(slot)
+        self._free_slots.append(slot)
+        return True
 
     # Requests
 
@@ -301,15 +258,17 @@ class BlockCore(Driver):
         Raises `BlockError` for what this disk cannot do and `LocalError` for what no request can be; it is not
         submitted then.
         """
-        self._check(request)
-        request.order = self._order
-        self._order += 1
+        self.check(request)
+        request.order = next(self._numbers)
         try:
-            if self._pending or not self._place(request):
-                self._pending.append(request)
+            self._take(request)
         except BaseException:
             request.order = -1
             raise
+
+    def _take(self, request: BlockRequest) -> None:
+        if self._pending or not self._place(request):
+            self._pending.append(request)
 
     def submit_many(self, requests: Iterable[BlockRequest]) -> None:
         """Take requests in their order; what raises leaves those before it submitted."""
@@ -346,9 +305,9 @@ class BlockCore(Driver):
             slot = request.slot
             assert slot is not None
             request.slot = None
-            status = slot.view[slot.base + STATUS_AT]
+            status = slot.view[slot.status_at]
             if request.kind == blk.T_GET_ID:
-                request.answer = bytes(slot.view[slot.base + ID_AT : slot.base + STATUS_AT])
+                request.answer = slot.read_id()
             self._free_slots.append(slot)
             del self._in_flight[request.order]
             self._load[index] -= 1
@@ -374,15 +333,15 @@ class BlockCore(Driver):
 
     def _place(self, request: BlockRequest) -> bool:
         """Put a request into the least loaded ring that has room, or fail it; False when it has to wait."""
-        if self._transport is None or not self._free_slots:
+        if self._transport is None or not (self._free_slots or self._make_slot()):
             return False
-        slot = self._free_slots[-1]
+        slot = self._free_slots[0]
         kind = request.kind
         if kind == blk.T_FLUSH and not self.needs_flush:
             self._finish(request, blk.S_OK)  # each write was stable when it completed
             return True
         self._header.pack_into(slot.view, slot.base, kind, 0, request.position // SECTOR)
-        slot.view[slot.base + STATUS_AT] = NOT_WRITTEN
+        slot.view[slot.status_at] = NOT_WRITTEN
         readable: Sequence[BufferSlice] = slot.header
         writable: Sequence[BufferSlice] = slot.status
         if kind == blk.T_IN:
@@ -395,7 +354,7 @@ class BlockCore(Driver):
             # The range says what is meant; the header's own sector is 0 (virtio 1.4, 5.2.6.1).
             self._header.pack_into(slot.view, slot.base, kind, 0, 0)
             self._segment.pack_into(
-                slot.view, slot.base + SEGMENT_AT, request.position // SECTOR, request.length // SECTOR, request.flags
+                slot.view, slot.segment_at, request.position // SECTOR, request.length // SECTOR, request.flags
             )
             readable = slot.ranges
         code, reason = errno.E2BIG, "it does not fit into an empty queue"
@@ -409,7 +368,7 @@ class BlockCore(Driver):
                 code, reason = errno.EINVAL, str(error)
                 break
             if placed:
-                self._free_slots.pop()
+                self._free_slots.popleft()
                 request.slot = slot
                 self._in_flight[request.order] = request
                 self._load[index] += 1
@@ -424,48 +383,6 @@ class BlockCore(Driver):
         if len(self._queues) == 1:
             return (0,)
         return sorted(range(len(self._queues)), key=self._load.__getitem__)
-
-    def _check(self, request: BlockRequest) -> None:
-        if self._closed is not None:
-            raise failure(request, errno.ESHUTDOWN, self._closed)
-        if request.order >= 0:
-            raise LocalError(f"{request} was submitted before")
-        kind, length = request.kind, request.length
-        if kind not in KINDS:
-            raise LocalError(f"{request}: unknown kind of request")
-        if (request.position | length) % SECTOR or request.position < 0 or length < 0:
-            raise failure(request, errno.EINVAL, f"not in whole sectors of {SECTOR} bytes")
-        slices = request.slices
-        if kind in (blk.T_IN, blk.T_OUT):
-            if sum(part[2] for part in slices) != length:
-                raise LocalError(f"{request}: its slices have {sum(part[2] for part in slices)} bytes")
-            if not length:
-                raise LocalError(f"{request}: no data")
-        elif slices:
-            raise LocalError(f"{request} takes no data")
-        if not self.started:
-            return
-        if len(slices) > self.seg_max or any(part[2] > self.size_max for part in slices):
-            raise LocalError(f"{request}: {len(slices)} slices; at most {self.seg_max} of {self.size_max} bytes each")
-        if request.position + length > self.capacity:
-            raise failure(request, errno.EINVAL, f"the disk has {self.capacity} bytes")
-        if kind in _CHANGES:
-            self._check_change(request)
-
-    def _check_change(self, request: BlockRequest) -> None:
-        if self.read_only:
-            raise failure(request, errno.EROFS, "the disk is read-only")
-        if request.kind == blk.T_OUT:
-            return
-        limit = {
-            blk.T_DISCARD: self.max_discard,
-            blk.T_WRITE_ZEROES: self.max_write_zeroes,
-            blk.T_SECURE_ERASE: self.max_secure_erase,
-        }[request.kind]
-        if not limit:
-            raise failure(request, errno.ENOTSUP, "the device does not offer it")
-        if request.length > limit:
-            raise LocalError(f"{request}: at most {limit} bytes in one request")
 
     def _finish(self, request: BlockRequest, status: int) -> None:
         request.status = status

@@ -22,12 +22,15 @@ KINDS = {
 NOT_WRITTEN = 0xFF
 """What a status byte holds before the device writes it; no status of the standard."""
 
-SLOT_BYTES = 64
-"""Of a slot: header at 0, range of a discard or write of zeroes, answer of GET_ID, status byte."""
-SEGMENT_AT = 16
-ID_AT = 32
-STATUS_AT = 52
-_ID_BYTES = STATUS_AT - ID_AT
+_HEADER = 16
+_ID_BYTES = 20
+_REST = 48
+"""Bytes for the range of a discard or write of zeroes (16) and the answer of GET_ID (20), at a multiple of 16."""
+
+
+def slot_bytes(count: int) -> int:
+    """Memory for so many slots, in bytes."""
+    return count * (_HEADER + _REST) + (count + 15 & ~15)
 
 
 class BlockError(OSError):
@@ -43,17 +46,29 @@ Place: TypeAlias = tuple[BufferSlice, ...]
 
 
 class Slot:
-    """Where a request keeps what is neither the caller's data nor the ring's; the slices are made once."""
+    """Where a request keeps what is neither the caller's data nor the ring's; the slices are made once.
 
-    __slots__ = ("answer", "base", "header", "ranges", "status", "view")
+    The headers of all slots lie side by side, and so do their status bytes: a device that reaches them by remote copies
+    reads the headers of many requests with one, and writes their status bytes with one.
+    """
 
-    def __init__(self, buffer: Buffer, base: int) -> None:
+    __slots__ = ("answer", "base", "header", "id_at", "ranges", "segment_at", "status", "status_at", "view")
+
+    def __init__(self, buffer: Buffer, number: int, count: int) -> None:
+        """Number `number` of the `count` slots that are in `buffer`."""
         self.view = buffer.view
-        self.base = base
-        self.header: Place = ((buffer, base, 16),)
-        self.ranges: Place = ((buffer, base, 32),)
-        self.answer: Place = ((buffer, base + ID_AT, _ID_BYTES + 1),)
-        self.status: Place = ((buffer, base + STATUS_AT, 1),)
+        self.base = number * _HEADER
+        self.status_at = count * _HEADER + number
+        self.segment_at = count * _HEADER + (count + 15 & ~15) + number * _REST
+        self.id_at = self.segment_at + 16
+        self.header: Place = ((buffer, self.base, _HEADER),)
+        self.status: Place = ((buffer, self.status_at, 1),)
+        self.ranges: Place = (*self.header, (buffer, self.segment_at, 16))
+        self.answer: Place = ((buffer, self.id_at, _ID_BYTES), *self.status)
+
+    def read_id(self) -> bytes:
+        """What GET_ID answered."""
+        return bytes(self.view[self.id_at : self.id_at + _ID_BYTES])
 
 
 class BlockRequest:

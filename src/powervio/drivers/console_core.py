@@ -165,7 +165,7 @@ class ConsoleCore(Driver):
                 port.outgoing.put_back(unconfirmed)
             self._changed(port)
 
-    def state(self) -> dict[str, Any]:
+    def snapshot(self) -> dict[str, Any]:
         """What is on its way in either direction; whose program it was is not known any more."""
         return {
             "ports": [
@@ -178,10 +178,10 @@ class ConsoleCore(Driver):
             ]
         }
 
-    def restore(self, state: dict[str, Any]) -> None:
+    def restore(self, snapshot: dict[str, Any]) -> None:
         """See `Driver`."""
         try:
-            for entry in state["ports"]:
+            for entry in snapshot["ports"]:
                 if not 0 <= entry["number"] < con.MAX_PORTS:
                     raise ValueError(f"port {entry['number']}")
                 port = self.port(entry["number"])

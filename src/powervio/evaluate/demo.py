@@ -344,7 +344,7 @@ class _Demo:
         if source.size < 4096:
             self.watcher.note("no costs: the image is smaller than one block of 4 KiB")
             return
-        self.report.costs = count_costs(source, self.report.revision)
+        self.report.costs = count_costs(source, self.report.revision, redirect=True)
         rows = measure_rates(
             source, _RATE_SECONDS, self.report.revision, schedules=("one_thread",), styles=("batch",), numbered=False
         )

@@ -24,6 +24,10 @@ class DmaFault(PowervioError):
     happened."""
 
 
+DmaRequest: TypeAlias = tuple[bool, int, Sequence[DmaSegment]]
+"""One of several operations: whether it reads the backing, the position there in bytes, the segments."""
+
+
 class DmaEngine(ABC):
     """The DMA engine of one physical storage adapter.
 
@@ -47,4 +51,11 @@ class DmaEngine(ABC):
         """Move the bytes of the segments, in order, to `backing` at `position`. Entries need read access.
 
         Raises as `read`.
+        """
+
+    @abstractmethod
+    def move_all(self, backing: Backing, requests: Sequence[DmaRequest]) -> list[OSError | None]:
+        """Several reads and writes that begin and end together; what the backing said to each.
+
+        Raises `DmaFault` when any of them would; nothing was moved then.
         """

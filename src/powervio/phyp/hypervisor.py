@@ -212,14 +212,25 @@ class Hypervisor:
                 adapter.notify_stopped(event)
             self._retire(partition)
 
+    def fail(self, partition: Partition) -> None:
+        """The partition failed and will boot again: FF01 to its partners, its queues, TCEs and memory are gone.
+
+        It stays configured with its adapters, where `terminate` ends it for good; nobody runs it until it boots. Who
+        calls this has ended the partition's I/O before: partners go on elsewhere as soon as they hear of it.
+        """
+        self._begin_anew(partition, TransportEvent.PARTNER_FAILED)
+
     def reboot(self, partition: Partition) -> None:
         """The partition boots again: as if it had freed every queue (FF02), with TCEs and memory cleared."""
+        self._begin_anew(partition, TransportEvent.PARTNER_DEREGISTERED)
+
+    def _begin_anew(self, partition: Partition, event: TransportEvent) -> None:
         with self.lock:
             self._check_partition(partition)
             for adapter in partition.adapters.values():
                 adapter.stop()
             for adapter in partition.adapters.values():
-                adapter.notify_stopped(TransportEvent.PARTNER_DEREGISTERED)
+                adapter.notify_stopped(event)
             if not self.wait_drained(lambda: not partition.pins):
                 raise LocalError(
                     f"partition {partition.name} has no queues any more, but {partition.pins} DMA operations are still"

@@ -92,7 +92,10 @@ class Partition:
     def choose_slot(self, wanted: int | None) -> int:
         """The slot asked for, or the lowest free one; 0 and 1 belong to virtual terminals."""
         if wanted is None:
-            return next(slot for slot in range(_FIRST_SLOT, _LAST_SLOT) if slot not in self.slots)
+            free = next((slot for slot in range(_FIRST_SLOT, _LAST_SLOT + 1) if slot not in self.slots), None)
+            if free is None:
+                raise LocalError(f"partition {self.name} has an adapter in each of its {_LAST_SLOT + 1} slots")
+            return free
         if not 0 <= wanted <= _LAST_SLOT:
             raise LocalError(f"slot {wanted} of partition {self.name} does not exist: slots are 0 to {_LAST_SLOT}")
         if wanted in self.slots:

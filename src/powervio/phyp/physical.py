@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 
 from powervio.memory.abstract import Backing
 from powervio.papr.codes import ReturnCode
-from powervio.papr.engine import DmaEngine, DmaFault, DmaSegment
+from powervio.papr.engine import DmaEngine, DmaFault, DmaRequest, DmaSegment
 from powervio.papr.nodes import DmaWindow, PhysicalNode
 from powervio.papr.tce import TCE_PAGE_MASK, TCE_PAGE_SHIFT, TCE_READ, TCE_WRITE
 from powervio.phyp.dma_table import DmaOperation, DmaTable
@@ -22,6 +22,7 @@ from powervio.phyp.tce import TceTable
 
 if TYPE_CHECKING:
     from powervio.phyp.partition import Partition
+    from powervio.phyp.redirect import Link
 
 _PARTIAL = int(ReturnCode.H_PARTIAL)
 
@@ -68,23 +69,29 @@ class PhysicalAdapter(DmaEngine):
 
     def begin(self, segments: Sequence[DmaSegment], *, to_memory: bool) -> DmaOperation:
         """Resolve and pin what the segments name. Raises `DmaFault`, with nothing pinned."""
-        need = TCE_WRITE if to_memory else TCE_READ
         operation = DmaOperation()
         with self._lock:
-            for ioba, length in segments:
-                inside = self.alive and ioba >= 0 <= length and ioba + length <= self.size
-                if not (inside and operation.take(self.table, ioba, length, need)):
-                    operation.release()
-                    self._wake()
-                    raise DmaFault(
-                        f"DMA of {length} bytes at {ioba:#x} of {self.node.location_code}: expected entries that are"
-                        f" valid for {'writing' if to_memory else 'reading'}"
-                    )
-            operation.finish()
-            self.in_flight += 1
-            for partition in operation.partitions:
-                partition.pins += 1
+            self._take(operation, segments, to_memory)
+            self._begun(operation)
         return operation
+
+    def _take(self, operation: DmaOperation, segments: Sequence[DmaSegment], to_memory: bool) -> None:
+        need = TCE_WRITE if to_memory else TCE_READ
+        for ioba, length in segments:
+            inside = self.alive and ioba >= 0 <= length and ioba + length <= self.size
+            if not (inside and operation.take(self.table, ioba, length, need)):
+                operation.release()
+                self._wake()
+                raise DmaFault(
+                    f"DMA of {length} bytes at {ioba:#x} of {self.node.location_code}: expected entries that are"
+                    f" valid for {'writing' if to_memory else 'reading'}"
+                )
+        operation.finish()
+
+    def _begun(self, operation: DmaOperation) -> None:
+        self.in_flight += 1
+        for partition in operation.partitions:
+            partition.pins += 1
 
     def end(self, operation: DmaOperation, *, moved: bool) -> None:
         """The engine touches the memory no more; `moved` says whether all bytes are where they belong. Once."""
@@ -124,11 +131,48 @@ class PhysicalAdapter(DmaEngine):
         finally:
             self.end(operation, moved=moved)
 
+    def move_all(self, backing: Backing, requests: Sequence[DmaRequest]) -> list[OSError | None]:
+        """See `DmaEngine`: one operation here, whose runs belong to the requests in their order."""
+        operation = DmaOperation()
+        bounds = [0]
+        totals: list[dict[Link, int]] = []
+        with self._lock:
+            for to_memory, _, segments in requests:
+                self._take(operation, segments, to_memory)
+                bounds.append(len(operation.runs))
+                totals.append(dict(operation.moved))
+            self._begun(operation)
+        errors: list[OSError | None] = [None] * len(requests)
+        ended = False
+        try:
+            for number, (to_memory, position, _) in enumerate(requests):
+                try:
+                    _move(backing, position, operation.runs[bounds[number] : bounds[number + 1]], to_memory)
+                except OSError as error:
+                    errors[number] = error
+            ended = True
+        finally:
+            for number, failure in enumerate(errors):
+                if failure is not None:  # its bytes are not where they belong
+                    for link, total in totals[number].items():
+                        operation.moved[link] -= total - (totals[number - 1].get(link, 0) if number else 0)
+            self.end(operation, moved=ended)
+        return errors
+
     def stop(self) -> None:
         """The owner is gone: no operation begins any more; those under way end as they would."""
         self.alive = False
         self.table.forget(0, self.table.count)
         self.own.retire()
+
+
+def _move(backing: Backing, position: int, runs: list[tuple[memoryview, int, int]], to_memory: bool) -> None:
+    if len(runs) == 1:
+        memory, start, end = runs[0]
+        (backing.read_into if to_memory else backing.write_from)(position, memory[start:end])
+    else:
+        move = backing.read_vector if to_memory else backing.write_vector
+        move(position, [memory[start:end] for memory, start, end in runs])
 
 
 def buffers_of(operation: DmaOperation) -> list[memoryview]:

@@ -175,11 +175,19 @@ def _other_users(fd: int) -> list[str]:
     return found
 
 
+def is_same_file(fd: int, other: int) -> bool:
+    """Whether two descriptors are of the same file or block device, under whatever names."""
+    return _is_same(os.fstat(fd), os.fstat(other))
+
+
 def _same_file(mine: os.stat_result, path: str) -> bool:
     try:
-        other = os.stat(path)
+        return _is_same(mine, os.stat(path))
     except OSError:
         return False
+
+
+def _is_same(mine: os.stat_result, other: os.stat_result) -> bool:
     if stat.S_ISBLK(mine.st_mode):
         return stat.S_ISBLK(other.st_mode) and other.st_rdev == mine.st_rdev
     return other.st_dev == mine.st_dev and other.st_ino == mine.st_ino

@@ -47,8 +47,8 @@ class Image(Backing):
 
     vectored = True
 
-    def __init__(self, fd: int, path: str, *, read_only: bool, direct: bool) -> None:
-        """Take over `fd`. Raises `OSError`, `LocalError`."""
+    def __init__(self, fd: int, path: str, *, read_only: bool, direct: bool, lock_fd: int = -1) -> None:
+        """Take over `fd`, and `lock_fd` if the lock is another open file's. Raises `OSError`, `LocalError`."""
         self.path = path
         self.read_only = read_only
         self.direct = direct
@@ -57,6 +57,7 @@ class Image(Backing):
         self.physical_block_size = max(SECTOR, status.st_blksize)
         """Unit that the host writes without reading first, through its page cache; bytes."""
         self._fd = fd
+        self._lock_fd = lock_fd
         self._length = os.lseek(fd, 0, os.SEEK_END)  # of a block device too, where st_size is 0
         self.size = self._length + -self._length % SECTOR
         self._flush_error: OSError | None = None
@@ -280,11 +281,18 @@ class Image(Backing):
             raise LocalError(f"image {self.path}: cannot be made {size} bytes long ({error.strerror})") from error
         self._length = self.size = size
 
+    def resized(self, size: int) -> None:
+        """The image has `size` bytes, or will have: another open file of it is resized."""
+        self._length = self.size = size
+
     def close(self) -> None:
         """See `Backing`. The lock is gone with it; a second call does nothing."""
         if self._fd >= 0:
             os.close(self._fd)
             self._fd = -1
+        if self._lock_fd >= 0:
+            os.close(self._lock_fd)
+            self._lock_fd = -1
 
 
 def open_image(
@@ -295,12 +303,14 @@ def open_image(
     create_size: int | None = None,
     lock: bool = True,
     wait: float = 0.0,
+    share: int | None = None,
 ) -> Image:
     """Open a raw image file or a block device.
 
     With `create_size` (bytes, a multiple of 512) a missing file is made, sparse; one that exists must have that size.
     `direct` goes around the page cache (O_DIRECT). A block device that is mounted is not opened for writing. `wait` is
-    the seconds that another user of the image gets to end (`hostfile.lock_image`).
+    the seconds that another user of the image gets to end (`hostfile.lock_image`). `share` is the descriptor of an open
+    file that has the image locked already (`share.ImageShare`): its lock is kept, too, for as long as this one is open.
 
     Raises `LocalError` with the reason, `ImageBusy` (a `LocalError`) when somebody else uses the image.
     """
@@ -309,19 +319,26 @@ def open_image(
         raise LocalError(f"image {name}: size {create_size} is not a positive multiple of {SECTOR} bytes")
     if create_size is not None and read_only:
         raise LocalError(f"image {name}: a read-only image cannot be created")
-    fd, created = _open(name, read_only=read_only, create=create_size is not None)
+    fd, created = _open(name, read_only=read_only, create=create_size is not None, alone=share is None)
+    lock_fd = -1
     try:
         if created and create_size is not None:
             os.ftruncate(fd, create_size)
         if direct:
             _go_direct(fd, name)
-        if lock:
+        if share is not None:
+            if not hostfile.is_same_file(fd, share):
+                raise LocalError(f"image {name} is another file now than the one that was opened and locked")
+            lock_fd = fcntl.fcntl(share, fcntl.F_DUPFD_CLOEXEC, 0)
+        elif lock:
             hostfile.lock_image(fd, name, read_only=read_only, wait=wait)
-        image = Image(fd, name, read_only=read_only, direct=direct)
+        image = Image(fd, name, read_only=read_only, direct=direct, lock_fd=lock_fd)
         if create_size is not None and image.size != create_size:
             raise LocalError(f"image {name} exists and has {image.size} bytes, not {create_size}")
     except BaseException as error:
         os.close(fd)
+        if lock_fd >= 0:
+            os.close(lock_fd)
         if created:
             os.unlink(name)
         if isinstance(error, OSError):
@@ -330,7 +347,7 @@ def open_image(
     return image
 
 
-def _open(name: str, *, read_only: bool, create: bool) -> tuple[int, bool]:
+def _open(name: str, *, read_only: bool, create: bool, alone: bool) -> tuple[int, bool]:
     """The descriptor, and whether the file was made by this call."""
     flags = os.O_CLOEXEC | (os.O_RDONLY if read_only else os.O_RDWR)
     try:
@@ -344,7 +361,7 @@ def _open(name: str, *, read_only: bool, create: bool) -> tuple[int, bool]:
         raise LocalError(f"image {name}: {error}") from error
     if stat.S_ISDIR(mode):
         raise LocalError(f"image {name} is a directory; expected a file or a block device")
-    if stat.S_ISBLK(mode) and not read_only:
+    if stat.S_ISBLK(mode) and not read_only and alone:
         flags |= os.O_EXCL  # of a block device: not while it is mounted or part of another device
     elif not stat.S_ISREG(mode) and not stat.S_ISBLK(mode):
         raise LocalError(f"image {name} is neither a file nor a block device")

@@ -17,12 +17,13 @@ from typing import TYPE_CHECKING, Any
 import msgspec
 
 from powervio.errors import LocalError
-from powervio.storage.image import Image
-from powervio.system.config import Size, show_size, with_disk, without_disk
+from powervio.system.config import Size, show_size
 from powervio.system.control import Handler
+from powervio.system.disks import ServedDisk, ServedPath, capacity_of, make_disk, resize_images
+from powervio.system.load import with_disk, without_disk
 
 if TYPE_CHECKING:
-    from powervio.system.system import ServedDisk, System
+    from powervio.system.system import System
 
 GRACE = 1.0
 """Seconds for NBD clients to leave by themselves, while their further requests are refused."""
@@ -64,12 +65,6 @@ class HotPlug:
         """The requests of the control socket."""
         return {"attach": self._on_attach, "detach": self._on_detach, "resize": self._on_resize}
 
-    def check_idle(self, client: str) -> None:
-        """Raises `LocalError` while a disk comes to this client, or goes."""
-        leaving = any(id(disk) in self._leaving for disk in self._system.disks_of(client))
-        if leaving or self._attaching:
-            raise LocalError("a disk is being attached or detached; try again when that has ended")
-
     def open(self) -> None:
         """The system has started."""
         self._open = True
@@ -81,6 +76,12 @@ class HotPlug:
             task.cancel()
         tasks: list[asyncio.Task[Any]] = [*self._attaching, *self._leaving.values()]
         await asyncio.gather(*tasks, return_exceptions=True)
+
+    def check_idle(self) -> None:
+        """Raise `LocalError` while disks come or go: a VIO server has to know what it serves when it ends or begins."""
+        self._check_open()
+        if self._attaching or self._leaving:
+            raise LocalError("a disk is being attached or detached; try again when that is over")
 
     def _check_open(self) -> None:
         if not self._open:
@@ -118,16 +119,19 @@ class HotPlug:
         except LocalError as error:
             raise LocalError(self._with_names(str(error))) from None
         try:
+            for name in declared.servers:
+                system.servers.check_runs(name)
             self._share_memory(client)
             try:
-                disk = await system.make_disk("disk", client, declared)
+                disk = await make_disk(system, "disk", client, declared)
             except LocalError as error:
                 raise LocalError(f"disk: {error}") from error
             system.disks.append(disk)
             self._share_memory(client)  # others may have come while this one was being opened
             try:
-                await system.in_partition(declared.vios, disk.server.start)
-                disk.client.start()
+                for path in disk.paths:
+                    await system.in_partition(path.vios, path.server.start)
+                    path.client.start()
                 await system.connected(disk)
                 await system.export(disk)
             except BaseException:
@@ -167,6 +171,8 @@ class HotPlug:
         """
         self._check_open()
         self._system.moves.check_idle(disk.client_adapter.partition.name)
+        for path in disk.paths:
+            self._system.servers.check_settled(path.vios)
         if force:
             self._unplug(disk)
         task = self._leaving.get(id(disk))
@@ -198,35 +204,44 @@ class HotPlug:
         """End a disk that no program uses: both ends, the adapters, the image, what the system knows of them."""
         system = self._system
         disk.driver.fail_all("the disk was detached")
-        try:
-            disk.client.retire()
-        except LocalError:
-            self._unplug(disk)  # its CRQ cannot be freed now; without the adapter it does not have to be
-            disk.client.retire()
-        try:
+        for path in disk.paths:
             try:
-                await system.in_partition(disk.declared.vios, disk.server.retire)
+                path.client.retire()
             except LocalError:
-                self._unplug(disk)
-                await system.in_partition(disk.declared.vios, disk.server.retire)
-        except TimeoutError:
-            self._unplug(disk)
-            raise LocalError(
-                f"{disk.name} is detached from its client, but {disk.declared.vios} still works on"
-                f" {disk.declared.image}; detach it again when that has ended"
-            ) from None
+                self._unplug(disk)  # its CRQ cannot be freed now; without the adapter it does not have to be
+                path.client.retire()
+        for path in disk.paths:
+            await self._end_server(disk, path)
         self._unplug(disk)
         system.disks.remove(disk)
         self._unplugged.discard(id(disk))
         system.config = without_disk(system.config, disk.declared)
         self._share_memory(disk.client_adapter.partition.name)
-        await asyncio.to_thread(disk.image.close)
+        await asyncio.to_thread(disk.close)
+
+    async def _end_server(self, disk: ServedDisk, path: ServedPath) -> None:
+        system = self._system
+        if not system.servers.runs(path.vios):
+            return  # of a server that was terminated nothing is left to end
+        try:
+            try:
+                await system.in_partition(path.vios, path.server.retire)
+            except LocalError:
+                self._unplug(disk)
+                await system.in_partition(path.vios, path.server.retire)
+        except TimeoutError:
+            self._unplug(disk)
+            raise LocalError(
+                f"{disk.name} is detached from its client, but {path.vios} still works on"
+                f" {disk.declared.image}; detach it again when that has ended"
+            ) from None
 
     def _unplug(self, disk: ServedDisk) -> None:
         """Remove both adapters, if they are there."""
         if id(disk) not in self._unplugged:
             self._unplugged.add(id(disk))
-            self._system.hypervisor.remove_pair(disk.client_adapter)
+            for path in disk.paths:
+                self._system.hypervisor.remove_pair(path.client_adapter)
 
     # -- resize
 
@@ -239,12 +254,9 @@ class HotPlug:
         self._system.moves.check_idle(disk.client_adapter.partition.name)
         if id(disk) in self._leaving:
             raise LocalError(f"{disk.name} is being detached")
-        now = disk.device.capacity
+        now = capacity_of(self._system, disk)
         if disk.device.read_only:
             raise LocalError(f"{disk.name} is readonly and cannot be resized")
-        image = disk.image
-        if not isinstance(image, Image):
-            raise LocalError(f"{disk.declared.image} is not a raw image; only those are resized here")
         if size % disk.device.block_size:
             raise LocalError(f"size: {size} bytes; expected a multiple of {disk.device.block_size}")
         if size < now and not shrink:
@@ -252,20 +264,18 @@ class HotPlug:
                 f"{disk.name} has {show_size(now)}; {show_size(size)} would cut off its end (--shrink allows that)"
             )
 
-        def change() -> None:
-            if size > now:
-                image.resize(size)
-                disk.device.resize(size)
-            else:  # the driver hears of it before the bytes are gone
-                disk.device.resize(size)
-                image.resize(size)
+        def known() -> bool:
+            """Whether the client knows, by every path that it has now."""
+            return disk.driver.capacity == size and all(
+                path.driver.capacity == size for path in disk.paths if path.driver.connected
+            )
 
         changed = asyncio.Event()
         disk.driver.on_resize = changed.set
         try:
-            await self._system.in_partition(disk.declared.vios, change)
+            await resize_images(self._system, disk, size)
             async with asyncio.timeout(RESIZE_LIMIT):
-                while disk.driver.capacity != size:
+                while not known():
                     changed.clear()
                     await changed.wait()
         except TimeoutError:
@@ -281,7 +291,7 @@ class HotPlug:
     def find(self, target: str) -> ServedDisk:
         """The disk with this name (either end's, as in `ps`) or this socket's absolute path. Raises `LocalError`."""
         for disk in self._system.disks:
-            if target in (disk.name, disk.server_name) or os.path.normpath(target) == disk.declared.nbd:
+            if target in disk.names or os.path.normpath(target) == disk.declared.nbd:
                 return disk
         names = ", ".join(disk.name for disk in self._system.disks) or "the system has none"
         raise LocalError(f'there is no disk "{target}"; expected the path of its socket, or one of: {names}')

@@ -28,8 +28,10 @@ import os
 import stat
 from collections.abc import Coroutine
 from contextlib import AsyncExitStack
+from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeAlias, TypeVar
 
 import msgspec
 from msgspec.structs import replace
@@ -42,8 +44,10 @@ from powervio.phyp.saved import SavedAdapter, restore_partition, save_partition
 from powervio.phyp.vterm import Vty, VtyServer, remove_vterm
 from powervio.storage.open import is_uri
 from powervio.system import saved_file
-from powervio.system.config import Disk, Lpar, with_lpar, without_lpar
+from powervio.system.config import Disk, Lpar
 from powervio.system.control import Handler
+from powervio.system.disks import ServedDisk, make_disk
+from powervio.system.load import with_lpar, without_lpar
 from powervio.system.plan import is_vterm, make_device_pair, make_pair, make_partition
 from powervio.system.saved_file import Manifest, SavedDevice, SavedFile, SavedImage
 from powervio.system.types import TYPES, AdapterSection
@@ -51,15 +55,19 @@ from powervio.vio.kernel import PartitionKernel
 
 if TYPE_CHECKING:
     from powervio.system.served import ServedDevice
-    from powervio.system.system import ServedDisk, System
+    from powervio.system.system import System
     from powervio.system.vterm import ServedVterm
 
 T = TypeVar("T")
+Ends: TypeAlias = tuple[VirtualAdapter, VirtualAdapter]
+"""Adapters of a server and a client."""
 
 DISK = "disk"
 """The section of disks, which stand beside the table of device types."""
 QUIET_LIMIT = 10.0
 """Seconds for what is in flight to end, before a partition is saved."""
+_LOOK = 0.005
+"""Seconds between two looks at whether it has."""
 
 
 class _Save(msgspec.Struct, forbid_unknown_fields=True):
@@ -118,6 +126,10 @@ class Moves:
         lpar = self._find(client)
         partition, kernel = system.partitions[client], system.kernels[client]
         disks, devices = system.disks_of(client), system.devices_of(client)
+        for vios in (path.vios for disk in disks for path in disk.paths):
+            system.servers.check_runs(vios)  # they have something to save
+        for device in devices:
+            system.servers.check_runs(device.declared.vios)
         await asyncio.to_thread(saved_file.check_free, path)
         async with AsyncExitStack() as undo:
             for disk in disks:
@@ -125,19 +137,20 @@ class Moves:
             for disk in disks:
                 await system.flush(disk)
             await asyncio.to_thread(system.hypervisor.suspend, partition)
-            stopped: list[ServedDisk | ServedDevice | ServedVterm] = []
+            stopped: list[Any] = []
 
             def go_on() -> None:
                 system.hypervisor.resume(partition)
                 for end in stopped:
-                    end.client.start()
+                    end.start()
 
             undo.callback(go_on)
             state = save_partition(partition)
-            for end in (*disks, *devices):
-                end.client.stop()
+            ends = [path.client for disk in disks for path in disk.paths]
+            for end in (*ends, *(device.client for device in devices)):
+                end.stop()
                 stopped.append(end)
-            saved = [await self._saved_disk(disk) for disk in disks]
+            saved = [one for disk in disks for one in await self._saved_disk(disk)]
             saved += [await self._saved_device(device) for device in devices]
             manifest = Manifest(
                 powervio=__version__,
@@ -164,20 +177,28 @@ class Moves:
 
     async def _quiet(self, disk: ServedDisk, undo: AsyncExitStack) -> None:
         """Nothing of the disk is in flight any more, and nothing further begins."""
-        ended = True
         if disk.nbd is not None:
             undo.callback(disk.nbd.unpause)
-            ended = await disk.nbd.pause(QUIET_LIMIT)
-        if not ended or disk.driver.in_flight or disk.driver.pending:
+            await disk.nbd.pause(QUIET_LIMIT)
+        try:
+            async with asyncio.timeout(QUIET_LIMIT):
+                while left := disk.driver.in_flight + disk.driver.pending:  # path checks are among them
+                    await asyncio.sleep(_LOOK)
+        except TimeoutError:
             raise LocalError(
-                f"{disk.name}: {disk.driver.in_flight + disk.driver.pending} requests did not end within"
-                f" {QUIET_LIMIT:g} s (the server is {disk.server.state}); the partition goes on here"
-            )
+                f"{disk.name}: {left} requests did not end within {QUIET_LIMIT:g} s (the server is"
+                f" {disk.server.state}); the partition goes on here"
+            ) from None
 
-    async def _saved_disk(self, disk: ServedDisk) -> SavedDevice:
-        device = await self._system.in_partition(disk.declared.vios, disk.device.state)
+    async def _saved_disk(self, disk: ServedDisk) -> list[SavedDevice]:
+        """An entry for each path; the first one has the image."""
         image = await asyncio.to_thread(_look_at, disk.declared, disk.image.size)
-        return SavedDevice(disk.client_adapter.slot, DISK, device, disk.driver.state(), image)
+        found = []
+        for path in disk.paths:
+            device = await self._system.in_partition(path.vios, path.device.state)
+            found.append(SavedDevice(path.client_adapter.slot, DISK, device, path.driver.snapshot()))
+        found[0].image = image
+        return found
 
     async def _saved_device(self, served: ServedDevice | ServedVterm) -> SavedDevice:
         device = await self._system.in_partition(served.declared.vios, served.device_state)
@@ -271,11 +292,13 @@ class Moves:
         for section, ends in zip(sections, adapters, strict=True):
             await self._build_end(lpar, section, ends, undo)
         system.hypervisor.resume(partition)
-        made = (*system.disks_of(client), *system.devices_of(client))
-        for end in made:
-            await system.in_partition(end.declared.vios, end.server.start)
+        for disk in system.disks_of(client):
+            for path in disk.paths:
+                await system.in_partition(path.vios, path.server.start)
+        for device in system.devices_of(client):
+            await system.in_partition(device.declared.vios, device.server.start)
         system.run_client(client)
-        for end in made:
+        for end in (*system.disks_of(client), *system.devices_of(client)):
             await system.connected(end)
         for disk in system.disks_of(client):
             undo.push_async_callback(_close_export, disk)
@@ -285,44 +308,44 @@ class Moves:
                 undo.push_async_callback(attachment.close)
             await system.attach_programs(device)
 
-    def _plug_in(self, client: str, section: _Section, undo: AsyncExitStack) -> tuple[VirtualAdapter, VirtualAdapter]:
-        """Both adapters, the client's with the numbers that it had."""
-        system = self._system
-        ends: tuple[VirtualAdapter, VirtualAdapter]
-        if isinstance(section.declared, Disk):
-            ends = make_pair(system.hypervisor, system.partitions, client, section.declared, section.adapter)
-        else:
-            ends = make_device_pair(system.hypervisor, system.partitions, client, section.declared, section.adapter)
-        undo.callback(_unplug_if_there, ends)
-        return ends
-
-    async def _build_end(
-        self,
-        lpar: Lpar,
-        section: _Section,
-        ends: tuple[VirtualAdapter, VirtualAdapter],
-        undo: AsyncExitStack,
-    ) -> None:
-        """The device and the driver behind their adapters, with what they kept; not started yet."""
-        system, declared, saved = self._system, section.declared, section.saved
-        where = f"{lpar.name}/{saved.slot}"
+    def _plug_in(self, client: str, section: _Section, undo: AsyncExitStack) -> list[Ends]:
+        """All adapters of a device, the client's with the numbers that they had."""
+        system, declared = self._system, section.declared
+        made: list[Ends] = []
         if isinstance(declared, Disk):
-            server, client = ends
-            assert isinstance(server, VioAdapter)
-            assert isinstance(client, VioAdapter)
-            disk = await system.make_disk(where, lpar.name, declared, (server, client))
+            for vios, adapter in zip(declared.servers, section.adapters, strict=True):
+                made.append(make_pair(system.hypervisor, system.partitions, client, vios, None, adapter))
+                undo.callback(_unplug_if_there, made[-1])
+        else:
+            (adapter,) = section.adapters
+            made.append(make_device_pair(system.hypervisor, system.partitions, client, declared, adapter))
+            undo.callback(_unplug_if_there, made[-1])
+        return made
+
+    async def _build_end(self, lpar: Lpar, section: _Section, ends: list[Ends], undo: AsyncExitStack) -> None:
+        """The device and the driver behind their adapters, with what they kept; not started yet."""
+        system, declared = self._system, section.declared
+        where = f"{lpar.name}/{section.saved[0].slot}"
+        if isinstance(declared, Disk):
+            pairs = [
+                (server, client)
+                for server, client in ends
+                if isinstance(server, VioAdapter) and isinstance(client, VioAdapter)
+            ]
+            disk = await make_disk(system, where, lpar.name, declared, pairs)
             system.disks.append(disk)
             undo.push_async_callback(system.plug.end, disk)
-            await system.in_partition(declared.vios, lambda: disk.device.restore(saved.device))
-            disk.driver.restore(saved.driver)
+            for path, saved in zip(disk.paths, section.saved, strict=True):
+                await system.in_partition(path.vios, partial(path.device.restore, saved.device))
+                path.driver.restore(saved.driver)
             return
-
+        (one,), (kept,) = ends, section.saved
         device = await system.in_partition(
-            declared.vios, lambda: system.make_device(where, lpar, TYPES[saved.section], declared, ends)
+            declared.vios, partial(system.make_device, where, lpar, TYPES[kept.section], declared, one)
         )
         system.devices.append(device)
         undo.push_async_callback(self._end_device, device)
-        await system.in_partition(declared.vios, lambda: device.restore(saved.device, saved.driver))
+        await system.in_partition(declared.vios, partial(device.restore, kept.device, kept.driver))
 
     # -- the control socket
 
@@ -330,7 +353,7 @@ class Moves:
         if not self._open:
             raise LocalError("the system is starting or stopping; try again when it is up")
         self.check_idle(client)
-        self._system.plug.check_idle(client)
+        self._system.plug.check_idle()
         self._busy.add(client)
 
     async def _shielded(self, work: Coroutine[Any, Any, T]) -> T:
@@ -354,27 +377,29 @@ class Moves:
         return {"client": client, "disks": [disk.declared.nbd for disk in self._system.disks_of(client)]}
 
 
+@dataclass(slots=True)
 class _Section:
-    """One device of a saved partition: its declaration, its adapter, and what its two ends kept."""
+    """One device of a saved partition: its declaration, and for each path its adapter and what its ends kept."""
 
-    def __init__(self, declared: Disk | AdapterSection, adapter: SavedAdapter, saved: SavedDevice) -> None:
-        self.declared = declared
-        self.adapter = adapter
-        self.saved = saved
+    declared: Disk | AdapterSection
+    adapters: list[SavedAdapter]
+    saved: list[SavedDevice]
 
 
 def _match(lpar: Lpar, manifest: Manifest) -> list[_Section]:
     """Every device of the partition; those of one section are everywhere in the same order. Raises `LocalError`."""
     adapters = {saved.slot: saved for saved in manifest.partition.adapters}
     found = []
-    for section in (DISK, *TYPES):
-        declared = getattr(lpar, section, [])
-        saved = [device for device in manifest.devices if device.section == section]
-        if len(saved) != len(declared) or any(device.slot not in adapters for device in saved):
-            raise LocalError(
-                f"{lpar.name}: the file says differently in different places what [[lpar.{section}]] it has"
-            )
-        found += [_Section(one, adapters[device.slot], device) for one, device in zip(declared, saved, strict=True)]
+    for name in (DISK, *TYPES):
+        rest = [device for device in manifest.devices if device.section == name]
+        for declared in getattr(lpar, name, []):
+            count = declared.paths if isinstance(declared, Disk) else 1
+            saved, rest = rest[:count], rest[count:]
+            if len(saved) < count or any(device.slot not in adapters for device in saved):
+                raise LocalError(f"{lpar.name}: the file does not say what became of every [[lpar.{name}]]")
+            found.append(_Section(declared, [adapters[device.slot] for device in saved], saved))
+        if rest:
+            raise LocalError(f"{lpar.name}: the file has an adapter in slot {rest[0].slot} without [[lpar.{name}]]")
     return found
 
 
@@ -417,7 +442,7 @@ def _check_image(saved: SavedImage, saved_at: str) -> None:
         )
 
 
-def _unplug_if_there(ends: tuple[VirtualAdapter, VirtualAdapter]) -> None:
+def _unplug_if_there(ends: Ends) -> None:
     server, client = ends
     if isinstance(client, Vty) and isinstance(server, VtyServer):
         remove_vterm(server, client)

@@ -11,7 +11,7 @@ from powervio.phyp.hypervisor import Hypervisor
 from powervio.phyp.partition import Partition
 from powervio.phyp.saved import SavedAdapter
 from powervio.phyp.vterm import create_vterm
-from powervio.system.config import Config, Disk
+from powervio.system.config import Config
 from powervio.system.types import AdapterSection
 
 DEVICE_WINDOW = 16 << 20
@@ -33,14 +33,16 @@ def make_pair(
     hypervisor: Hypervisor,
     partitions: Mapping[str, Partition],
     client: str,
-    disk: Disk,
+    vios: str,
+    slot: int | None,
     saved: SavedAdapter | None = None,
 ) -> tuple[VioAdapter, VioAdapter]:
-    """The adapters of a disk: `(server, client)`; `saved` is the client's in a partition that moves here.
+    """The adapters of a disk, or of one path of it: `(server, client)`; `saved` is the client's in a partition that
+    moves here.
 
     Raises `LocalError` when the slot is taken.
     """
-    return hypervisor.create_pair(partitions[disk.vios], partitions[client], **_place(disk.slot, saved))
+    return hypervisor.create_pair(partitions[vios], partitions[client], **_place(slot, saved))
 
 
 def make_device_pair(
@@ -89,7 +91,8 @@ def tree_of_declared(config: Config, name: str) -> bytes:
         }
         partitions |= {lpar.name: make_partition(hypervisor, lpar.name, lpar.memory) for lpar in config.lpar}
         for _, lpar, disk in config.disks():
-            make_pair(hypervisor, partitions, lpar.name, disk)
+            for number, vios in enumerate(disk.servers):
+                make_pair(hypervisor, partitions, lpar.name, vios, None if number else disk.slot)
         for _, lpar, _, section in config.devices():
             make_device_pair(hypervisor, partitions, lpar.name, section)
         return tree_of_running(hypervisor, partitions, name)

@@ -83,6 +83,7 @@ async def run(
             "pool": system.pool,
             **system.plug.handlers(),
             **system.moves.handlers(),
+            **system.servers.handlers(),
         },
         streams={"console": console},
     )

@@ -12,6 +12,7 @@ memory, so it is its owner's alone.
 from __future__ import annotations
 
 import os
+import stat
 import struct
 import zlib
 from collections.abc import Iterator
@@ -98,9 +99,13 @@ def write(path: Path, manifest: Manifest, memory_fd: int) -> int:
                 os.fsync(fd)
                 written = file.tell()
             os.link(partial, path)  # fails where `rename` would replace
+            try:
+                _sync_folder(path.parent)
+            except OSError:
+                path.unlink()  # the partition goes on here, so it must not be somewhere else too
+                raise
         finally:
             partial.unlink(missing_ok=True)
-        _sync_folder(path.parent)
     except OSError as error:
         raise LocalError(f"{path} cannot be written: {error.strerror or error}") from error
     return written
@@ -157,9 +162,14 @@ class SavedFile:
         """Read the manifest. Raises `LocalError` when there is no file, or it is none of these, or damaged."""
         self.path = path
         try:
-            self._file = path.open("rb")
+            # nobody waits for whoever may be at the other end of a FIFO
+            fd = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
         except OSError as error:
             raise LocalError(f"{path} cannot be read: {error.strerror}") from error
+        if not stat.S_ISREG(os.fstat(fd).st_mode):
+            os.close(fd)
+            raise LocalError(f"{path} is not a saved partition: it is no regular file")
+        self._file = open(fd, "rb")  # noqa: SIM115 - closed by `__exit__`
         try:
             self.manifest = self._manifest()
         except BaseException:

@@ -44,6 +44,17 @@ class ServedDevice:
         )
         self.attachments = row.attach(declared, self.driver)
 
+    def server_died(self) -> None:
+        """Its VIO server was terminated: whoever looked on there is told."""
+        close = getattr(self.device, "close", None)
+        if close is not None:
+            close()
+
+    def serve_anew(self, kernel: PartitionKernel) -> None:
+        """The VIO server boots: a new device on the same adapter, not started yet."""
+        self.device = self.row.device(self.declared)
+        self.server = VirtioCrq(kernel, self.server_adapter.node, self.device)
+
     def stop_client(self) -> None:
         """The client partition ends: whoever still waits for the driver is told."""
         close = getattr(self.driver, "close", None)
@@ -57,7 +68,7 @@ class ServedDevice:
 
     def driver_state(self) -> dict[str, Any]:
         """The same of the client's side."""
-        state: dict[str, Any] = self.driver.state()
+        state: dict[str, Any] = self.driver.snapshot()
         return state
 
     def restore(self, device: dict[str, Any], driver: dict[str, Any]) -> None:

@@ -70,7 +70,8 @@ class DeviceType:
     name: str
     """What `powervio ps` calls it."""
     device: Callable[[Any], Device]
-    """The device, from the options; raises `LocalError` for options that make none."""
+    """The device, from the options; raises `LocalError` for options that make none. Made anew when its VIO server boots
+    again; if it has `close()`, that is called when the server is terminated."""
     driver: Callable[[Any], Driver]
     """The driver. If it has `close()`, that is called at the end."""
     options: type[AdapterSection] = AdapterSection

@@ -16,7 +16,8 @@ from powervio.storage.pool import Pool, check_shrink, split
 from powervio.system.config import Config
 
 if TYPE_CHECKING:
-    from powervio.system.system import ServedDisk, System
+    from powervio.system.disks import ServedDisk
+    from powervio.system.system import System
 
 
 class _Arguments(msgspec.Struct, forbid_unknown_fields=True):

@@ -27,6 +27,7 @@ class VtermPort:
 
     closings = 0
     removed = False
+    """Whether its VIO server was terminated."""
     can_close = False
     on_change: Callable[[], None] | None = None
 
@@ -53,6 +54,12 @@ class VtermPort:
         self.end.keeps_newest = True
         self.from_driver.on_data = None
         self._kernel.call_soon_threadsafe(self.end.receive)
+
+    def close(self) -> None:
+        """Its VIO server was terminated: an operator who is attached is let go."""
+        self.removed = True
+        if self.on_change is not None:
+            self.on_change()
 
     def resize(self, columns: int, rows: int) -> None:
         """A virtual terminal knows no size."""
@@ -143,6 +150,15 @@ class ServedVterm:
         port = self.driver.port
         self.attachments = row.attach(declared, self.driver)
         self.client = _ClientEnd(client_kernel, client_adapter.node, port.incoming, port.outgoing)
+
+    def server_died(self) -> None:
+        """See `served.ServedDevice`."""
+        self.operator.close()
+
+    def serve_anew(self, kernel: PartitionKernel) -> None:
+        """See `served.ServedDevice`."""
+        self.operator = VtermPort(kernel, self.server_adapter)
+        self.server = self.operator.end
 
     def stop_client(self) -> None:
         """The client partition ends."""

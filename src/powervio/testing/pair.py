@@ -69,6 +69,7 @@ class PartitionPair:
             self.server_adapter.node,
             device,
             highest_revision=server_revision,
+            in_order=in_order,
             channels=server_channels,
             redirect_min=redirect_min,
             trace=self.steps.append,

@@ -146,12 +146,14 @@ class CrqEnd:
     ) -> None:
         """`on_message(high, low)` gets each message; `on_drained` is called after a batch of them was handed up.
 
-        `on_gone` is called when the partner left, in every state. `on_lost` returns only when nothing of the old
-        connection is under way any more. `on_event` is told of PREPARE_FOR_SUSPEND and CLIENT_RESUMED, which a server
-        gets that asks for them with `prepare_msec`: the milliseconds that it may take to answer the first. `length` is
-        the receive queue's size in bytes, a multiple of 4096.
+        `on_gone` is called when the partner left, in every state, and by `register` when it is not there. `on_lost`
+        returns only when nothing of the old connection is under way any more. `on_event` is told of PREPARE_FOR_SUSPEND
+        and CLIENT_RESUMED, which a server gets that asks for them with `prepare_msec`: the milliseconds that it may
+        take to answer the first. `length` is the receive queue's size in bytes, a multiple of 4096.
         """
         self.state = CrqState.CLOSED
+        self.suspended = False
+        """Whether the partner left by FF06: it is only suspended, and what it has in hand is not over."""
         self.strays = 0
         """Elements dropped: messages outside an open connection, unknown headers and events."""
         self._kernel = kernel
@@ -206,6 +208,9 @@ class CrqEnd:
                 return  # the owner learns of it by the device tree
             raise HcallError(Hcall.H_REG_CRQ, code)
         self.state = CrqState.WAITING
+        self.suspended = False
+        if code == ReturnCode.H_CLOSED and self._on_gone is not None:
+            self._on_gone()  # whoever left while this end was closed sent it no event
         if self._prepare_msec:
             # has to be said again after each H_REG_CRQ; a platform that cannot suspend answers H_NOT_FOUND
             self._port.vioctl(self._unit_address, Vioctl.ENABLE_PREPARE_FOR_SUSPEND, self._prepare_msec)
@@ -351,8 +356,9 @@ class CrqEnd:
             elif header == VALID_INIT:
                 self._init(format_of(high), low)
             elif header == VALID_EVENT and format_of(high) in _GONE:
+                self.suspended = format_of(high) == TransportEvent.PARTNER_SUSPENDED
                 self._step(Input.GONE)
-                if format_of(high) == TransportEvent.PARTNER_SUSPENDED:
+                if self.suspended:
                     self._suspended()
             elif header == VALID_EVENT and format_of(high) in _SUSPENSION and self._on_event is not None:
                 self._on_event(TransportEvent(format_of(high)))

@@ -25,6 +25,9 @@ from powervio.vio.engine import EngineWindow
 _SOURCE_MASK = 0x00FF_FFFF
 _INTERRUPT_LIMIT = 64
 """Interrupts taken in one pass, so that a partner that floods does not keep timers and other work from their turn."""
+_FEW_SOURCES = 2
+"""The tree's and one adapter's: in an event loop a second interrupt then waits so seldom that to look for it, a system
+call that fails, costs more than to be called again when there is one."""
 _log = logging.getLogger(__name__)
 
 
@@ -62,7 +65,8 @@ class PartitionKernel:
         self._poller.register(self._line_fd, select.POLLIN)
         self._poller.register(self._wake_fd, select.POLLIN)
         self._tree_generation = 0
-        self._tree_watchers: list[Callable[[], None]] = []
+        # in their order; a dict because there is one for each adapter, and each comes and goes by itself
+        self._tree_watchers: dict[Callable[[], None], None] = {}
         self._thread: threading.Thread | None = None
         self._stopping = False
         self._closed = False
@@ -90,12 +94,11 @@ class PartitionKernel:
         if not self._tree_watchers and self.port.tree_source:
             self.request_interrupt(self.port.tree_source, self._tree_event)
             self._tree_generation = self.port.watch_tree()
-        self._tree_watchers.append(call)
+        self._tree_watchers[call] = None
 
     def unwatch_tree(self, call: Callable[[], None]) -> None:
         """End what `watch_tree` began; harmless when it has ended already."""
-        if call in self._tree_watchers:
-            self._tree_watchers.remove(call)
+        self._tree_watchers.pop(call, None)
 
     def _tree_event(self) -> None:
         generation = self.port.watch_tree()
@@ -145,7 +148,8 @@ class PartitionKernel:
     def _interrupts(self) -> bool:
         port = self.port
         worked = False
-        for _ in range(_INTERRUPT_LIMIT):
+        alone = self._loop is not None and len(self._handlers) <= _FEW_SOURCES
+        for _ in range(1 if alone else _INTERRUPT_LIMIT):
             try:
                 os.eventfd_read(self._line_fd)
             except BlockingIOError:
@@ -213,14 +217,20 @@ class PartitionKernel:
                 self.wait()
 
     def stop(self, timeout: float = 10.0) -> bool:
-        """End the partition's thread; False if it did not end in `timeout` seconds."""
-        thread, self._thread = self._thread, None
+        """End the partition's thread after what it is doing; False if that took more than `timeout` seconds.
+
+        It ends as soon as it can then too, and this may be called again to wait for it.
+        """
+        thread = self._thread
         if thread is None:
             return True
         self._stopping = True
         self._wake()
         thread.join(timeout)
-        return not thread.is_alive()
+        if thread.is_alive():
+            return False
+        self._thread = None
+        return True
 
     def call(self, function: Callable[[], object], timeout: float = 10.0) -> object:
         """Call in the partition's thread and wait for the result; directly when it has no thread of its own.

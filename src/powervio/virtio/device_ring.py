@@ -229,7 +229,8 @@ class DeviceRing:
             if place >= self.size:
                 place -= self.size
             st16(self._order, 2 * place, head)
-            st64(self._rooms, 8 * head, 0)
+            # unknown until the chain was walked: what goes back before that has a used entry of its own
+            st64(self._rooms, 8 * head, _MAX_BYTES)
             self._ordered += 1
 
     def push(self, head: int, written: int) -> None:

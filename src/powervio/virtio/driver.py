@@ -35,6 +35,13 @@ class Driver(ABC):
     def stop(self) -> None:
         """The session is over: its transport and queues are not to be used any more."""
 
+    def fenced(self) -> None:
+        """Nothing of an earlier session is at work at the device any more; may come at any time, also again.
+
+        Between `stop` and this, what was in flight may still reach the medium: it may be submitted in a later session
+        of the same device, which comes after, and nowhere else.
+        """
+
     @abstractmethod
     def completed(self, queue: DriverQueue) -> None:
         """The device has used buffers of this queue."""
@@ -45,12 +52,12 @@ class Driver(ABC):
     def removed(self, reason: str) -> None:
         """The device is gone for good; `stop` follows if a session is on. Fail what waits, and what comes later."""
 
-    def state(self) -> dict[str, Any]:
+    def snapshot(self) -> dict[str, Any]:
         """What has to survive a move of the partition and is not in its memory; asked for between two sessions."""
         return {}
 
-    def restore(self, state: dict[str, Any]) -> None:
-        """Take over what `state` of another instance gave, before the first `start`. Raises `LocalError`."""
+    def restore(self, snapshot: dict[str, Any]) -> None:
+        """Take over what `snapshot` of another instance gave, before the first `start`. Raises `LocalError`."""
 
     def release(self, give_back: Callable[[Buffer], None]) -> None:
         """The driver is not used any more: give back every buffer that it allocated, those in use when they return."""

@@ -13,6 +13,7 @@ from typing import Literal, TypeAlias
 
 from powervio.errors import LocalError, RemoteError
 from powervio.memory.abstract import Payload
+from powervio.virtio.batch import Batch
 from powervio.virtio.device_ring import Chain, DeviceRing
 
 ByteOrder: TypeAlias = Literal["little", "big"]
@@ -61,6 +62,7 @@ class DeviceQueue:
         notify: Callable[[int], None],
         broken: Callable[[int, RemoteError], None] | None = None,
         wake: Callable[[DeviceQueue], None] | None = None,
+        batch: Batch | None = None,
     ) -> None:
         """`payload` makes the transport's `Payload` of descriptor segments; `notify` sends a used notification.
 
@@ -73,6 +75,8 @@ class DeviceQueue:
         """Whether the queue belongs to a session; afterwards nothing that it handed out touches the driver's memory."""
         self.allowance: int | None = None
         """Bytes that may still be popped in this pass, each request counted as one page at least; None: no limit."""
+        self.batch = batch
+        """How to serve several requests together; None where that saves nothing."""
         self._payload = payload
         self._notify = notify
         self._broken = broken
@@ -130,6 +134,8 @@ class DeviceQueue:
 
     def flush(self) -> bool:
         """Make completed buffers visible to the driver and notify it unless it said it does not want to know.
+
+        With IN_ORDER negotiated these are the ones before which nothing is unfinished.
 
         False when the driver does not see them and never will: the session is over, by now at the latest.
         """

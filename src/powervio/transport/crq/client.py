@@ -81,9 +81,9 @@ class VirtioVio:
 
         EVENT_IDX is off by default: over remote DMA arming it costs the server two calls a batch, more than the kicks
         it saves (docs/architecture.md, Cost). In revision 1 `packed` asks for packed rings, `in_order` for a device
-        that gives buffers back in order (one slow request then keeps those behind it), and a queue of the device that
-        has more than `largest_queue` entries (a power of two) is used with so many: its rings take this partition's
-        memory. `channels` says whether queues are to be carried by Sub-CRQs where both ends and the platform can
+        that gives buffers back in order (the server has to offer it), and a queue of the device that has more than
+        `largest_queue` entries (a power of two) is used with so many: its rings take this partition's memory.
+        `channels` says whether queues are to be carried by Sub-CRQs where both ends and the platform can
         (P5.13): by default when there is more than one. `trace` is told of each handshake step as it happens.
         """
         self.node = node
@@ -181,7 +181,6 @@ class VirtioVio:
         self._handshake.release()
         self._channels.release()
         self.crq.release()
-        self._dma.close()
 
     def _tree_changed(self) -> None:
         """A server that is away may come back as long as our node is there; without it nobody ever will."""
@@ -262,7 +261,9 @@ class VirtioVio:
             self._enter(ClientState.WAITING)
 
     def _gone(self) -> None:
-        """The server that could not be lived with has left: the next one gets a try."""
+        """The server has ended its work and left (P1.9). One that could not be lived with makes room for the next."""
+        if not self.crq.suspended:
+            self.driver.fenced()
         if self.state is ClientState.FAILED:
             self._enter(ClientState.WAITING)
 
@@ -330,6 +331,7 @@ class VirtioVio:
 
     def _negotiate(self) -> None:
         """The connection is open."""
+        self.driver.fenced()  # so the server has ended what it did before (P1.5, P1.9)
         if self.state is ClientState.FAILED:
             return  # the same server would give the same answers
         self._enter(ClientState.NEGOTIATING)
@@ -394,6 +396,7 @@ class VirtioVio:
     def _was_reset(self, reply: dict[str, int]) -> None:
         """Only now nothing of the old life is touched any more, so only now the driver gets its buffers back."""
         self._end_session()
+        self.driver.fenced()
         self._enter(ClientState.NEGOTIATING)
         self._handshake.acknowledge()
 

@@ -41,12 +41,11 @@ _TRANSPORT_BITS = (
     feature.VERSION_1
     | feature.ACCESS_PLATFORM
     | feature.RING_PACKED
-    | feature.IN_ORDER
     | feature.NOTIFICATION_DATA
     | feature.RING_RESET
     | feature.SUSPEND
 )
-"""What revision 1 can carry beside INDIRECT_DESC and EVENT_IDX (P4.3)."""
+"""What revision 1 can carry beside INDIRECT_DESC, EVENT_IDX and IN_ORDER (P4.3)."""
 
 
 class Configuration:
@@ -62,6 +61,7 @@ class Configuration:
         *,
         highest_revision: int,
         event_idx: bool,
+        in_order: bool,
         use_channels: bool,
         reply: Callable[[int, int, Status], None],
         on_broken: Callable[[str], None],
@@ -78,6 +78,7 @@ class Configuration:
         self._channels = channels
         self._highest_revision = highest_revision
         self._event_idx = event_idx
+        self._in_order = in_order
         self._use_channels = use_channels
         self._reply = reply
         self._on_broken = on_broken
@@ -103,6 +104,8 @@ class Configuration:
     def offered(self, revision: int) -> int:
         """The feature bits that a client of this revision is offered (P4.2, P4.3)."""
         ring = feature.INDIRECT_DESC | (feature.EVENT_IDX if self._event_idx else 0)
+        if revision and self._in_order:
+            ring |= feature.IN_ORDER
         carried = ring | (_TRANSPORT_BITS if revision else feature.ANY_LAYOUT)
         return feature.offer(self._device.features, carried, self._device.device_id)
 

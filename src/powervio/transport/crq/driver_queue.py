@@ -7,6 +7,7 @@ status bytes) cost nothing here.
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Callable, Sequence
 from typing import Literal, TypeAlias
 
@@ -105,6 +106,12 @@ class CrqDriverQueue(DriverQueue):
         self._notifier: Notifier = crq
         self._indirect = indirect
         self._tables: list[DmaMemory] = []
+        self._reaped: deque[tuple[object, int]] = deque()
+        """What the device has used and the driver has not taken yet."""
+        self._used: list[tuple[object, int]] = []
+        """What the device has used, as long as not all of it is unmapped."""
+        self._mapped: list[tuple[int, int]] = []
+        """The mappings of these."""
         self._kick_high, self._kick_low = encode(Message.KICK, session, queue=index)
         self._build: Callable[[], tuple[int, int]] = self._kick_message
 
@@ -160,7 +167,7 @@ class CrqDriverQueue(DriverQueue):
                     if buffer.device_address is not None:
                         segments.append((buffer.device_address + offset, length))
                     else:
-                        ioba = self._dma.map(buffer.address + offset, length, access)
+                        ioba = self._dma.plan(buffer.address + offset, length, access)
                         mappings.append((ioba, length))
                         segments.append((ioba, length))
             if indirect:
@@ -180,8 +187,19 @@ class CrqDriverQueue(DriverQueue):
         return added
 
     def kick(self) -> None:
-        """See `DriverQueue`: this is where a kick becomes an H_SEND_CRQ, or an H_SEND_SUB_CRQ."""
-        if not self.ending and not self.held and self.ring.publish():
+        """See `DriverQueue`: this is where a kick becomes an H_SEND_CRQ, or an H_SEND_SUB_CRQ.
+
+        Everything that was added is mapped before the device can see it.
+        """
+        if self.ending or self.held:
+            return
+        try:
+            self._dma.commit()
+        except HcallError:
+            if self._dma.gone:
+                return  # the device tree tells the driver
+            raise
+        if self.ring.publish():
             self._notifier.signal(self.index, self._build)
 
     def _kick_message(self) -> tuple[int, int]:
@@ -189,15 +207,35 @@ class CrqDriverQueue(DriverQueue):
         return self._kick_high | index & 0xFFFF, self._kick_low | (index >> 16) << 32
 
     def reap(self) -> tuple[object, int] | None:
-        """See `DriverQueue`. Raises `RemoteError` when the device broke the ring."""
-        result = self.ring.reap()
-        if result is None:
-            return None
-        entry, written = result
-        assert isinstance(entry, _InFlight)
-        if entry.mappings or entry.table is not None:
-            self._give_back(entry.mappings, entry.table)
-        return entry.token, written
+        """See `DriverQueue`. Raises `RemoteError` when the device broke the ring.
+
+        All that the device has used by now is unmapped together, before the first of it is handed out. Raises
+        `HcallError` when that is not possible, for a DMA engine works there still perhaps: the next call tries again.
+        """
+        if not self._reaped:
+            self._collect()
+            if not self._reaped:
+                return None
+        return self._reaped.popleft()
+
+    def _collect(self) -> None:
+        reap = self.ring.reap
+        try:
+            while (result := reap()) is not None:
+                entry, written = result
+                assert isinstance(entry, _InFlight)
+                self._mapped += entry.mappings
+                if entry.table is not None:
+                    self._tables.append(entry.table)
+                self._used.append((entry.token, written))
+        except RemoteError:
+            if not self._used:
+                raise  # else it is raised again when what came before is handed out: a broken ring stays so
+        if self._mapped:
+            self._dma.unmap_all(self._mapped)
+            self._mapped = []
+        self._reaped.extend(self._used)
+        self._used.clear()
 
     def end(self) -> None:
         """The session is over: take every mapping back and free the ring. Buffers are the driver's again."""
@@ -221,16 +259,21 @@ class CrqDriverQueue(DriverQueue):
         return tokens
 
     def _take_back(self) -> list[object]:
-        tokens: list[object] = []
+        tokens: list[object] = [token for token, _ in (*self._reaped, *self._used)]
+        self._reaped.clear()
+        self._used.clear()
+        mappings, self._mapped = self._mapped, []
         for entry in self.ring.drain():
             assert isinstance(entry, _InFlight)
-            self._give_back(entry.mappings, entry.table)
+            mappings += entry.mappings
+            if entry.table is not None:
+                self._tables.append(entry.table)
             tokens.append(entry.token)
+        self._dma.unmap_all(mappings)
         return tokens
 
     def _give_back(self, mappings: list[tuple[int, int]], table: DmaMemory | None) -> None:
-        for ioba, length in mappings:
-            self._dma.unmap(ioba, length)
+        self._dma.unmap_all(mappings)
         if table is not None:
             self._tables.append(table)
 

@@ -130,6 +130,8 @@ class Quiescence:
 
     def _hold(self) -> None:
         """Hold back the kicks of queues that are to be quiet, and make up for those of the others."""
+        if not self._session:
+            return
         everything = self._wanted or self.suspended or self._under_way in (Message.SUSPEND, Message.RESUME)
         in_reset = self._resets[0][0] if self._under_way in (Message.QUEUE_RESET, Message.FIND_VQS) else None
         for queue in self._handshake.queues:
@@ -200,6 +202,5 @@ class Quiescence:
         taken_back, self._taken_back = self._taken_back, []
         self._under_way = None
         done(taken_back)
-        if self._session:
-            self._hold()
-            self._next()
+        self._hold()
+        self._next()

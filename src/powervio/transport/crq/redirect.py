@@ -28,6 +28,7 @@ from powervio.transport.crq.remote import RdmaPayload, RemoteWindow
 from powervio.vio.dma import PartitionPages
 from powervio.vio.engine import EngineWindow
 from powervio.vio.ranges import RangeExhausted
+from powervio.virtio.batch import Transfer
 from powervio.virtio.queue import DeviceQueue
 
 REDIRECT_MIN = 64 * TCE_PAGE_SIZE
@@ -58,7 +59,6 @@ class Redirector:
         self._remote = node.windows[1].liobn
         self._engine = engine
         self._pages = pages
-        self._list_address = 0
 
     def move(self, pieces: Sequence[DmaSegment], backing: Backing, position: int, *, to_memory: bool) -> bool:
         """Move between `backing` at `position` and these pieces of the partner's window, in order.
@@ -122,6 +122,44 @@ class Redirector:
                 self._engine.free(start, count)
         return True
 
+    def move_all(
+        self, transfers: Sequence[tuple[Transfer, list[DmaSegment]]], numbers: list[int], backing: Backing
+    ) -> bool:
+        """Carry out several transfers together: `numbers` are the pages of the partner's window that they take, each
+        once and at most a list of H_PUT_RTCE_INDIRECT; the segments are offsets in these and lengths.
+
+        False when nothing was moved and all of it has to be copied; each transfer that fails has its `error`.
+        """
+        count = len(numbers)
+        try:
+            start = self._engine.allocate(count)
+        except RangeExhausted:
+            return self._copy()
+        if numbers[-1] - numbers[0] == count - 1 and numbers == list(range(numbers[0], numbers[0] + count)):
+            numbers = numbers[:1]
+        free = False
+        try:
+            mapped = self._map(numbers, count, start)
+            if mapped < count:
+                free = self._unmap(start, mapped)
+                return self._copy()
+            requests = [
+                (transfer.to_driver, transfer.position, [(start + at, length) for at, length in places])
+                for transfer, places in transfers
+            ]
+            try:
+                errors = self._engine.engine.move_all(backing, requests)
+            except DmaFault:
+                return False  # one of them names what it must not touch: each by itself will tell which
+            finally:
+                free = self._unmap(start, count)
+            for (transfer, _), error in zip(transfers, errors, strict=True):
+                transfer.error = error
+        finally:
+            if free:
+                self._engine.free(start, count)
+        return True
+
     def _copy(self) -> bool:
         self.copied += 1
         return False
@@ -135,15 +173,10 @@ class Redirector:
         elif count > MULTI_TCE_LIMIT or max(numbers) >> 52:  # more than a list holds, or no address at all
             return 0
         else:
-            try:
-                self._list_address = self._list_address or self._pages.allocate(TCE_PAGE_SIZE)
-            except RangeExhausted:
-                return 0
+            list_address = self._pages.list_address
             addresses = [number << TCE_PAGE_SHIFT for number in numbers]
-            pack_into(f">{count}Q", self._pages.memory, self._list_address, *addresses)
-            code, done = self._port.put_rtce_indirect(
-                self._list_address, self._remote, self._engine.liobn, start, count
-            )
+            pack_into(f">{count}Q", self._pages.memory, list_address, *addresses)
+            code, done = self._port.put_rtce_indirect(list_address, self._remote, self._engine.liobn, start, count)
         return done if code else count
 
     def _unmap(self, start: int, count: int) -> bool:
@@ -174,7 +207,7 @@ class RedirectedPayload(RdmaPayload):
             return
         while length:
             part = min(length, _LARGEST)
-            if not self._redirector.move(self._pieces(offset, part), backing, position, to_memory=True):
+            if not self._redirector.move(self.pieces(offset, part), backing, position, to_memory=True):
                 super().fill_from(backing, position, offset, part)
             position += part
             offset += part
@@ -187,7 +220,7 @@ class RedirectedPayload(RdmaPayload):
             return
         while length:
             part = min(length, _LARGEST)
-            if not self._redirector.move(self._pieces(offset, part), backing, position, to_memory=False):
+            if not self._redirector.move(self.pieces(offset, part), backing, position, to_memory=False):
                 super().drain_to(backing, position, offset, part)
             position += part
             offset += part

@@ -15,7 +15,7 @@ from powervio.vio.dma import DmaMemory, DmaSpace
 from powervio.virtio.queue import DeviceQueue
 
 BOUNCE_SIZE = 256 * 1024
-"""Bytes of the server's own memory through which copied payloads pass, for each adapter."""
+"""Bytes of the server's own memory through which copied payloads pass, one request at a time of all its adapters."""
 _WRITE_LIMIT = 48
 """Bytes that H_WRITE_RDMA carries in registers (papr-vio 4.2)."""
 _READ_LIMIT = 72
@@ -32,11 +32,11 @@ class RemoteWindow:
         self._remote = node.windows[1].liobn
         self._limit = port.max_virtual_dma_size or _NO_LIMIT
         self._dma = dma
-        self.bounce = dma.allocate(BOUNCE_SIZE)
+        self.bounce = dma.share(BOUNCE_SIZE)
 
     def release(self) -> None:
         """Give back the bounce area; the window is not used afterwards."""
-        self._dma.release(self.bounce)
+        self._dma.unshare(self.bounce)
 
     def _check(self, code: int, address: int, length: int, what: str) -> None:
         if code:
@@ -123,7 +123,7 @@ class RdmaPayload(Payload):
             total += length
         self.length = total
 
-    def _pieces(self, offset: int, length: int) -> list[tuple[int, int]]:
+    def pieces(self, offset: int, length: int) -> list[tuple[int, int]]:
         """The parts of segments that make up a range, as `(I/O address, bytes)`."""
         if offset < 0 or length < 0 or offset + length > self.length:
             raise ValueError(f"bytes {offset} to {offset + length} are outside a payload of {self.length} bytes")
@@ -146,7 +146,7 @@ class RdmaPayload(Payload):
 
     def read(self, offset: int, length: int) -> bytes:
         """See `Payload`."""
-        pieces = self._pieces(offset, length)
+        pieces = self.pieces(offset, length)
         if len(pieces) == 1:
             return self._window.read(*pieces[0])
         return b"".join([self._window.read(address, part) for address, part in pieces])
@@ -154,7 +154,7 @@ class RdmaPayload(Payload):
     def write(self, offset: int, data: bytes) -> None:
         """See `Payload`."""
         at = 0
-        for address, part in self._pieces(offset, len(data)):
+        for address, part in self.pieces(offset, len(data)):
             self._window.write(address, data[at : at + part])
             at += part
 
@@ -164,7 +164,7 @@ class RdmaPayload(Payload):
         bounce = window.bounce
         while length:
             chunk = min(length, BOUNCE_SIZE)
-            pieces = self._pieces(offset, chunk)
+            pieces = self.pieces(offset, chunk)
             backing.read_into(position, bounce.view[:chunk])
             at = 0
             for address, part in pieces:
@@ -181,7 +181,7 @@ class RdmaPayload(Payload):
         while length:
             chunk = min(length, BOUNCE_SIZE)
             at = 0
-            for address, part in self._pieces(offset, chunk):
+            for address, part in self.pieces(offset, chunk):
                 window.fetch(address, part, bounce, at)
                 at += part
             backing.write_from(position, bounce.view[:chunk])

@@ -15,6 +15,9 @@ from powervio.transport.crq.remote import RemoteWindow
 from powervio.vio.dma import DmaSpace
 from powervio.virtio import packed_layout, split_layout
 
+_ANNEX_LIMIT = 12 * 1024
+"""Bytes of one copy of descriptors with small buffers behind them."""
+
 
 class RemoteRing(RingMemory):
     """What both kinds of ring have: three shadow areas that follow one another, and one for an indirect table."""
@@ -33,11 +36,44 @@ class RemoteRing(RingMemory):
         self._used_at = (self._available_at + available_bytes + 7) & ~7
         self._table_at = (self._used_at + used_bytes + 15) & ~15
         self._shadow = dma.allocate(self._table_at + 16 * size)
+        self._annex_at = 0
+        self._annex = b""
+        self._noted = (1 << 64, 0)
+        """From where to where small buffers were read; `(0, 0)` when they are not to be copied along."""
         view = self._shadow.view
         self.descriptors = view[: self._available_at]
         self.available = view[self._available_at : self._available_at + available_bytes]
         self.used = view[self._used_at : self._used_at + used_bytes]
         self._table = view[self._table_at :]
+
+    def at_hand(self, address: int, length: int) -> bytes | None:
+        """What the client had at an address when the newest descriptors were copied, if that was copied along.
+
+        Descriptors are only used when they were available before a copy of them began; so were the buffers they name.
+        """
+        self._noted = (min(self._noted[0], address), max(self._noted[1], address + length))
+        at = address - self._annex_at
+        return self._annex[at : at + length] if at >= 0 and at + length <= len(self._annex) else None
+
+    def _fetch_with_annex(self, address: int, length: int, offset: int) -> None:
+        """As `_fetch`, and what lies behind it up to the small buffers that were read before, if that is near: a client
+        with a few slots for headers uses the same ones again, and one copy brings them with the descriptors."""
+        low, high = self._noted
+        end = address + length
+        if not end <= low < high <= address + _ANNEX_LIMIT:
+            self._annex = b""
+            self._fetch(address, length, offset)
+            return
+        bounce = self._window.bounce
+        try:
+            self._window.fetch(address, high - address, bounce)
+        except RemoteError:  # what is between is not mapped: never try again
+            self._noted = (0, 0)
+            self._annex = b""
+            self._fetch(address, length, offset)
+            return
+        self._shadow.view[offset : offset + length] = bounce.view[:length]
+        self._annex_at, self._annex = low, bytes(bounce.view[low - address : high - address])
 
     def release(self) -> None:
         """Give back the shadows; the ring is not used afterwards."""
@@ -96,7 +132,7 @@ class RemoteSplitRing(RemoteRing):
     def fetch_descriptors(self) -> None:
         """See `RingMemory`: one copy when the client's areas are adjacent, else two."""
         if self._adjacent:
-            self._fetch(self._addresses.descriptors, 16 * self._size + self._available_bytes, 0)
+            self._fetch_with_annex(self._addresses.descriptors, 16 * self._size + self._available_bytes, 0)
         else:
             self._fetch(self._addresses.descriptors, 16 * self._size, 0)
             self.fetch_available()
@@ -133,7 +169,7 @@ class RemotePackedRing(RemoteRing):
         """See `RingMemory`: one copy, two where the run goes over the end of the ring."""
         ring = self._addresses.descriptors
         until_end = min(count, self._size - first)
-        self._fetch(ring + 16 * first, 16 * until_end, 16 * first)
+        self._fetch_with_annex(ring + 16 * first, 16 * until_end, 16 * first)
         if count > until_end:
             self._fetch(ring, 16 * (count - until_end), 0)
 

@@ -64,15 +64,17 @@ class VirtioCrq:
         *,
         highest_revision: int = HIGHEST_REVISION,
         event_idx: bool = True,
+        in_order: bool = False,
         channels: bool = True,
         redirect_min: int | None = REDIRECT_MIN,
         trace: Callable[[str], None] | None = None,
     ) -> None:
         """`highest_revision` limits what is settled with the client; `trace` is told of each handshake step.
 
-        Without `channels` all queues stay on the CRQ, as with a platform that has no Sub-CRQs. Transfers of
-        `redirect_min` bytes or more go by redirected DMA if the partition has a physical adapter and the backing is a
-        file; None copies all.
+        With `in_order` IN_ORDER is offered, which many drivers accept wherever they find it: then one slow request
+        keeps all behind it. Without `channels` all queues stay on the CRQ, as with a platform that has no Sub-CRQs.
+        Transfers of `redirect_min` bytes or more go by redirected DMA if the partition has a physical adapter and the
+        backing is a file; None copies all.
         """
         self.node = node
         self.device = device
@@ -115,6 +117,7 @@ class VirtioCrq:
             self._channels,
             highest_revision=highest_revision,
             event_idx=event_idx,
+            in_order=in_order,
             use_channels=channels,
             reply=self._reply,
             on_broken=self._needs_reset,
@@ -147,7 +150,6 @@ class VirtioCrq:
         self._channels.release()
         self.crq.release()
         self._window.release()
-        self._dma.close()
 
     def _tree_changed(self) -> None:
         """Our node may have gone: then the client's went with it, and there is nobody to serve any more."""

@@ -12,6 +12,7 @@ from functools import partial
 from types import MappingProxyType
 
 from powervio.errors import LocalError, RemoteError, Verdict
+from powervio.transport.crq.batch import RdmaBatch
 from powervio.transport.crq.channels import Channels, Notifier
 from powervio.transport.crq.protocol import Message, QueueAddresses, encode
 from powervio.transport.crq.redirect import RedirectedPayload, Redirector
@@ -105,8 +106,9 @@ class QueueService:
         """Set up a queue; `reached` is what `indices` gave for a ring that is taken over in the middle."""
         memory, ring = self._open(entry, features, big_endian, reached)
         self._rings[entry.index] = memory
+        batch = RdmaBatch(self._window, memory, self._redirector)
         self._queues[entry.index] = DeviceQueue(
-            entry.index, ring, self._payload, self._notify, self._broken, self._wake
+            entry.index, ring, self._payload, self._notify, self._broken, self._wake, batch
         )
         high, low = encode(Message.USED, session, queue=entry.index, generation=channels.generation(entry.index))
         self._notifiers[entry.index] = channels.notifier(entry.index)
@@ -240,7 +242,7 @@ class QueueService:
 
     def _woken(self, queue: DeviceQueue) -> None:
         """The device asked for a turn. What is known of the ring is enough: the client kicks when there is more."""
-        if queue.woken() and not self.paused:
+        if queue.woken() and not self.paused and not self.frozen:
             queue.allowance = _PASS_BYTES
             self._guarded(queue, partial(self._turn, queue))
             if queue.live and queue.allowance <= 0 and queue.available:

@@ -1,0 +1,263 @@
+"""What is wrong with a declared system that a field's type cannot say: names, references, memory, files, sockets.
+
+Each problem is one line that begins with its path in the file and says what was expected.
+"""
+
+from __future__ import annotations
+
+import os
+import stat
+from collections.abc import Iterator, Sequence
+
+from msgspec import Struct
+
+from powervio.errors import LocalError
+from powervio.storage import pool
+from powervio.storage.open import check_format, is_uri, parse_uri
+from powervio.system import sizing
+from powervio.system.config import (
+    MAX_MEMORY,
+    MAX_SOCKET_PATH,
+    MIN_CLIENT_MEMORY,
+    MIN_VIOS_MEMORY,
+    Config,
+    Disk,
+    Lpar,
+    StoragePool,
+    Vios,
+    devices_of,
+    show_size,
+)
+from powervio.system.explain import show
+from powervio.system.sizing import PAGE
+
+
+def config_problems(config: Config) -> Iterator[str]:
+    """What is wrong with partitions, devices, images and sockets."""
+    yield from _check_partitions(config)
+    servers = {vios.name for vios in config.vios}
+    images: dict[tuple[int, int] | str, tuple[str, Disk]] = {}
+    sockets: dict[str, str] = {}
+    slots: dict[tuple[str, int], str] = {}
+    for where, lpar, disk in config.disks():
+        yield from _check_servers(where, disk, servers)
+        yield from _check_options(where, disk)
+        yield from _check_image(where, disk, images)
+        if disk.nbd is not None:
+            yield from _check_socket(f"{where}.nbd", disk.nbd, sockets)
+        if disk.slot is not None:
+            other = slots.setdefault((lpar.name, disk.slot), where)
+            if other != where:
+                yield f"{where}.slot: slot {disk.slot} of {lpar.name} is taken by {other}"
+    for where, lpar, row, declared in config.devices():
+        if servers and declared.vios not in servers:
+            yield f'{where}.vios: "{declared.vios}" is not one of the VIO servers ({", ".join(sorted(servers))})'
+        if declared.byteorder == "big" and declared.revision != 0:
+            yield f'{where}.byteorder: "big" needs revision = 0; revision 1 is little-endian as virtio 1 is'
+        for problem in row.check(declared):
+            yield f"{where}.{problem}"
+        for at, path in _sockets(where, declared):
+            yield from _check_socket(at, path, sockets)
+        if declared.slot is not None:
+            other = slots.setdefault((lpar.name, declared.slot), where)
+            if other != where:
+                yield f"{where}.slot: slot {declared.slot} of {lpar.name} is taken by {other}"
+    exports = {disk.nbd for _, _, disk in config.disks() if disk.nbd is not None}
+    for where, _, disk in config.disks():
+        if disk.image.startswith("nbd+unix:") and parse_uri(disk.image).address in exports:
+            # the VIO server would wait for a client that waits for the VIO server
+            yield f"{where}.image: {disk.image} is what this system exports; a disk cannot stand on another one of it"
+    paths = {disk.image for _, disk in images.values()}
+    for where, disk in images.values():
+        if disk.nbd in paths:
+            yield f"{where}.nbd: {disk.nbd} is an image of this file; expected the path of a socket"
+
+
+def pool_problems(pools: list[StoragePool], lpars: Sequence[Lpar]) -> Iterator[str]:
+    """What is wrong with pools, and with what disks say of them."""
+    names: dict[str, str] = {}
+    paths: dict[str, str] = {}
+    for at, one in enumerate(pools):
+        for what, known, value in (("name", names, one.name), ("path", paths, os.path.realpath(one.path))):
+            other = known.setdefault(value, f"pool[{at}]")
+            if other != f"pool[{at}]":
+                yield f"pool[{at}].{what}: {value} is that of {other} already"
+        if not os.path.isdir(one.path) and (os.path.lexists(one.path) or not os.path.isdir(os.path.dirname(one.path))):
+            yield f"pool[{at}].path: {one.path} is no directory, and none can be made there"
+    for number, lpar in enumerate(lpars):
+        for position, disk in enumerate(lpar.disk):
+            yield from reference_problems(f"lpar[{number}].disk[{position}].image", disk, pools)
+
+
+def reference_problems(where: str, disk: Disk, pools: list[StoragePool]) -> Iterator[str]:
+    """What is wrong with an image that is no path: a URI or a pool's volume."""
+    try:
+        if is_uri(disk.image):
+            parse_uri(disk.image)
+        if not disk.image.startswith(pool.PREFIX):
+            return
+        name, volume = pool.split(disk.image)
+        found = next((one for one in pools if one.name == name), None)
+        if found is None:
+            there = f"pools: {', '.join(one.name for one in pools)}" if pools else "there is no [[pool]]"
+            yield f'{where}: there is no pool "{name}" ({there})'
+        elif disk.size is not None:
+            yield f"{where}: a volume has its size already; `powervio pool` makes and resizes volumes"
+        else:
+            pool.Pool(name, found.path).check(volume)
+    except LocalError as error:
+        yield f"{where}: {error}"
+
+
+def _sockets(where: str, declared: Struct) -> Iterator[tuple[str, str]]:
+    for name in declared.__struct_fields__:
+        value = getattr(declared, name)
+        if name == "socket" and value is not None:
+            yield f"{where}.{name}", value
+        elif isinstance(value, list):
+            for number, part in enumerate(value):
+                if isinstance(part, Struct):
+                    yield from _sockets(f"{where}.{name}[{number}]", part)
+
+
+def _check_servers(where: str, disk: Disk, servers: set[str]) -> Iterator[str]:
+    for number, name in enumerate(disk.servers):
+        at = f"{where}.vios" if isinstance(disk.vios, str) else f"{where}.vios[{number}]"
+        if servers and name not in servers:
+            yield f"{at}: {show(name)} is not one of the VIO servers ({', '.join(sorted(servers))})"
+        if name in disk.servers[:number]:
+            yield f"{at}: {show(name)} is there already; expected another VIO server for each path"
+    if not disk.servers:
+        yield f"{where}.vios: it is empty; expected a VIO server, or several"
+    if disk.paths < 2:
+        for option in ("policy", "check_interval"):
+            if getattr(disk, option) is not None:
+                yield f"{where}.{option}: it is about several VIO servers; vios names one"
+        return
+    if disk.format not in (None, "raw"):
+        yield (
+            f"{where}.format: several VIO servers can serve a raw image; of {disk.format} each would have tables of its"
+            f" own in memory, and they would destroy the image"
+        )
+    if is_uri(disk.image):
+        yield (
+            f"{where}.image: several VIO servers can serve a raw image; of an NBD export each would keep a journal of"
+            f" its own, and write old data again over the other's when the NBD server comes back"
+        )
+
+
+def _check_partitions(config: Config) -> Iterator[str]:
+    if not config.vios:
+        yield "vios: there is none; expected at least one [[vios]]"
+    names: dict[str, str] = {}
+    groups: tuple[tuple[str, Sequence[Vios | Lpar], int], ...] = (
+        ("vios", config.vios, MIN_VIOS_MEMORY),
+        ("lpar", config.lpar, MIN_CLIENT_MEMORY),
+    )
+    for kind, partitions, least in groups:
+        for at, partition in enumerate(partitions):
+            where = f"{kind}[{at}]"
+            other = names.setdefault(partition.name, where)
+            if other != where:
+                yield f'{where}.name: "{partition.name}" is the name of {other} already'
+            if not least <= partition.memory <= MAX_MEMORY:
+                limits = f"{show_size(least)} to {show_size(MAX_MEMORY)}"
+                yield f"{where}.memory: {show_size(partition.memory)}; expected {limits}"
+            elif partition.memory % PAGE:
+                yield f"{where}.memory: {partition.memory} bytes; expected a multiple of {PAGE}"
+            elif partition.memory < (need := _memory_need(config, partition)):
+                yield f"{where}.memory: {show_size(partition.memory)}; its devices need at least {-(-need >> 20)}M"
+
+
+def _memory_need(config: Config, partition: Vios | Lpar) -> int:
+    if isinstance(partition, Lpar):
+        others = sum(1 for _ in devices_of(partition))
+        return sizing.client_need(partition.disk) + others * sizing.CLIENT_DEVICE
+    others = sum(declared.vios == partition.name for _, _, _, declared in config.devices())
+    disks = [disk for _, _, disk in config.disks() if partition.name in disk.servers]
+    return sizing.server_need(disks) + others * sizing.SERVER_DEVICE
+
+
+def _check_options(where: str, disk: Disk) -> Iterator[str]:
+    for option in ("block_size", "queue_size"):
+        value = getattr(disk, option)
+        if value is not None and value & (value - 1):
+            yield f"{where}.{option}: {value}; expected a power of two"
+    if disk.byteorder == "big" and disk.revision != 0:
+        yield f'{where}.byteorder: "big" needs revision = 0; revision 1 is little-endian as virtio 1 is'
+    if disk.ring == "packed" and disk.revision == 0:
+        yield f'{where}.ring: "packed" needs revision = 1'
+    if disk.readonly and disk.discard:
+        yield f"{where}.discard: a disk that is readonly cannot discard"
+    if disk.readonly and disk.size is not None:
+        yield f"{where}.size: a disk that is readonly cannot be made"
+    if disk.size is not None and (disk.format not in (None, "raw") or is_uri(disk.image)):
+        yield f"{where}.size: only a raw image can be made; make others with qemu-img create"
+    for option, needs in (("burst_bytes", "bytes_per_second"), ("burst_requests", "requests_per_second")):
+        if getattr(disk, option) is not None and getattr(disk, needs) is None:
+            yield f"{where}.{option}: it limits nothing without {needs}"
+    if is_uri(disk.image):
+        for option in ("format", "direct"):
+            if getattr(disk, option):
+                yield f"{where}.{option}: it is the NBD server's to choose, not ours"
+    if disk.size is not None and disk.size % 512:
+        yield f"{where}.size: {disk.size} bytes; expected a multiple of 512"
+
+
+def _check_image(where: str, disk: Disk, images: dict[tuple[int, int] | str, tuple[str, Disk]]) -> Iterator[str]:
+    at = f"{where}.image"
+    key: tuple[int, int] | str = disk.image
+    try:
+        found = None if is_uri(disk.image) else os.stat(disk.image)
+    except FileNotFoundError:
+        if not disk.image:
+            yield f"{at}: it is empty; expected the path of a raw image"
+            return
+        if disk.size is None:
+            yield f'{at}: {disk.image} does not exist (size = "1G" would make it)'
+        elif not os.path.isdir(os.path.dirname(disk.image)):
+            yield f"{at}: the folder of {disk.image} does not exist"
+    except (OSError, ValueError) as error:
+        yield f"{at}: {disk.image}: {_reason(error)}"
+    else:
+        if found is None:
+            pass  # who is there is found out when it is connected to
+        elif stat.S_ISDIR(found.st_mode):
+            yield f"{at}: {disk.image} is a directory; expected a file or a block device"
+        elif not (stat.S_ISREG(found.st_mode) or stat.S_ISBLK(found.st_mode)):
+            yield f"{at}: {disk.image} is neither a file nor a block device"
+        elif stat.S_ISREG(found.st_mode) and not found.st_size:
+            yield f"{at}: {disk.image} is empty (0 bytes); expected at least one sector"
+        elif stat.S_ISREG(found.st_mode):
+            try:
+                check_format(disk.image, disk.format)
+            except LocalError as error:
+                yield f"{where}.{'format' if disk.format else 'image'}: {error}"
+        if found is not None:
+            key = (0, found.st_rdev) if stat.S_ISBLK(found.st_mode) else (found.st_dev, found.st_ino)
+    other_where, other = images.setdefault(key, (where, disk))
+    if other_where != where and not (disk.readonly and other.readonly):
+        yield f"{at}: {disk.image} is served by {other_where} already; an image has one disk unless all are readonly"
+
+
+def _check_socket(at: str, path: str, sockets: dict[str, str]) -> Iterator[str]:
+    length = len(os.fsencode(path))
+    folder = os.path.dirname(path)
+    if not path:
+        yield f"{at}: it is empty; expected the path of a socket"
+    elif "\0" in path:
+        yield f"{at}: a path cannot have a zero byte"
+    elif length > MAX_SOCKET_PATH:
+        yield f"{at}: {path} has {length} bytes; the path of a Unix socket has at most {MAX_SOCKET_PATH}"
+    elif not os.path.isdir(folder):
+        yield f"{at}: the folder {folder} does not exist"
+    elif os.path.lexists(path) and not stat.S_ISSOCK(os.lstat(path).st_mode):
+        yield f"{at}: {path} exists and is not a socket"
+    else:
+        other = sockets.setdefault(os.path.join(os.path.realpath(folder), os.path.basename(path)), at)
+        if other != at:
+            yield f"{at}: {path} is the socket of {other} already"
+
+
+def _reason(error: OSError | ValueError) -> str:
+    return (error.strerror if isinstance(error, OSError) else None) or str(error)

@@ -1,0 +1,402 @@
+"""The disks of a running system: how they are made, by one VIO server or by several, and what `ps` shows of them."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import dataclasses
+import os
+from collections.abc import Callable, Sequence
+from contextlib import AsyncExitStack
+from typing import TYPE_CHECKING, Any, TypeVar
+
+from powervio.attach.nbd import NbdServer
+from powervio.devices.block import BlockDevice, BlockOptions
+from powervio.devices.throttle import Limits
+from powervio.drivers.block import BlockCore, BlockDriver
+from powervio.drivers.multipath import CHECK_INTERVAL, Path
+from powervio.drivers.multipath_disk import MultipathDriver
+from powervio.errors import LocalError
+from powervio.memory.abstract import Backing
+from powervio.phyp.adapter import VioAdapter
+from powervio.storage.image import Image
+from powervio.storage.nbd_backing import NbdBacking
+from powervio.storage.open import LOCK_WAIT, is_uri, open_disk
+from powervio.storage.share import ImageShare
+from powervio.system.config import Disk
+from powervio.system.plan import make_pair
+from powervio.system.served import adapter_entry
+from powervio.system.sizing import BUFFER_SIZE
+from powervio.transport.crq.client import VirtioVio
+from powervio.transport.crq.server import VirtioCrq
+
+if TYPE_CHECKING:
+    from powervio.system.system import System
+
+T = TypeVar("T")
+
+
+@dataclasses.dataclass(slots=True)
+class ServedPath:
+    """One VIO server's way to a disk: both ends, and what they stand on."""
+
+    vios: str
+    server_adapter: VioAdapter
+    client_adapter: VioAdapter
+    driver: BlockCore
+    """Of the client's adapter: the disk's own, or one path's."""
+    client: VirtioVio
+    image: Backing
+    """This, and the two below, are others each time when the VIO server boots; closed while it does not run."""
+    device: BlockDevice
+    server: VirtioCrq
+
+
+@dataclasses.dataclass(slots=True)
+class ServedDisk:
+    """One disk of a running system."""
+
+    where: str
+    """What messages call it: its path in the system file, or "disk" if it was attached later."""
+    declared: Disk
+    driver: BlockDriver | MultipathDriver
+    paths: list[ServedPath]
+    """The preferred one first; there is always one."""
+    share: ImageShare | None = None
+    """The image's lock, if there are several paths."""
+    nbd: NbdServer[Any] | None = None
+    connected: bool = False
+    """Whether the client's driver ever ran: then there may be something to flush."""
+
+    # What a disk with one path has once; of several, the preferred path's.
+
+    @property
+    def image(self) -> Backing:
+        """What the device stands on."""
+        return self.paths[0].image
+
+    @property
+    def device(self) -> BlockDevice:
+        """The VIO server's side."""
+        return self.paths[0].device
+
+    @property
+    def server(self) -> VirtioCrq:
+        """The VIO server's end."""
+        return self.paths[0].server
+
+    @property
+    def client(self) -> VirtioVio:
+        """The client's end."""
+        return self.paths[0].client
+
+    @property
+    def server_adapter(self) -> VioAdapter:
+        """The VIO server's adapter."""
+        return self.paths[0].server_adapter
+
+    @property
+    def client_adapter(self) -> VioAdapter:
+        """The client's adapter."""
+        return self.paths[0].client_adapter
+
+    @property
+    def name(self) -> str:
+        """The client's end, as in `ps`: partition and slot."""
+        return f"{self.client_adapter.partition.name}/{self.client_adapter.slot}"
+
+    @property
+    def server_name(self) -> str:
+        """The VIO server's end, as in `ps`."""
+        return f"{self.server_adapter.partition.name}/{self.server_adapter.slot}"
+
+    @property
+    def names(self) -> list[str]:
+        """Every end of every path, as in `ps`."""
+        adapters = [adapter for path in self.paths for adapter in (path.client_adapter, path.server_adapter)]
+        return [f"{adapter.partition.name}/{adapter.slot}" for adapter in adapters]
+
+    def close(self) -> None:
+        """Close what the VIO servers have open; nobody else gets the image before."""
+        for path in self.paths:
+            path.image.close()
+        if self.share is not None:
+            self.share.close()
+
+
+async def make_disk(
+    system: System,
+    where: str,
+    client_name: str,
+    declared: Disk,
+    adapters: Sequence[tuple[VioAdapter, VioAdapter]] = (),
+) -> ServedDisk:
+    """All ends of a disk, not started yet; `adapters` of server and client for each path, if they are there already.
+
+    Raises `LocalError`, and leaves nothing then.
+    """
+    async with AsyncExitStack() as undo:
+        size_to_make = _size_to_make(declared)
+        share = None
+        if declared.paths > 1:
+            share = await _share(declared, size_to_make)
+            undo.push_async_callback(asyncio.to_thread, share.close)
+        images = []
+        for _ in declared.servers:
+            images.append(await open_image_of(system, declared, share))
+            undo.push_async_callback(asyncio.to_thread, images[-1].close)
+        if size_to_make is not None:
+            undo.callback(os.unlink, declared.image)
+        system.look_at_size(where, declared, images[0].size, made=size_to_make is not None)
+        driver = _make_driver(system, client_name, declared)
+        drivers: list[BlockCore] = list(driver.paths) if isinstance(driver, MultipathDriver) else [driver]
+        paths = []
+        for number, (vios, image, core) in enumerate(zip(declared.servers, images, drivers, strict=True)):
+            device = make_device(declared, image)
+            if adapters:
+                server_adapter, client_adapter = adapters[number]
+            else:
+                slot = None if number else declared.slot
+                pair = make_pair(system.hypervisor, system.partitions, client_name, vios, slot)
+                server_adapter, client_adapter = pair
+                undo.callback(system.hypervisor.remove_pair, client_adapter)
+            client = VirtioVio(
+                system.kernels[client_name],
+                client_adapter.node,
+                core,
+                revision=declared.revision,
+                big_endian=declared.byteorder == "big",
+                indirect=declared.indirect,
+                event_idx=declared.event_idx,
+                packed=declared.ring == "packed",
+            )
+            undo.callback(client.retire)
+            server = await system.in_partition(vios, _server_maker(system, vios, server_adapter, device))
+            paths.append(
+                ServedPath(vios, server_adapter, client_adapter, core, client, image, device=device, server=server)
+            )
+        undo.pop_all()
+    return ServedDisk(where, declared, driver, paths, share)
+
+
+def make_device(declared: Disk, image: Backing) -> BlockDevice:
+    """The device that one VIO server has for the disk. Raises `LocalError`."""
+    block_size = declared.block_size or image.block_size
+    if image.size % block_size:
+        raise LocalError(f"image {declared.image} has {image.size} bytes; expected whole blocks of {block_size}")
+    options = BlockOptions(
+        serial=declared.serial,
+        read_only=declared.readonly,
+        queues=declared.queues,
+        queue_size=declared.queue_size,
+        block_size=declared.block_size,
+        writeback=declared.write_cache,
+        discard=declared.discard,
+        limits=_limits(declared),
+    )
+    return BlockDevice(image, options)
+
+
+async def open_image_of(system: System, declared: Disk, share: ImageShare | None) -> Backing:
+    """Open a disk's image for one VIO server. Raises `LocalError`.
+
+    Elsewhere than in the loop: a predecessor may still have it, a server may be slow.
+    """
+    if share is not None:
+        one_of_several = share
+        return await _opened(lambda: one_of_several.open(direct=declared.direct))
+    folder = None if declared.format in (None, "raw") else system.private_folder()
+    return await _opened(
+        lambda: open_disk(
+            declared.image,
+            image_format=declared.format,
+            read_only=declared.readonly,
+            direct=declared.direct,
+            create_size=_size_to_make(declared),
+            folder=folder,
+        )
+    )
+
+
+async def flush_image(system: System, disk: ServedDisk) -> None:
+    """Make what the disk completed stable, though its client cannot ask for it now. Raises `OSError`, `LocalError`."""
+    for path in disk.paths:
+        if system.servers.runs(path.vios):
+            await asyncio.to_thread(path.image.flush)
+            return
+    # All VIO servers are away, and their images closed. What is flushed is the file, not what had it open.
+    image = await open_image_of(system, disk.declared, disk.share)
+    try:
+        await asyncio.to_thread(image.flush)
+    finally:
+        await asyncio.to_thread(image.close)
+
+
+def capacity_of(system: System, disk: ServedDisk) -> int:
+    """Bytes that the disk has at its VIO servers; what the client knows if none of them runs."""
+    running = [path.device.capacity for path in disk.paths if system.servers.runs(path.vios)]
+    return running[0] if running else disk.driver.capacity
+
+
+async def resize_images(system: System, disk: ServedDisk, size: int) -> None:
+    """Let the image and every device that runs have another size: the file first when it grows, last when it shrinks.
+
+    Raises `LocalError`, `TimeoutError`.
+    """
+    paths = [path for path in disk.paths if system.servers.runs(path.vios)]
+    if not paths:
+        raise LocalError(f"{disk.name}: none of its VIO servers runs ({', '.join(disk.declared.servers)})")
+    images = [path.image for path in paths]
+    if not all(isinstance(image, Image) for image in images):
+        raise LocalError(f"{disk.declared.image} is not a raw image; only those are resized here")
+    first, *others = [image for image in images if isinstance(image, Image)]
+
+    async def images_follow() -> None:
+        for path, image in zip(paths[1:], others, strict=True):
+            await system.in_partition(path.vios, _call(image.resized, size))
+
+    async def devices_follow() -> None:
+        for path in paths:
+            await system.in_partition(path.vios, _call(path.device.resize, size))
+
+    if size > capacity_of(system, disk):
+        await system.in_partition(paths[0].vios, _call(first.resize, size))
+        await images_follow()
+        await devices_follow()
+    else:  # the drivers hear of it before the bytes are gone, and no image takes the others' end for a loss
+        await devices_follow()
+        await images_follow()
+        await system.in_partition(paths[0].vios, _call(first.resize, size))
+
+
+def _call(function: Callable[[int], None], size: int) -> Callable[[], None]:
+    return lambda: function(size)
+
+
+async def _share(declared: Disk, size_to_make: int | None) -> ImageShare:
+    return await _opened(
+        lambda: ImageShare(declared.image, read_only=declared.readonly, create_size=size_to_make, wait=LOCK_WAIT)
+    )
+
+
+async def _opened(open_it: Callable[[], T]) -> T:
+    """Open something in a thread; when the caller is cancelled meanwhile it is closed again."""
+    opening = asyncio.ensure_future(asyncio.to_thread(open_it))
+    try:
+        return await asyncio.shield(opening)
+    except asyncio.CancelledError:
+        with contextlib.suppress(LocalError):
+            made: Any = await opening
+            await asyncio.to_thread(made.close)
+        raise
+
+
+def _make_driver(system: System, client_name: str, declared: Disk) -> BlockDriver | MultipathDriver:
+    buffers = system.buffers_of(client_name)
+    if declared.paths == 1:
+        return BlockDriver(max_queues=declared.queues, buffers=buffers, buffer_size=BUFFER_SIZE)
+    return MultipathDriver(
+        declared.servers,
+        system.kernels[client_name],
+        policy=declared.policy or "failover",
+        check_interval=declared.check_interval or CHECK_INTERVAL,
+        max_queues=declared.queues,
+        buffers=buffers,
+        buffer_size=BUFFER_SIZE,
+    )
+
+
+def _server_maker(system: System, vios: str, adapter: VioAdapter, device: BlockDevice) -> Callable[[], VirtioCrq]:
+    return lambda: VirtioCrq(system.kernels[vios], adapter.node, device)
+
+
+def _limits(declared: Disk) -> Limits | None:
+    """What one VIO server may let through. Several that take turns have a part each, so that together they keep it."""
+    parts = declared.paths if declared.policy == "round-robin" else 1
+    names = ("bytes_per_second", "requests_per_second", "burst_bytes", "burst_requests")
+    values = [getattr(declared, name) for name in names]
+    if values[0] is None and values[1] is None:
+        return None
+    return Limits(*(None if value is None else max(1, value // parts) for value in values))
+
+
+def _size_to_make(declared: Disk) -> int | None:
+    """`size` makes an image that is not there; one that is there may have any size."""
+    return None if declared.size is None or os.path.exists(declared.image) else int(declared.size)
+
+
+# -- looking
+
+
+def entries(system: System, disk: ServedDisk) -> list[dict[str, Any]]:
+    """What `ps --json` prints: both ends of each path."""
+    found = []
+    for path in disk.paths:
+        found += [_client_entry(disk, path), _server_entry(disk, path, runs=system.servers.runs(path.vios))]
+    return found
+
+
+def _adapter_entry(disk: ServedDisk, adapter: VioAdapter) -> dict[str, Any]:
+    return {
+        **adapter_entry("block", adapter),
+        "image": disk.declared.image,
+        "format": None if is_uri(disk.declared.image) else disk.declared.format or "raw",
+        "nbd": disk.declared.nbd,
+        "readonly": disk.declared.readonly,
+    }
+
+
+def _client_entry(disk: ServedDisk, path: ServedPath) -> dict[str, Any]:
+    client, driver = path.client, path.driver
+    return {
+        **_adapter_entry(disk, path.client_adapter),
+        "state": client.state.value,
+        "revision": client.revision,
+        "failure": client.failure,
+        "capacity": driver.capacity,
+        "requests": driver.requests - (driver.checks if isinstance(driver, Path) else 0),
+        "failed": driver.failed,
+        "resubmitted": driver.resubmitted,
+        "in_flight": driver.in_flight,
+        "pending": driver.pending,
+        "sessions": client.sessions,
+        "rejected": client.rejected,
+        "nbd_clients": 0 if disk.nbd is None else disk.nbd.clients,
+        "path": _path_entry(disk, path),
+    }
+
+
+def _path_entry(disk: ServedDisk, path: ServedPath) -> dict[str, Any] | None:
+    """None for a disk with one path. `waiting`, of the whole disk, is requests that no path can take now."""
+    whole, one = disk.driver, path.driver
+    if not isinstance(whole, MultipathDriver) or not isinstance(one, Path):
+        return None
+    return {
+        "disk": disk.name,
+        "policy": whole.policy,
+        "preferred": path is disk.paths[0],
+        "state": one.state.value,
+        "reason": one.reason,
+        "checks": one.checks,
+        "failures": one.failures,
+        "waiting": whole.waiting,
+    }
+
+
+def _server_entry(disk: ServedDisk, path: ServedPath, *, runs: bool) -> dict[str, Any]:
+    device = path.device
+    return {
+        **_adapter_entry(disk, path.server_adapter),
+        "state": path.server.state if runs else "closed",
+        "revision": path.server.revision if runs else None,
+        "capacity": path.image.size,
+        "requests": device.requests,
+        "rejected": path.server.rejected,
+        "counters": {
+            **dataclasses.asdict(device.counters),
+            "throttled_seconds": round(device.counters.throttled_seconds, 3),
+        },
+        "limits": None if device.options.limits is None else dataclasses.asdict(device.options.limits),
+        "delayed": device.delayed,
+        "reconnections": path.image.reconnections if isinstance(path.image, NbdBacking) else 0,
+    }
