@@ -15,11 +15,12 @@ import pytest
 from tests.vhost_user.harness import LIMIT, RawFrontEnd, Serving, memory, serving
 
 from powervio.devices.block import BlockDevice
+from powervio.errors import RemoteError
 from powervio.memory.area import MappedArea
 from powervio.storage.image import open_image
 from powervio.testing.echo import ECHO_FEATURE, EchoDevice
 from powervio.transport.vhost_user import protocol as wire
-from powervio.transport.vhost_user.back_end import PROTOCOL_FEATURES
+from powervio.transport.vhost_user.back_end import PROTOCOL_FEATURES, BackEndOptions
 from powervio.transport.vhost_user.connection import Connection
 from powervio.transport.vhost_user.protocol import FrontEnd, VringState
 from powervio.transport.vhost_user.ring_state import Phase
@@ -188,6 +189,62 @@ def test_set_features_with_log_all_does_not_disturb_a_running_ring(back: Serving
     ring.wait(2)
     peer.close()
     ring.close()
+
+
+def test_ring_that_was_left_for_later_and_is_disabled_lets_the_loop_sleep(back: Serving, area: MappedArea) -> None:
+    peer = connect(back, area)
+    ring = Ring(peer, area).set_up().enable()
+    ring.add(b"a")
+    ring.wait(1)
+    assert peer.done(FrontEnd.SET_VRING_ENABLE, VringState(0, 0))
+    assert back.server.link is not None
+    service = back.server.link.back_end.service
+
+    def left() -> list[bool]:
+        service._again.add(0)
+        return [service.before_sleep(), service.before_sleep()]
+
+    assert back.call(left) == [False, False]
+    ring.add(b"b", kick=False)
+    ring.enable()
+    ring.wait(2)
+    peer.close()
+    ring.close()
+
+
+@pytest.mark.parametrize("answer", ["wrong translations", "other messages"])
+def test_front_end_that_does_not_answer_a_miss_loses_that_request_or_itself(
+    tmp_path: Path, area: MappedArea, monkeypatch: pytest.MonkeyPatch, answer: str
+) -> None:
+    monkeypatch.setattr("powervio.transport.vhost_user.back_end.TRANSLATION_LIMIT", 0.2)
+    device = EchoDevice()
+    with serving(tmp_path, device, BackEndOptions(platform=True)) as back:
+        peer = connect(back, area, USUAL | wire.P_BACKEND_REQ, feature.ACCESS_PLATFORM)
+        ours, theirs = socket.socketpair()
+        assert peer.done(FrontEnd.SET_BACKEND_REQ_FD, None, [theirs.fileno()])
+        theirs.close()
+        update = wire.IotlbMessage(USER, 0x3000, USER, 3, wire.Iotlb.UPDATE)  # the ring, where it is, and nothing else
+        assert peer.done(FrontEnd.IOTLB_MSG, update)
+        ring = Ring(peer, area).set_up().enable()
+        ring.add(b"lost", address=0x1234_0000)
+        channel = Connection(ours, wire.BACK_END_MESSAGES)
+        assert channel.wait(LIMIT)
+        asked = channel.receive()
+        assert asked is not None
+        assert asked.payload == wire.IotlbMessage(0x1234_0000, 0, 0, 1, wire.Iotlb.MISS)
+        if answer == "wrong translations":
+            while ring.used == 0:
+                peer.send(FrontEnd.IOTLB_MSG, wire.IotlbMessage(0x9999_0000, 0x1000, USER, 3, wire.Iotlb.UPDATE))
+            assert len(device.failures) == 1
+            assert peer.get(FrontEnd.GET_QUEUE_NUM) == 1
+        else:
+            with suppress(RemoteError):
+                for _ in range(100):
+                    peer.send(FrontEnd.SET_OWNER)
+            assert peer.is_disconnected()
+        peer.close()
+        channel.close()
+        ring.close()
 
 
 def test_without_protocol_features_rings_are_enabled_at_once(back: Serving, area: MappedArea) -> None:

@@ -37,6 +37,8 @@ PROTOCOL_FEATURES = (
     wire.P_MQ | wire.P_LOG_SHMFD | wire.P_REPLY_ACK | wire.P_BACKEND_REQ | wire.P_CONFIG | wire.P_INFLIGHT_SHMFD
     | wire.P_RESET_DEVICE | wire.P_CONFIGURE_MEM_SLOTS | wire.P_STATUS | wire.P_DEVICE_STATE
 )  # fmt: skip
+TRANSLATION_LIMIT = 5.0
+"""Seconds for a front end to answer an IOTLB miss."""
 _SOCKET_BITS = wire.F_LOG_ALL | wire.F_PROTOCOL_FEATURES
 _RING_BITS = ~_SOCKET_BITS
 
@@ -235,10 +237,11 @@ class BackEnd:
             raise RemoteError(f"I/O virtual address {iova:#x} is not mapped, and there is no channel to ask")
         miss = wire.IotlbMessage(iova, 0, 0, access, wire.Iotlb.MISS)
         self._ask(Message(BackEndRequest.IOTLB_MSG, miss), self._channel)
+        deadline = self._loop.clock() + TRANSLATION_LIMIT
         self._translating = True
         try:
             while not self.memory.iotlb.lookup(iova, access)[1]:
-                if not self._translate():
+                if self._loop.clock() > deadline or not self._translate():
                     raise RemoteError(f"the front end did not translate I/O virtual address {iova:#x} in time")
         finally:
             self._translating = False

@@ -26,6 +26,8 @@ from powervio.transport.vhost_user.protocol import (
 
 SEND_LIMIT = 5.0
 """Seconds for a peer to take a message from its socket."""
+MAX_DEFERRED = 64
+"""Messages that wait for one to be served first; a front end sends few without an answer."""
 _ANCILLARY = socket.CMSG_SPACE(MAX_FDS * array.array("i").itemsize)
 
 
@@ -61,7 +63,13 @@ class Connection:
         return bool(self._deferred)
 
     def defer(self, message: Message) -> None:
-        """Let `receive` give this message again, after those that were deferred before."""
+        """Let `receive` give this message again, after those that were deferred before.
+
+        Raises `RemoteError` with CLOSE when there are too many; the message is closed then.
+        """
+        if len(self._deferred) >= MAX_DEFERRED:
+            message.close()
+            raise RemoteError(f"more than {MAX_DEFERRED} messages while a translation was awaited", Verdict.CLOSE)
         self._deferred.append(message)
 
     def receive(self) -> Message | None:

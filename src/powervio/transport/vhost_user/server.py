@@ -8,7 +8,7 @@ import time
 from collections.abc import Callable
 
 from powervio.errors import PowervioError, RemoteError
-from powervio.transport.vhost_user.back_end import BackEnd, BackEndOptions
+from powervio.transport.vhost_user.back_end import TRANSLATION_LIMIT, BackEnd, BackEndOptions
 from powervio.transport.vhost_user.connection import Closed, Connection
 from powervio.transport.vhost_user.loop import Loop
 from powervio.transport.vhost_user.protocol import FRONT_END_MESSAGES, FrontEnd, Message, name_of
@@ -18,8 +18,6 @@ _log = logging.getLogger(__name__)
 
 _MESSAGES = 32
 """Taken in one turn, before the queues get theirs."""
-_TRANSLATION_LIMIT = 5.0
-"""Seconds for a front end to answer an IOTLB miss."""
 
 
 class Link:
@@ -75,7 +73,7 @@ class Link:
 
     def _translate(self) -> bool:
         """Take one message while a translation is awaited; what is not about translations waits for its turn."""
-        deadline = time.monotonic() + _TRANSLATION_LIMIT
+        deadline = time.monotonic() + TRANSLATION_LIMIT
         while (left := deadline - time.monotonic()) > 0 and not self._connection.closed:
             try:
                 message = self._connection.receive_new()

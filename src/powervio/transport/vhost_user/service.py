@@ -248,7 +248,8 @@ class QueueService:
 
     def before_sleep(self) -> bool:
         """Serve what was left, and spin. False when the loop may sleep: every ring will be kicked for what comes."""
-        for index in list(self._again):
+        again, self._again = self._again, set()  # one that may not be served now is looked at when it may
+        for index in again:
             vring = self._vrings.get(index)
             if vring is not None:
                 self.serve(vring)
