@@ -85,7 +85,9 @@ class QueueService:
             again = record.recover(int.from_bytes(memory.used[2:4], "little"), ids)
             self.resubmitted += len(again)
         ring = make_ring(vring.size, memory, self.features, vring.base, None if again is None else len(again))
-        queue = VhostQueue(vring, ring, self._memory, record, again or [], self._queue_broken, self._wake)
+        queue = VhostQueue(
+            vring, ring, self._memory, self.features, record, again or [], self._queue_broken, self._wake
+        )
         vring.queue = queue
         vring.places = self._places(vring)
         self._vrings[vring.index] = vring
@@ -120,7 +122,7 @@ class QueueService:
                 os.read(vring.kick, 8)
         if queue.ring.in_hand and not vring.broken:
             self._guarded(vring, self._device.suspend)
-            self._guarded(vring, partial(self._flush, vring, queue))
+            self._guarded(vring, queue.flush)
         if queue.ring.in_hand:
             _log.warning("ring %d: stopped with %d requests in the device's hands", vring.index, queue.ring.in_hand)
         vring.base = base_of(queue.ring, self.features)
@@ -191,7 +193,7 @@ class QueueService:
         queue.allowance = _PASS_BYTES
         for _ in range(_ROUNDS):
             ring.refresh()
-            self._turn(vring, queue)
+            self._turn(queue)
             if not queue.live or vring.queue is not queue:
                 return True
             if queue.allowance <= 0:
@@ -205,14 +207,9 @@ class QueueService:
                 return True
         return False
 
-    def _turn(self, vring: Vring, queue: VhostQueue) -> None:
+    def _turn(self, queue: VhostQueue) -> None:
         self._device.process(queue)
-        self._flush(vring, queue)
-
-    def _flush(self, vring: Vring, queue: VhostQueue) -> None:
         queue.flush()
-        if vring.address is not None and self._memory.logging:
-            queue.log_used(vring.address, self.features)
 
     def _guarded(self, vring: Vring, turn: Callable[[], object]) -> object:
         """Give the device a turn; what goes wrong with the ring stays with the ring. The turn's result, else True."""
@@ -242,7 +239,7 @@ class QueueService:
         if queue.woken() and vring is not None and not vring.broken and vring.phase.enabled:
             queue.allowance = _PASS_BYTES
             assert isinstance(queue, VhostQueue)
-            self._guarded(vring, partial(self._turn, vring, queue))
+            self._guarded(vring, partial(self._turn, queue))
             if queue.live and queue.allowance <= 0 and queue.available:
                 queue.wake()
 

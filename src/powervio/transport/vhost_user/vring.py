@@ -110,6 +110,7 @@ class VhostQueue(DeviceQueue):
         vring: Vring,
         ring: DeviceRing,
         memory: GuestMemory,
+        features: int,
         inflight: InflightQueue | None,
         again: list[int],
         broken: Callable[[int, RemoteError], None],
@@ -127,6 +128,8 @@ class VhostQueue(DeviceQueue):
         self.notifications = 0
         """Used notifications that were sent."""
         self._memory = memory
+        self._features = features
+        self._ring_failed = broken
         self._inflight = inflight
         self._again = deque(again)
 
@@ -169,14 +172,21 @@ class VhostQueue(DeviceQueue):
         shown = super().flush()
         if shown and self._inflight is not None:
             self._inflight.published(self.ring.used_index)
+        if shown and self._memory.logging:
+            try:
+                self._log_used()
+            except RemoteError as error:
+                self._ring_failed(self.index, RemoteError(str(error), Verdict.NEEDS_RESET))
+                return False
         return shown
 
-    def log_used(self, address: VringAddress, features: int) -> None:
-        """Mark the ring's own memory that was written since it can have been. Raises `RemoteError`."""
-        if address.flags & VRING_F_LOG and self._memory.logging:
-            areas = self.vring.areas(features)
+    def _log_used(self) -> None:
+        """Mark the ring's own memory that may have been written. Raises `RemoteError` when the log is too small."""
+        address = self.vring.address
+        if address is not None and address.flags & VRING_F_LOG:
+            areas = self.vring.areas(self._features)
             # of a packed ring the descriptors are written; the log address is that of the descriptor ring then
-            packed = features & feature.RING_PACKED
+            packed = self._features & feature.RING_PACKED
             self._memory.written_guest(address.log, areas[0][1] if packed else areas[2][1])
 
     def _tell_driver(self, index: int) -> None:
