@@ -28,6 +28,7 @@ image = "disk.img"
 nbd = "one.sock"
 queues = {queues}
 ring = "{ring}"
+requests_per_second = 4000  # so that requests are with the device when it happens
 """
 TIMES = 8
 """How often it happens while fio runs."""
