@@ -13,7 +13,7 @@ import subprocess
 import threading
 import zlib
 from collections.abc import Callable
-from functools import partial
+from functools import partial, partialmethod
 from pathlib import Path
 from typing import Any
 
@@ -298,6 +298,82 @@ def test_what_happens_to_a_partition_happens_one_after_the_other(threads: Path) 
         await attaching
 
     run(threads, scenario)
+
+
+class Gate:
+    """Holds a call of another thread until the test lets it go on."""
+
+    def __init__(self, call: Callable[..., Any]) -> None:
+        self.reached, self._go = threading.Event(), threading.Event()
+        self._call = call
+
+    def __call__(self, *arguments: Any) -> Any:
+        self.reached.set()
+        assert self._go.wait(10)
+        return self._call(*arguments)
+
+    def go(self) -> None:
+        self._go.set()
+
+
+def test_vio_server_stays_while_a_partition_is_saved_or_restored(
+    threads: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Else the partition would be in the file, and half ended here."""
+    write, read_memory = Gate(saved_file.write), Gate(SavedFile.read_memory)
+    monkeypatch.setattr(saved_file, "write", write)
+    monkeypatch.setattr(SavedFile, "read_memory", partialmethod(read_memory))
+
+    async def scenario(system: System) -> None:
+        for gate, move in (
+            (write, system.moves.save("client1", saved(threads))),
+            (read_memory, system.moves.restore(saved(threads))),
+        ):
+            moving = asyncio.ensure_future(move)
+            await asyncio.to_thread(gate.reached.wait, 10)
+            with pytest.raises(LocalError, match="client1 is being saved or restored"):
+                await system.servers.terminate("vios1")
+            gate.go()
+            await moving
+        await system.servers.terminate("vios1")
+
+    run(threads, scenario)
+
+
+def test_whoever_asked_may_leave_and_the_move_is_still_alone(threads: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    write, read_memory = Gate(saved_file.write), Gate(SavedFile.read_memory)
+    monkeypatch.setattr(saved_file, "write", write)
+    monkeypatch.setattr(SavedFile, "read_memory", partialmethod(read_memory))
+
+    async def scenario(system: System) -> None:
+        for gate, move, there in (
+            (write, system.moves.save("client1", saved(threads)), False),
+            (read_memory, system.moves.restore(saved(threads)), True),
+        ):
+            moving = asyncio.ensure_future(move)
+            await asyncio.to_thread(gate.reached.wait, 10)
+            moving.cancel()
+            with pytest.raises(asyncio.CancelledError):
+                await moving
+            with pytest.raises(LocalError, match="client1 is being saved or restored"):
+                await system.moves.save("client1", threads.parent / "other.save")
+            gate.go()
+            await wait_until_idle(system)
+            assert ("client1" in system.partitions) is there
+        assert system.disks_of("client1")[0].nbd is not None
+
+    run(threads, scenario)
+
+
+async def wait_until_idle(system: System) -> None:
+    def idle() -> bool:
+        try:
+            system.moves.check_all_idle()
+        except LocalError:
+            return False
+        return True
+
+    await _until(idle)
 
 
 def test_operator_is_told_when_the_partition_leaves(threads: Path) -> None:

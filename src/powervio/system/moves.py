@@ -108,6 +108,11 @@ class Moves:
         if client in self._busy:
             raise LocalError(f"{client} is being saved or restored")
 
+    def check_all_idle(self) -> None:
+        """Raises `LocalError` while any partition is: its VIO servers are needed to the end."""
+        for client in self._busy:
+            self.check_idle(client)
+
     # -- save
 
     async def save(self, client: str, path: Path) -> int:
@@ -115,11 +120,7 @@ class Moves:
 
         Raises `LocalError`: then it goes on here and there is no file, unless the message says that it is saved.
         """
-        self._begin(client)
-        try:
-            return await self._shielded(self._save(client, path))
-        finally:
-            self._busy.discard(client)
+        return await self._shielded(self._alone(client, self._save(client, path)))
 
     async def _save(self, client: str, path: Path) -> int:
         system = self._system
@@ -242,15 +243,14 @@ class Moves:
 
         Raises `LocalError`; nothing of it is left here then, and the file is as it was.
         """
+        return await self._shielded(self._read_and_restore(path, force=force))
+
+    async def _read_and_restore(self, path: Path, *, force: bool) -> str:
         with await asyncio.to_thread(SavedFile, path) as file:
             client = file.manifest.partition.name
             if file.manifest.lpar.get("name") != client:
                 raise LocalError(f"{path} is damaged: the partition has two names")
-            self._begin(client)
-            try:
-                return await self._shielded(self._restore(file, client, force=force))
-            finally:
-                self._busy.discard(client)
+            return await self._alone(client, self._restore(file, client, force=force))
 
     async def _restore(self, file: SavedFile, client: str, *, force: bool) -> str:
         system = self._system
@@ -355,6 +355,18 @@ class Moves:
         self.check_idle(client)
         self._system.plug.check_idle()
         self._busy.add(client)
+
+    async def _alone(self, client: str, work: Coroutine[Any, Any, T]) -> T:
+        """Do this to its end, and nothing else with the partition meanwhile."""
+        try:
+            self._begin(client)
+        except BaseException:
+            work.close()
+            raise
+        try:
+            return await work
+        finally:
+            self._busy.discard(client)
 
     async def _shielded(self, work: Coroutine[Any, Any, T]) -> T:
         """Whoever asked may leave; what was begun goes on to its end."""

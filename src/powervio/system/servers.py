@@ -180,6 +180,7 @@ class Servers:
     def _check_free(self, name: str) -> None:
         self.state(name)
         self._system.plug.check_idle()
+        self._system.moves.check_all_idle()
         self.check_settled(name)
 
     async def _do(self, name: str, work: Coroutine[Any, Any, None], late: str) -> None:
