@@ -192,3 +192,32 @@ def test_buffer_that_cannot_be_unmapped_is_not_handed_back(tmp_path: Path, monke
         assert (len(disk.done), queue._dma.free_pages) == (COUNT, free + COUNT)
         assert [request.error for request in requests] == [None] * COUNT
         disk.pair.close()
+
+
+def test_session_ends_when_used_buffers_cannot_be_unmapped_and_each_request_completes_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Nothing would come of waiting: no further interrupt is due."""
+    with open_image(tmp_path / "disk.img", create_size=4 << 20) as image:
+        disk = Disk(image, 1, False, "auto")
+        requests = disk.write_all()
+        while disk.pair.server_kernel.poll():
+            pass
+        space = disk.pair.client._queues[0]._dma
+        clear = space._clear
+        refused: list[int] = []
+
+        def refuse(ioba: int, pages: int) -> None:
+            if not refused:
+                refused.append(ioba)
+                raise HcallError(Hcall.H_STUFF_TCE, ReturnCode.H_RESOURCE)
+            clear(ioba, pages)
+
+        monkeypatch.setattr(space, "_clear", refuse)
+        disk.pair.settle()
+        disk.pair.clock.now += 1
+        disk.pair.settle()
+        assert (len(refused), disk.pair.client.sessions) == (1, 2)
+        assert [request.error for request in requests] == [None] * COUNT
+        assert len(disk.done) == COUNT
+        disk.pair.close()

@@ -363,8 +363,8 @@ class BlockDevice(Device):
             payload, offset, length = request.readable, 16, request.readable.length - 16
         else:
             return None
-        most = self.options.max_request
-        if length <= 0 or length % _SECTOR or position + length > self._capacity or max(length, room) > most:
+        most = max(room, request.readable.length - 16)
+        if length <= 0 or length % _SECTOR or position + length > self._capacity or most > self.options.max_request:
             return None
         return Transfer(payload, offset, length, position, kind == blk.T_IN)
 

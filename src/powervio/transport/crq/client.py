@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterable
 from enum import Enum
 
 from powervio.errors import PowervioError, RemoteError
+from powervio.papr.codes import HcallError
 from powervio.papr.nodes import VdeviceNode
 from powervio.transport.crq.channels import Channels
 from powervio.transport.crq.client_session import ClientSession, DriverMemory
@@ -286,9 +287,15 @@ class VirtioVio:
             self.crq.forget_signals()
             self._channels.close()
             for queue in queues:
-                queue.end()
+                self._end_queue(queue)
             if session is not None:
                 self.driver.stop()
+
+    def _end_queue(self, queue: CrqDriverQueue) -> None:
+        try:
+            queue.end()
+        except Exception:  # the other queues and the driver have to hear of the end all the same
+            _log.exception("adapter %s: ending queue %d failed", self.node.location_code, queue.index)
 
     def _last_completions(self, queue: CrqDriverQueue) -> None:
         """What the device has used and told in the ring is completed, whatever happened to the session (P1.6)."""
@@ -481,6 +488,10 @@ class VirtioVio:
                 self.driver.completed(self._queues[index])
             except RemoteError as error:
                 self._fail(f"queue {index}: the device broke the ring: {error}")
+                return
+            except HcallError as error:
+                # the server had used what it still moves: without its connection it cannot
+                self._fail(f"queue {index}: what the device has used cannot be unmapped: {error}")
                 return
             except Exception:
                 _log.exception("adapter %s: completing queue %d failed", self.node.location_code, index)
