@@ -5,16 +5,17 @@ writable byte is the status, what stands before it is room for data. Everything 
 a status if there is a byte for it; nothing leaves here as an exception.
 
 Each access to a payload may cost the transport a hypervisor call, so there are as few as the request has parts: a read
-of the header, one move of the data, one write of the status.
+of the header, one move of the data, one write of the status. Where requests can share these (`virtio/batch.py`), reads
+and writes are served in groups; each of them has the result that it would have alone.
 """
 
 from __future__ import annotations
 
 import errno
 from collections import deque
-from dataclasses import dataclass, field
 
-from powervio.devices.throttle import Limits, Throttle, Waiting
+from powervio.devices.block_options import SECTOR, BlockCounters, BlockOptions, check_options
+from powervio.devices.throttle import Throttle, Waiting
 from powervio.errors import LocalError, RemoteError
 from powervio.memory.abstract import Backing, Payload
 from powervio.virtio import block as blk
@@ -22,8 +23,8 @@ from powervio.virtio.batch import Batch, Transfer
 from powervio.virtio.device import Cancellable, Device, DeviceSession
 from powervio.virtio.queue import ByteOrder, DeviceQueue, Request
 
-_SECTOR = 512
-_ID_BYTES = 20
+__all__ = ["BlockCounters", "BlockDevice", "BlockOptions"]
+
 _BATCH = 128
 """Requests that are served together at most."""
 _FLUSH_COST = 1 << 20
@@ -31,73 +32,8 @@ _FLUSH_COST = 1 << 20
 _STATUS = tuple(bytes([status]) for status in range(256))
 
 
-@dataclass(frozen=True, slots=True)
-class BlockOptions:
-    """How a block device presents its backing; each field that is None follows the backing."""
-
-    serial: str = ""
-    """What GET_ID answers: up to 20 bytes of ASCII."""
-    read_only: bool = False
-    """Refuse writes though the backing would take them."""
-    queues: int = 1
-    """Request queues; more than one offers MQ."""
-    queue_size: int = 128
-    """Largest size of each queue, in descriptors."""
-    block_size: int | None = None
-    """Logical block in bytes, a power of two from 512: the unit that drivers should use (not more than that)."""
-    physical_block_size: int = 4096
-    """Bytes that the medium writes without reading first, told as TOPOLOGY; at least the logical block."""
-    optimal_io_size: int = 0
-    """Bytes of a request that suits best, a multiple of the logical block; 0 says nothing."""
-    writeback: bool = True
-    """Whether the device starts with a volatile write cache; without, each write is flushed before it completes."""
-    config_wce: bool = True
-    """Whether the driver may switch the cache (CONFIG_WCE)."""
-    size_max: int = 512 << 10
-    """Largest data segment in bytes."""
-    max_request: int = 64 << 20
-    """Largest request in bytes. More than `size_max` times `seg_max`, so that it is met only by a driver that ignores
-    them: one request must not hold up the other disks of a VIO server for long."""
-    seg_max: int | None = None
-    """Most data segments of a request; None is what a queue holds beside header and status."""
-    discard: bool | None = None
-    """Whether to offer DISCARD."""
-    max_discard_sectors: int = 1 << 21
-    """Largest discard in sectors of 512 bytes."""
-    max_write_zeroes_sectors: int = 1 << 17
-    """Largest write of zeroes in sectors of 512 bytes; where the host has no fast way it takes as long as a write."""
-    max_secure_erase_sectors: int = 1 << 17
-    """Largest secure erase in sectors of 512 bytes."""
-    max_segments: int = 16
-    """Most ranges in one discard, write of zeroes or secure erase."""
-    limits: Limits | None = None
-    """How much the driver may do; what is over waits."""
-
-
-@dataclass(slots=True)
-class BlockCounters:
-    """What a block device has done since it was made."""
-
-    reads: int = 0
-    """Successful IN requests."""
-    writes: int = 0
-    """Successful OUT requests."""
-    flushes: int = 0
-    discards: int = 0
-    write_zeroes: int = 0
-    secure_erases: int = 0
-    bytes_read: int = 0
-    bytes_written: int = 0
-    throttled: int = 0
-    """Requests that had to wait because of the limits."""
-    throttled_seconds: float = 0.0
-    """Their waiting times together."""
-    errors: dict[str, int] = field(default_factory=dict)
-    """Failed requests by kind: `malformed`, `range`, `read-only`, `unsupported`, `backing`, `memory`, `no status`."""
-
-
 class BlockDevice(Device):
-    """A disk. One request at a time, completed before the next is taken."""
+    """A disk. What is available is served at once: request by request, or together where the transport gains by it."""
 
     device_id = blk.DEVICE_ID
 
@@ -112,10 +48,10 @@ class BlockDevice(Device):
         self.block_size = options.block_size or backing.block_size
         self.queue_count = options.queues
         self.queue_size = options.queue_size
-        self._serial = _check_options(options, self.block_size)
+        self._serial = check_options(options, self.block_size)
         self._discard = not self.read_only and (backing.can_discard if options.discard is None else options.discard)
         self._secure_erase = not self.read_only and backing.can_secure_erase
-        self._capacity = backing.size // _SECTOR * _SECTOR
+        self._capacity = backing.size // SECTOR * SECTOR
         self._writeback = options.writeback
         self._header = blk.REQUEST_HEADER["little"]
         self._segment = blk.SEGMENT["little"]
@@ -153,7 +89,7 @@ class BlockDevice(Device):
         changes = not self.read_only
         return blk.pack_config(
             blk.BlockConfig(
-                capacity=self._capacity // _SECTOR,
+                capacity=self._capacity // SECTOR,
                 size_max=options.size_max,
                 seg_max=options.seg_max or options.queue_size - 2,
                 blk_size=self.block_size,
@@ -165,13 +101,13 @@ class BlockDevice(Device):
                 num_queues=options.queues,
                 max_discard_sectors=options.max_discard_sectors if self._discard else 0,
                 max_discard_seg=options.max_segments if self._discard else 0,
-                discard_sector_alignment=physical // _SECTOR if self._discard else 0,
+                discard_sector_alignment=physical // SECTOR if self._discard else 0,
                 max_write_zeroes_sectors=options.max_write_zeroes_sectors if changes else 0,
                 max_write_zeroes_seg=options.max_segments if changes else 0,
                 write_zeroes_may_unmap=int(changes and self.backing.can_discard),
                 max_secure_erase_sectors=options.max_secure_erase_sectors if self._secure_erase else 0,
                 max_secure_erase_seg=options.max_segments if self._secure_erase else 0,
-                secure_erase_sector_alignment=self.backing.block_size // _SECTOR if self._secure_erase else 0,
+                secure_erase_sector_alignment=self.backing.block_size // SECTOR if self._secure_erase else 0,
             ),
             byteorder,
             blk.USUAL_FIELDS | (blk.F_SECURE_ERASE if self._secure_erase else 0),
@@ -355,7 +291,7 @@ class BlockDevice(Device):
     def _transfer(self, request: Request, header: bytes) -> Transfer | None:
         """The data of a read or write that can be carried out; None for everything that is not as usual."""
         kind, _, sector = self._header.unpack(header)
-        position = sector * _SECTOR
+        position = sector * SECTOR
         room = request.writable.length - 1
         if kind == blk.T_IN:
             payload, offset, length = request.writable, 0, room
@@ -364,7 +300,7 @@ class BlockDevice(Device):
         else:
             return None
         most = max(room, request.readable.length - 16)
-        if length <= 0 or length % _SECTOR or position + length > self._capacity or most > self.options.max_request:
+        if length <= 0 or length % SECTOR or position + length > self._capacity or most > self.options.max_request:
             return None
         return Transfer(payload, offset, length, position, kind == blk.T_IN)
 
@@ -417,9 +353,9 @@ class BlockDevice(Device):
         if length > self.options.max_request or room > self.options.max_request:
             return self._failed("range", blk.S_IOERR)
         kind, _, sector = self._header.unpack(header or readable.read(0, 16))
-        position = sector * _SECTOR
+        position = sector * SECTOR
         if kind == blk.T_IN:
-            if room % _SECTOR or position + room > self._capacity:
+            if room % SECTOR or position + room > self._capacity:
                 return self._failed("range", blk.S_IOERR)
             if room:
                 writable.fill_from(self.backing, position, 0, room)
@@ -429,7 +365,7 @@ class BlockDevice(Device):
         if kind == blk.T_OUT:
             if self.read_only:
                 return self._failed("read-only", blk.S_IOERR)
-            if length % _SECTOR or position + length > self._capacity:
+            if length % SECTOR or position + length > self._capacity:
                 return self._failed("range", blk.S_IOERR)
             if length:
                 readable.drain_to(self.backing, position, 16, length)
@@ -472,12 +408,12 @@ class BlockDevice(Device):
         ranges = list(self._segment.iter_unpack(readable.read(16, length)))
         if any(flags & ~allowed for _, _, flags in ranges):
             return self._failed("unsupported", blk.S_UNSUPP)
-        if any(count > limit or (sector + count) * _SECTOR > self._capacity for sector, count, _ in ranges):
+        if any(count > limit or (sector + count) * SECTOR > self._capacity for sector, count, _ in ranges):
             return self._failed("range", blk.S_IOERR)
-        whole = sum(count for _, count, _ in ranges) * _SECTOR
+        whole = sum(count for _, count, _ in ranges) * SECTOR
         request.charge(_FLUSH_COST if kind == blk.T_DISCARD else whole)
         for sector, count, flags in ranges:
-            position, count = sector * _SECTOR, count * _SECTOR
+            position, count = sector * SECTOR, count * SECTOR
             if kind == blk.T_WRITE_ZEROES:
                 self.backing.write_zeroes(position, count, unmap=bool(flags & blk.SEGMENT_UNMAP))
             elif kind == blk.T_DISCARD:
@@ -578,36 +514,3 @@ class BlockDevice(Device):
     def _count(self, kind: str) -> None:
         errors = self.counters.errors
         errors[kind] = errors.get(kind, 0) + 1
-
-
-def _check_options(options: BlockOptions, block_size: int) -> bytes:
-    """The serial as GET_ID answers it. Raises `LocalError` for options that make no device."""
-    for name, value in (("block_size", block_size), ("physical_block_size", options.physical_block_size)):
-        if value < _SECTOR or value & (value - 1) or value > 1 << 20:
-            raise LocalError(f"{name} {value}: expected a power of two from {_SECTOR} to {1 << 20}")
-    if options.optimal_io_size % block_size or options.optimal_io_size < 0:
-        raise LocalError(f"optimal_io_size {options.optimal_io_size} is no multiple of the block size {block_size}")
-    if not 1 <= options.queues <= 0xFFFF:
-        raise LocalError(f"{options.queues} queues: expected 1 to 65535")
-    # A request has three parts: header, data, status.
-    if not 4 <= options.queue_size <= 32768 or options.queue_size & (options.queue_size - 1):
-        raise LocalError(f"queue_size {options.queue_size}: expected a power of two from 4 to 32768")
-    if options.seg_max is not None and not 1 <= options.seg_max <= options.queue_size - 2:
-        raise LocalError(f"seg_max {options.seg_max}: expected 1 to {options.queue_size - 2}, the queue's size less 2")
-    if not _SECTOR <= options.size_max <= 0xFFFF_FFFF:
-        raise LocalError(f"size_max {options.size_max}: expected {_SECTOR} to {0xFFFF_FFFF}")
-    for name, value in (
-        ("max_discard_sectors", options.max_discard_sectors),
-        ("max_write_zeroes_sectors", options.max_write_zeroes_sectors),
-        ("max_secure_erase_sectors", options.max_secure_erase_sectors),
-        ("max_segments", options.max_segments),
-    ):
-        if not 1 <= value <= 0xFFFF_FFFF:
-            raise LocalError(f"{name} {value}: expected 1 to {0xFFFF_FFFF}")
-    try:
-        serial = options.serial.encode("ascii")
-    except UnicodeEncodeError:
-        raise LocalError(f"serial {options.serial!r} is not ASCII") from None
-    if len(serial) > _ID_BYTES:
-        raise LocalError(f"serial {options.serial!r} has {len(serial)} bytes; {_ID_BYTES} fit")
-    return serial.ljust(_ID_BYTES, b"\0")
