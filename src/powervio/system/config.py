@@ -136,6 +136,9 @@ class Disk(_Section):
     """Whether the client uses EVENT_IDX."""
     ring: Literal["split", "packed"] = "split"
     """Which kind of ring the client wants; packed ones need revision 1."""
+    unmapping: Literal["strict", "lazy"] = "strict"
+    """When the client takes a buffer away from the VIO server: before the buffer is used for anything else, or up to 64
+    buffers later, which saves calls and trusts the server with what is in the buffer then."""
 
     @property
     def servers(self) -> list[str]:

@@ -169,6 +169,7 @@ async def make_disk(
                 indirect=declared.indirect,
                 event_idx=declared.event_idx,
                 packed=declared.ring == "packed",
+                lazy_unmapping=declared.unmapping == "lazy",
             )
             undo.callback(client.retire)
             server = await system.in_partition(vios, _server_maker(system, vios, server_adapter, device))

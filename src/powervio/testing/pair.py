@@ -38,6 +38,7 @@ class PartitionPair:
         event_idx: bool = False,
         packed: bool = False,
         in_order: bool = False,
+        lazy_unmapping: bool = False,
         channels: bool | None = None,
         server_channels: bool = True,
         redirect: bool = False,
@@ -84,6 +85,7 @@ class PartitionPair:
             event_idx=event_idx,
             packed=packed,
             in_order=in_order,
+            lazy_unmapping=lazy_unmapping,
             channels=channels,
             trace=self.steps.append,
         )

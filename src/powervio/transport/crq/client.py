@@ -74,6 +74,7 @@ class VirtioVio:
         event_idx: bool = False,
         packed: bool = False,
         in_order: bool = False,
+        lazy_unmapping: bool = False,
         largest_queue: int = 1024,
         channels: bool | None = None,
         trace: Callable[[str], None] | None = None,
@@ -84,8 +85,11 @@ class VirtioVio:
         it saves (docs/architecture.md, Cost). In revision 1 `packed` asks for packed rings, `in_order` for a device
         that gives buffers back in order (the server has to offer it), and a queue of the device that has more than
         `largest_queue` entries (a power of two) is used with so many: its rings take this partition's memory.
-        `channels` says whether queues are to be carried by Sub-CRQs where both ends and the platform can
-        (P5.13): by default when there is more than one. `trace` is told of each handshake step as it happens.
+        With `lazy_unmapping` up to 64 buffers of each queue stay mapped after the device gave them back, until more are
+        unmapped together: that saves a call for a request that comes alone, and lets the server read and write memory
+        that is the client's again. `channels` says whether queues are to be carried by Sub-CRQs where both ends and the
+        platform can (P5.13): by default when there is more than one. `trace` is told of each handshake step as it
+        happens.
         """
         self.node = node
         self.driver = driver
@@ -137,6 +141,7 @@ class VirtioVio:
             event_idx=event_idx,
             packed=packed,
             in_order=in_order,
+            lazy_unmapping=lazy_unmapping,
             largest_queue=largest_queue,
             use_channels=channels,
             request=self._request,

@@ -1,8 +1,8 @@
 """The driver's side of one virtqueue over CRQ: buffers are mapped through the TCE window for as long as the device
 has them, and a kick is an H_SEND_CRQ (docs/protocol.md, P6).
 
-Mapping is strict: a buffer is unmapped before its driver hears of the completion. Buffers that stay mapped (headers,
-status bytes) cost nothing here.
+Mapping is strict: a buffer is unmapped before its driver hears of the completion, unless the client was told to be
+lazy. Buffers that stay mapped (headers, status bytes) cost nothing here.
 """
 
 from __future__ import annotations
@@ -19,6 +19,7 @@ from powervio.transport.crq.channels import Notifier
 from powervio.transport.crq.protocol import Message, QueueAddresses, encode
 from powervio.vio.crq import CrqEnd
 from powervio.vio.dma import DmaMemory, DmaSpace
+from powervio.vio.ranges import RangeExhausted
 from powervio.virtio import features as feature
 from powervio.virtio import packed_layout, split_layout
 from powervio.virtio.driver_ring import DriverRing
@@ -31,6 +32,8 @@ IndirectPolicy: TypeAlias = Literal["auto", "always", "never"]
 table costs the server one more remote copy."""
 
 _AUTO_SEGMENTS = 16
+_LAZY = 64
+"""Buffers that stay mapped after their use where unmapping is lazy, at most."""
 
 
 class OwnRing(RingMemory):
@@ -88,8 +91,9 @@ class CrqDriverQueue(DriverQueue):
         big_endian: bool,
         features: int,
         indirect: IndirectPolicy,
+        lazy: bool = False,
     ) -> None:
-        """`features` are those that were negotiated: they decide over the kind of ring."""
+        """`features` are those that were negotiated: they decide over the kind of ring. `lazy`: see `VirtioVio`."""
         self.index = index
         self.size = size
         if not features & feature.INDIRECT_DESC:
@@ -106,6 +110,7 @@ class CrqDriverQueue(DriverQueue):
         self._notifier: Notifier = crq
         self._indirect = indirect
         self._tables: list[DmaMemory] = []
+        self._keep = _LAZY if lazy else 0
         self._reaped: deque[tuple[object, int]] = deque()
         """What the device has used and the driver has not taken yet."""
         self._used: list[tuple[object, int]] = []
@@ -174,6 +179,12 @@ class CrqDriverQueue(DriverQueue):
                 table = self._take_table()
             place = None if table is None else (table.view, table.ioba)
             added = self.ring.add(segments, len(readable), _InFlight(token, mappings, table), place) >= 0
+        except RangeExhausted:
+            self._give_back(mappings, table)
+            if not self._mapped:
+                raise
+            self._unmap()  # what was left mapped out of laziness is in the way
+            return self.add(readable, writable, token)
         except HcallError as error:
             self._give_back(mappings, table)
             if self._dma.gone:
@@ -231,11 +242,14 @@ class CrqDriverQueue(DriverQueue):
         except RemoteError:
             if not self._used:
                 raise  # else it is raised again when what came before is handed out: a broken ring stays so
-        if self._mapped:
-            self._dma.unmap_all(self._mapped)
-            self._mapped = []
+        if len(self._mapped) > self._keep:
+            self._unmap()
         self._reaped.extend(self._used)
         self._used.clear()
+
+    def _unmap(self) -> None:
+        self._dma.unmap_all(self._mapped)
+        self._mapped = []
 
     def end(self) -> None:
         """The session is over: take every mapping back and free the ring. Buffers are the driver's again."""

@@ -62,6 +62,7 @@ class Handshake:
         event_idx: bool,
         packed: bool,
         in_order: bool,
+        lazy_unmapping: bool,
         largest_queue: int,
         use_channels: bool | None,
         request: Request,
@@ -95,6 +96,7 @@ class Handshake:
         self._rings = feature.EVENT_IDX if event_idx else 0
         self._rings |= feature.RING_PACKED if packed else 0
         self._rings |= feature.IN_ORDER if in_order else 0
+        self._lazy = lazy_unmapping
         self._largest_queue = largest_queue
         self._use_channels = use_channels
         self._request = request
@@ -223,6 +225,7 @@ class Handshake:
                     big_endian=self.byteorder == "big",
                     features=self.features,
                     indirect=self._indirect,
+                    lazy=self._lazy,
                 )
             )
         self.find_vqs(self.queues)
