@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import resource
 
 import pytest
 from hypothesis import HealthCheck, settings
@@ -12,6 +13,8 @@ settings.register_profile(
 )
 settings.register_profile("all", settings.get_profile("default"), max_examples=2000)
 
+_DESCRIPTORS = 16384
+"""Descriptors that a whole run may have open, if the system lets it."""
 _skips_fail = any(os.environ.get(name) for name in ("CI", "POWERVIO_CHECK"))
 _skipped: list[str] = []
 
@@ -21,6 +24,11 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 
 def pytest_configure(config: pytest.Config) -> None:
+    # many tests leave the machines that they made to the collector, which closes no descriptors
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if soft != resource.RLIM_INFINITY and soft < _DESCRIPTORS:
+        wanted = _DESCRIPTORS if hard == resource.RLIM_INFINITY else min(hard, _DESCRIPTORS)
+        resource.setrlimit(resource.RLIMIT_NOFILE, (max(soft, wanted), hard))
     settings.load_profile("all" if config.getoption("--all") else "default")
 
 
