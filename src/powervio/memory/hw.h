@@ -8,8 +8,10 @@
 #pragma once
 
 #include <Python.h>
+#include <errno.h>
 #include <stdint.h>
 #include <string.h>
+#include <sys/uio.h>
 
 typedef unsigned char hw_u8;
 
@@ -28,6 +30,10 @@ static inline hw_u8 *pointer(PyObject *object)
 }
 
 static inline hw_u8 *at(hw_u8 *base, uint64_t offset) { return base + offset; }
+
+/* The same as a number, for tables of {u64 host address, u64 length}. */
+static inline uint64_t address_of(const hw_u8 *base, uint64_t offset)
+{ return (uint64_t)(uintptr_t)(base + offset); }
 
 #define HW_LOAD(name, type, order) \
 	static inline type name(const hw_u8 *base, uint64_t offset) \
@@ -72,6 +78,26 @@ static inline void copy(hw_u8 *to, uint64_t to_offset, const hw_u8 *from,
 
 static inline void zero(hw_u8 *base, uint64_t offset, uint64_t length)
 { memset(base + offset, 0, length); }
+
+/* Move bytes between a file and the memory that `count` (at most 1024) entries
+ * {u64 host address, u64 length} of a table name. Returns the bytes moved,
+ * which may be fewer than asked for, or the negative errno. */
+#if UINTPTR_MAX == UINT64_MAX
+_Static_assert(sizeof(struct iovec) == 16 && sizeof(size_t) == 8, "entries of tables are those of preadv");
+#define HW_VECTOR(name, call) \
+	static inline int64_t name(int fd, const hw_u8 *table, uint32_t count, uint64_t position) \
+	{ \
+		ssize_t done; \
+		do { \
+			done = call(fd, (const struct iovec *)table, (int)count, (off_t)position); \
+		} while (done < 0 && errno == EINTR); \
+		return done < 0 ? -errno : done; \
+	}
+#else
+#error "tables of host addresses want a 64-bit machine"
+#endif
+HW_VECTOR(hw_preadv, preadv)
+HW_VECTOR(hw_pwritev, pwritev)
 
 /* Between host order and a stated order; each is its own inverse. */
 #if __BYTE_ORDER__ == __ORDER_LITTLE_ENDIAN__

@@ -1,4 +1,4 @@
-from libc.stdint cimport uint8_t, uint16_t, uint32_t, uint64_t
+from libc.stdint cimport int64_t, uint8_t, uint16_t, uint32_t, uint64_t
 
 cdef extern from "hw.h" nogil:
     uint8_t ld8(const unsigned char *base, uint64_t offset) noexcept
@@ -29,6 +29,9 @@ cdef extern from "hw.h" nogil:
     uint32_t be32(uint32_t value) noexcept
     uint64_t be64(uint64_t value) noexcept
     unsigned char *at(unsigned char *base, uint64_t offset) noexcept
+    uint64_t address_of(const unsigned char *base, uint64_t offset) noexcept
+    int64_t preadv "hw_preadv"(int fd, const unsigned char *table, uint32_t count, uint64_t position) noexcept
+    int64_t pwritev "hw_pwritev"(int fd, const unsigned char *table, uint32_t count, uint64_t position) noexcept
 
 cdef extern from "hw.h":
     unsigned char *pointer(object buffer) except NULL

@@ -8,6 +8,10 @@ not a store-load fence towards another *process*: an interpreted end re-checks b
 
 from __future__ import annotations
 
+import ctypes
+import errno
+import os
+import struct
 import sys
 from struct import Struct
 from typing import Protocol, TypeAlias
@@ -33,6 +37,35 @@ def pointer(buffer: _Buffer) -> Pointer:
 def at(base: Pointer, offset: int) -> Pointer:
     """The address `offset` bytes after `base`."""
     return base[offset:]
+
+
+def address_of(base: Pointer, offset: int) -> int:
+    """The same as a number, for tables of {u64 host address, u64 length}; whoever has it keeps the memory there."""
+    return ctypes.addressof(ctypes.c_ubyte.from_buffer(base)) + offset
+
+
+def preadv(fd: int, table: Pointer, count: int, position: int) -> int:
+    """Read into the memory that `count` (at most 1024) entries {u64 host address, u64 length} name.
+
+    Returns the bytes read, which may be fewer, or the negative errno.
+    """
+    try:
+        return os.preadv(fd, _memory_of(table, count), position)
+    except OSError as error:
+        return -(error.errno or errno.EIO)
+
+
+def pwritev(fd: int, table: Pointer, count: int, position: int) -> int:
+    """Write from the memory that such entries name; returns as `preadv`."""
+    try:
+        return os.pwritev(fd, _memory_of(table, count), position)
+    except OSError as error:
+        return -(error.errno or errno.EIO)
+
+
+def _memory_of(table: Pointer, count: int) -> list[ctypes.Array[ctypes.c_ubyte]]:
+    entries = struct.iter_unpack("=QQ", table[: 16 * count])
+    return [(ctypes.c_ubyte * length).from_address(address) for address, length in entries]
 
 
 def ld8(base: Pointer, offset: int) -> int:
