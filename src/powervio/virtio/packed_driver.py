@@ -16,15 +16,15 @@ import cython
 from cython.cimports.powervio.memory.hw import (
     copy,
     fence,
-    ld8,
+    get64,
     ld16,
     ld16_acquire,
     ld32,
+    ld64,
     le16,
     le32,
     le64,
     pointer,
-    st8,
     st16,
     st16_release,
     st32,
@@ -43,7 +43,6 @@ _AVAILABLE = cython.declare(cython.uint, 0x80)
 _USED = cython.declare(cython.uint, 0x8000)
 _DISABLE = cython.declare(cython.uint, 1)
 _DESC = cython.declare(cython.uint, 2)
-_PUBLISHED = cython.declare(cython.uint, 2)
 
 
 @cython.cclass
@@ -57,14 +56,12 @@ class PackedDriverRing(DriverRing):
     _used_slot: cython.uint
     _used_round: cython.uint
     _published: cython.uint
-    # The batch that is not published: the flags that make it available, their place, descriptors, buffers.
+    # The batch that is not published: the flags that make it available, their place, descriptors.
     _first_slot: cython.uint
     _first_flags: cython.uint
     _unpublished: cython.uint
-    _news: cython.uint
     _free: cython.uint
     _ids: cython.p_uchar
-    _new_ids: cython.p_uchar
     _more_views: tuple[object, ...]
 
     def __init__(
@@ -79,17 +76,16 @@ class PackedDriverRing(DriverRing):
         """A ring for a new session: the three areas are cleared. Raises `LocalError` for a bad size or area."""
         check_memory(size, memory)
         DriverRing.__init__(self, size, memory, event_idx, indirect, in_order)
-        ids, news = bytearray(2 * size), bytearray(2 * size)
-        self._more_views = (ids, news)
+        ids = bytearray(2 * size)
+        self._more_views = (ids,)
         self._ids = pointer(ids)
-        self._new_ids = pointer(news)
         for number in range(size):
             st16(self._ids, 2 * number, size - 1 - number)
         self._free = size
         self._slot = self._used_slot = self._first_slot = 0
         self._round = self._used_round = 0
         self._published = position_of(0, 0)
-        self._first_flags = self._unpublished = self._news = 0
+        self._first_flags = self._unpublished = 0
         memory.descriptors[: 16 * size] = bytes(16 * size)
         memory.available[:EVENT_BYTES] = bytes(EVENT_BYTES)
         memory.used[:EVENT_BYTES] = bytes(EVENT_BYTES)
@@ -104,52 +100,45 @@ class PackedDriverRing(DriverRing):
         """Position at which the next used descriptor is looked for, in 16 bits (`packed_layout`)."""
         return position_of(self._used_slot, self._used_round)
 
-    def add(
+    @cython.cfunc
+    @cython.nogil
+    @cython.exceptval(-2)
+    def _write(
         self,
-        segments: list[tuple[int, int]],
-        readable_count: int,
-        token: object,
-        table: tuple[memoryview, int] | None = None,
-    ) -> int:
+        segments: cython.p_uchar,
+        count: cython.uint,
+        readers: cython.uint,
+        table: cython.p_uchar,
+        table_address: cython.ulonglong,
+    ) -> cython.int:
         """See `DriverRing`. The head is the buffer id."""
-        room: cython.ulonglong = self._check(segments, readable_count, table)
-        count: cython.uint = len(segments)
-        readers: cython.uint = readable_count
-        needed: cython.uint = 1 if table is not None else count
-        number: cython.uint = 0
+        number: cython.uint
         head: cython.uint
         flags: cython.uint
         place: cython.ulonglong
-        address: cython.ulonglong
-        length: cython.ulonglong
-        if needed > self.free_descriptors:
-            return -1
-
         self._free -= 1
         head = ld16(self._ids, 2 * self._free)
-        if table is not None:
-            for address, length in segments:
-                place = 16 * number
-                st64(self._table, place, le64(address))
-                st32(self._table, place + 8, le32(length))
-                st16(self._table, place + 12, 0)
-                st16(self._table, place + 14, le16(0 if number < readers else _WRITE))
-                number += 1
-            copy(pointer(table[0]), 0, self._table, 0, 16 * count)
-            self._describe(head, table[1], 16 * count, _INDIRECT)
-        else:
-            for address, length in segments:
-                flags = 0 if number < readers else _WRITE
-                number += 1
-                if number < count:
+        for number in range(count):
+            flags = 0 if number < readers else _WRITE
+            place = 16 * number
+            if table == cython.NULL:
+                if number + 1 < count:
                     flags |= _NEXT
-                self._describe(head, address, length, flags)
-        self._lend(head, needed, room, token)
-        st16(self._new_ids, 2 * self._news, head)
-        self._news += 1
+                self._describe(head, get64(segments, place), get64(segments, place + 8), flags)
+            else:
+                st64(self._table, place, le64(get64(segments, place)))
+                st32(self._table, place + 8, le32(get64(segments, place + 8)))
+                st16(self._table, place + 12, 0)
+                st16(self._table, place + 14, le16(flags))
+        if table != cython.NULL:
+            copy(table, 0, self._table, 0, 16 * count)
+            self._describe(head, table_address, 16 * count, _INDIRECT)
         return head
 
     @cython.cfunc
+    @cython.inline
+    @cython.nogil
+    @cython.exceptval(check=False)
     def _describe(
         self, head: cython.uint, address: cython.ulonglong, length: cython.uint, flags: cython.uint
     ) -> cython.void:
@@ -170,60 +159,62 @@ class PackedDriverRing(DriverRing):
             self._slot = 0
             self._round = (self._round + 1) & 0xFFFF
 
-    def publish(self) -> bool:
+    @cython.cfunc
+    @cython.nogil
+    @cython.exceptval(-1)
+    def show(self) -> cython.int:
         """See `DriverRing`."""
         count: cython.uint = self._unpublished
         event: cython.uint
         if not count or self.broken:
-            return False
-        while self._news:
-            self._news -= 1
-            st8(self._states, ld16(self._new_ids, 2 * self._news), _PUBLISHED)
+            return 0
+        self._shown = self._lent
         st16_release(self._descriptors, 16 * self._first_slot + 14, le16(self._first_flags))
         self._unpublished = 0
         self._published = self._round << 16 | position_of(self._slot, self._round)
         fence()  # the flags are visible before the device's wish is read (2.8.21.2)
         event = le32(ld32(self._used, 0))
-        return event_is_due(event, self._event_idx, self.size, self._slot, self._round, count)
+        return 1 if event_is_due(event, self._event_idx, self.size, self._slot, self._round, count) else 0
 
     @cython.cfunc
     @cython.inline
+    @cython.nogil
+    @cython.exceptval(check=False)
     def _flags(self) -> cython.uint:
         """The flags at the place of the next used descriptor, or 0 while there is none."""
         flags: cython.uint = le16(ld16_acquire(self._descriptors, 16 * self._used_slot + 14))
         wanted: cython.uint = 0 if self._used_round & 1 else _AVAILABLE | _USED
         return flags | 0x10000 if flags & (_AVAILABLE | _USED) == wanted else 0
 
-    def reap(self) -> tuple[object, int] | None:
+    @cython.cfunc
+    @cython.nogil
+    @cython.exceptval(-2)
+    def _look(self) -> cython.int:
         """See `DriverRing`."""
-        flags: cython.uint
-        place: cython.ulonglong
+        flags: cython.uint = self._flags()
+        place: cython.ulonglong = 16 * self._used_slot
         head: cython.uint
         written: cython.uint
-        if self.broken:
-            raise self._again()
-        if self._batch:
-            return self._next_of_batch()
-        flags = self._flags()
         if not flags:
-            return None
-        place = 16 * self._used_slot
+            return -1
         # without WRITE the length is reserved (2.8.4)
         written = le32(ld32(self._descriptors, place + 8)) if flags & _WRITE else 0
         head = le16(ld16(self._descriptors, place + 12))
-        if head >= self.size or ld8(self._states, head) != _PUBLISHED:
-            raise self._fail(f"used id {head} is no buffer in flight, queue of {self.size} (virtio 1.4, 2.8.6)")
-        if written > self._rooms[head]:
-            raise self._fail(
-                f"used length {written} for id {head} that has {self._rooms[head]} writable bytes (virtio 1.4, 2.8.4)"
-            )
-        if not self._in_order:
-            return self._take_back(head, written)
-        self._batch = self._covered(head)
+        if not self._is_published(head):
+            with cython.gil:
+                raise self._fail(f"used id {head} is no buffer in flight, queue of {self.size} (virtio 1.4, 2.8.6)")
+        if written > ld64(self._rooms, 8 * head):
+            with cython.gil:
+                raise self._fail(
+                    f"used length {written} for id {head} that has {ld64(self._rooms, 8 * head)} writable bytes "
+                    "(virtio 1.4, 2.8.4)"
+                )
         self._batch_written = written
-        return self._next_of_batch()
+        return head
 
     @cython.cfunc
+    @cython.nogil
+    @cython.exceptval(check=False)
     def _free_descriptors(self, head: cython.uint) -> cython.void:
         self._used_slot += ld16(self._counts, 2 * head)
         if self._used_slot >= self.size:
@@ -232,16 +223,24 @@ class PackedDriverRing(DriverRing):
         st16(self._ids, 2 * self._free, head)
         self._free += 1
 
-    def enable_interrupts(self) -> bool:
+    @cython.cfunc
+    @cython.nogil
+    @cython.exceptval(-1)
+    def arm(self) -> cython.int:
         """See `DriverRing`."""
+        event: cython.uint
         if self.broken:
-            return False  # its memory may be somebody else's by now
-        event: cython.uint = self.last_used | _DESC << 16 if self._event_idx else 0
+            return 0  # its memory may be somebody else's by now
+        event = position_of(self._used_slot, self._used_round) | _DESC << 16 if self._event_idx else 0
         st32(self._available, 0, le32(event))
         fence()
-        return self._batch != 0 or self._flags() != 0
+        return 1 if self._batch != 0 or self._flags() != 0 else 0
 
-    def disable_interrupts(self) -> None:
+    @cython.cfunc
+    @cython.nogil
+    @cython.exceptval(-1)
+    def disarm(self) -> cython.int:
         """See `DriverRing`."""
         if not self.broken:
             st32(self._available, 0, le32(_DISABLE << 16))
+        return 0

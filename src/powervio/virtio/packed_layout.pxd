@@ -1,5 +1,5 @@
 cimport cython
 
-cpdef unsigned int position_of(unsigned int slot, unsigned int turn)
-cpdef unsigned int round_of(unsigned int position)
-cpdef bint event_is_due(unsigned int event, bint event_idx, unsigned int size, unsigned int slot, unsigned int turn, unsigned int count)
+cpdef unsigned int position_of(unsigned int slot, unsigned int turn) noexcept nogil
+cpdef unsigned int round_of(unsigned int position) noexcept nogil
+cpdef bint event_is_due(unsigned int event, bint event_idx, unsigned int size, unsigned int slot, unsigned int turn, unsigned int count) noexcept nogil

@@ -51,18 +51,24 @@ def check_memory(size: int, memory: RingMemory) -> None:
 
 
 @cython.ccall
+@cython.nogil
+@cython.exceptval(check=False)
 def position_of(slot: cython.uint, turn: cython.uint) -> cython.uint:
     """The position of a slot in a round, in 16 bits."""
     return slot if turn & 1 else slot | 0x8000
 
 
 @cython.ccall
+@cython.nogil
+@cython.exceptval(check=False)
 def round_of(position: cython.uint) -> cython.uint:
     """The round of a position; one that was saved without rounds is in round 0 or 1."""
     return (position >> 16) & 0xFFFE | (0 if position & 0x8000 else 1)
 
 
 @cython.ccall
+@cython.nogil
+@cython.exceptval(check=False)
 def event_is_due(
     event: cython.uint,
     event_idx: cython.bint,

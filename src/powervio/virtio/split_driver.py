@@ -14,15 +14,15 @@ from cython.cimports.powervio.memory.hw import (
     be64,
     copy,
     fence,
-    ld8,
+    get64,
     ld16,
     ld16_acquire,
     ld32,
+    ld64,
     le16,
     le32,
     le64,
     pointer,
-    st8,
     st16,
     st16_release,
     st32,
@@ -36,21 +36,19 @@ from powervio.virtio.split_layout import check_memory
 _NEXT = cython.declare(cython.uint, 1)
 _WRITE = cython.declare(cython.uint, 2)
 _INDIRECT = cython.declare(cython.uint, 4)
-_PUBLISHED = cython.declare(cython.uint, 2)
 
 
 @cython.cclass
 class SplitDriverRing(DriverRing):
     """See `DriverRing`."""
 
-    available_index = cython.declare(cython.uint, visibility="readonly")
-    last_used = cython.declare(cython.uint, visibility="readonly")
+    available_index: cython.uint
+    last_used: cython.uint
 
     _published: cython.uint
     _big: cython.bint
     _free: cython.uint
     _links: cython.p_uchar
-    _heads: cython.p_uchar
     _more_views: tuple[object, ...]
 
     def __init__(
@@ -66,10 +64,9 @@ class SplitDriverRing(DriverRing):
         """A ring for a new session: the three areas are cleared. Raises `LocalError` for a bad size or area."""
         check_memory(size, memory)
         DriverRing.__init__(self, size, memory, event_idx, indirect, in_order)
-        links, heads = bytearray(2 * size), bytearray(2 * size)
-        self._more_views = (links, heads)
+        links = bytearray(2 * size)
+        self._more_views = (links,)
         self._links = pointer(links)
-        self._heads = pointer(heads)
         self._big = big_endian
         self.available_index = 0
         self.last_used = 0
@@ -86,56 +83,53 @@ class SplitDriverRing(DriverRing):
         """See `DriverRing`: avail.idx."""
         return self._published
 
-    def add(
+    @cython.cfunc
+    @cython.nogil
+    @cython.exceptval(-2)
+    def _write(
         self,
-        segments: list[tuple[int, int]],
-        readable_count: int,
-        token: object,
-        table: tuple[memoryview, int] | None = None,
-    ) -> int:
+        segments: cython.p_uchar,
+        count: cython.uint,
+        readers: cython.uint,
+        table: cython.p_uchar,
+        table_address: cython.ulonglong,
+    ) -> cython.int:
         """See `DriverRing`."""
-        room: cython.ulonglong = self._check(segments, readable_count, table)
-        count: cython.uint = len(segments)
-        readers: cython.uint = readable_count
-        needed: cython.uint = 1 if table is not None else count
-        number: cython.uint = 0
+        number: cython.uint
         index: cython.uint = self._free
         head: cython.uint = index
-        flags: cython.uint
-        address: cython.ulonglong
-        length: cython.ulonglong
-        if needed > self.free_descriptors:
-            return -1
-
-        if table is not None:
-            for address, length in segments:
-                flags = 0 if number < readers else _WRITE
-                if number + 1 < count:
-                    flags |= _NEXT
-                self._describe(self._table, number, address, length, flags, number + 1 if number + 1 < count else 0)
-                number += 1
-            copy(pointer(table[0]), 0, self._table, 0, 16 * count)
-            self._describe(self._descriptors, index, table[1], 16 * count, _INDIRECT, 0)
-            index = ld16(self._links, 2 * index)
-        else:
-            for address, length in segments:
-                flags = 0 if number < readers else _WRITE
-                number += 1
-                if number < count:
-                    flags |= _NEXT
-                following: cython.uint = ld16(self._links, 2 * index)
-                self._describe(self._descriptors, index, address, length, flags, following if number < count else 0)
-                index = following
-        self._free = index
-        self._lend(head, needed, room, token)
         slot: cython.uint = self.available_index & (self.size - 1)
-        st16(self._heads, 2 * slot, head)
+        following: cython.uint
+        flags: cython.uint
+        into: cython.p_uchar = self._descriptors if table == cython.NULL else self._table
+        for number in range(count):
+            following = number + 1 if table != cython.NULL else ld16(self._links, 2 * index)
+            flags = 0 if number < readers else _WRITE
+            if number + 1 < count:
+                flags |= _NEXT
+            self._describe(
+                into,
+                index if table == cython.NULL else number,
+                get64(segments, 16 * number),
+                get64(segments, 16 * number + 8),
+                flags,
+                following if number + 1 < count else 0,
+            )
+            if table == cython.NULL:
+                index = following
+        if table != cython.NULL:
+            copy(table, 0, self._table, 0, 16 * count)
+            self._describe(self._descriptors, index, table_address, 16 * count, _INDIRECT, 0)
+            index = ld16(self._links, 2 * index)
+        self._free = index
         st16(self._available, 4 + 2 * slot, be16(head) if self._big else le16(head))
         self.available_index = (self.available_index + 1) & 0xFFFF
         return head
 
     @cython.cfunc
     @cython.inline
+    @cython.nogil
+    @cython.exceptval(check=False)
     def _describe(
         self,
         table: cython.p_uchar,
@@ -157,42 +151,44 @@ class SplitDriverRing(DriverRing):
             st16(table, place + 12, le16(flags))
             st16(table, place + 14, le16(following))
 
-    def publish(self) -> bool:
+    @cython.cfunc
+    @cython.nogil
+    @cython.exceptval(-1)
+    def show(self) -> cython.int:
         """See `DriverRing`."""
         old: cython.uint = self._published
         new: cython.uint = self.available_index
         value: cython.uint
         if new == old or self.broken:
-            return False
-        while self._published != new:
-            st8(self._states, ld16(self._heads, 2 * (self._published & (self.size - 1))), _PUBLISHED)
-            self._published = (self._published + 1) & 0xFFFF
+            return 0
+        self._published = new
+        self._shown = self._lent
         st16_release(self._available, 2, be16(new) if self._big else le16(new))
         fence()  # idx is visible before the device's wish is read (2.7.13.4.1)
         value = ld16(self._used, 4 + 8 * self.size if self._event_idx else 0)
         value = be16(value) if self._big else le16(value)
         if self._event_idx:
-            return ((new - value - 1) & 0xFFFF) < ((new - old) & 0xFFFF)
-        return not value & 1
+            return 1 if ((new - value - 1) & 0xFFFF) < ((new - old) & 0xFFFF) else 0
+        return 0 if value & 1 else 1
 
-    def reap(self) -> tuple[object, int] | None:
+    @cython.cfunc
+    @cython.nogil
+    @cython.exceptval(-2)
+    def _look(self) -> cython.int:
         """See `DriverRing`."""
-        value: cython.uint
+        value: cython.uint = ld16_acquire(self._used, 2)
+        ahead: cython.uint = ((be16(value) if self._big else le16(value)) - self.last_used) & 0xFFFF
+        published: cython.uint = (self._published - self.last_used) & 0xFFFF
         place: cython.ulonglong
         head: cython.uint
         written: cython.uint
-        ahead: cython.uint
-        if self.broken:
-            raise self._again()
-        if self._batch:
-            return self._next_of_batch()
-        value = ld16_acquire(self._used, 2)
-        ahead = ((be16(value) if self._big else le16(value)) - self.last_used) & 0xFFFF
         if ahead == 0:
-            return None
-        if ahead > ((self._published - self.last_used) & 0xFFFF):
-            in_flight = (self._published - self.last_used) & 0xFFFF
-            raise self._fail(f"used.idx is {ahead} ahead when {in_flight} buffers are in flight (virtio 1.4, 2.7.8)")
+            return -1
+        if ahead > published:
+            with cython.gil:
+                raise self._fail(
+                    f"used.idx is {ahead} ahead when {published} buffers are in flight (virtio 1.4, 2.7.8)"
+                )
         place = 4 + 8 * (self.last_used & (self.size - 1))
         head = ld32(self._used, place)
         written = ld32(self._used, place + 4)
@@ -202,25 +198,27 @@ class SplitDriverRing(DriverRing):
         else:
             head = le32(head)
             written = le32(written)
-        if head >= self.size or ld8(self._states, head) != _PUBLISHED:
-            raise self._fail(f"used id {head} is no buffer in flight, queue of {self.size} (virtio 1.4, 2.7.8)")
-        if written > self._rooms[head]:
-            raise self._fail(
-                f"used length {written} for head {head} that has {self._rooms[head]} writable bytes "
-                "(virtio 1.4, 2.7.8.2)"
-            )
-        if not self._in_order:
-            return self._take_back(head, written)
-        covered: cython.uint = self._covered(head)
-        if covered > ahead:
-            raise self._fail(
-                f"used id {head} covers {covered} buffers when used.idx moved by {ahead} (virtio 1.4, 2.7.9)"
-            )
-        self._batch = covered
+        if not self._is_published(head):
+            with cython.gil:
+                raise self._fail(f"used id {head} is no buffer in flight, queue of {self.size} (virtio 1.4, 2.7.8)")
+        if written > ld64(self._rooms, 8 * head):
+            with cython.gil:
+                raise self._fail(
+                    f"used length {written} for head {head} that has {ld64(self._rooms, 8 * head)} writable bytes "
+                    "(virtio 1.4, 2.7.8.2)"
+                )
+        if self._in_order and self._covered(head) > ahead:
+            with cython.gil:
+                raise self._fail(
+                    f"used id {head} covers {self._covered(head)} buffers when used.idx moved by {ahead} "
+                    "(virtio 1.4, 2.7.9)"
+                )
         self._batch_written = written
-        return self._next_of_batch()
+        return head
 
     @cython.cfunc
+    @cython.nogil
+    @cython.exceptval(check=False)
     def _free_descriptors(self, head: cython.uint) -> cython.void:
         last: cython.uint = head
         self.last_used = (self.last_used + 1) & 0xFFFF
@@ -231,26 +229,33 @@ class SplitDriverRing(DriverRing):
         st16(self._links, 2 * last, self._free)
         self._free = head
 
-    def enable_interrupts(self) -> bool:
+    @cython.cfunc
+    @cython.nogil
+    @cython.exceptval(-1)
+    def arm(self) -> cython.int:
         """See `DriverRing`."""
         index: cython.uint = self.last_used
         if self.broken:
-            return False  # its memory may be somebody else's by now
+            return 0  # its memory may be somebody else's by now
         if self._event_idx:
             st16(self._available, 4 + 2 * self.size, be16(index) if self._big else le16(index))
         else:
             st16(self._available, 0, 0)
         fence()
         value: cython.uint = ld16_acquire(self._used, 2)
-        return (be16(value) if self._big else le16(value)) != index
+        return 1 if (be16(value) if self._big else le16(value)) != index else 0
 
-    def disable_interrupts(self) -> None:
+    @cython.cfunc
+    @cython.nogil
+    @cython.exceptval(-1)
+    def disarm(self) -> cython.int:
         """See `DriverRing`."""
         index: cython.uint = (self.last_used - 1) & 0xFFFF
         if self.broken:
-            return
+            return 0
         if self._event_idx:
             # As far ahead as can be: the index that is reached a whole round from now.
             st16(self._available, 4 + 2 * self.size, be16(index) if self._big else le16(index))
         else:
             st16(self._available, 0, be16(1) if self._big else le16(1))
+        return 0
