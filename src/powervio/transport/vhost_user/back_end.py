@@ -48,8 +48,7 @@ class BackEndOptions:
     """What a back end offers and how it waits."""
 
     packed: bool = False
-    """Whether packed rings are offered. Requests in them are not on record for a successor, and some front ends that
-    pass the bit on start such a ring at a position of 0, where no ring begins (Linux's virtio_uml)."""
+    """Whether packed rings are offered. Requests in them are not on record for a successor."""
     in_order: bool = False
     """Whether IN_ORDER is offered: a slow request then holds up those behind it."""
     platform: bool = False

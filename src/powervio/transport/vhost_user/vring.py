@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 
 from powervio.errors import RemoteError, Verdict
 from powervio.memory import hw
+from powervio.memory.abstract import RingMemory
 from powervio.transport.vhost_user.inflight import InflightQueue
 from powervio.transport.vhost_user.memory import GuestMemory, GuestPayload, GuestRing
 from powervio.transport.vhost_user.protocol import ACCESS_READ, ACCESS_WRITE, VRING_F_LOG, VringAddress
@@ -18,7 +19,7 @@ from powervio.transport.vhost_user.ring_state import Phase
 from powervio.virtio import features as feature
 from powervio.virtio.device_ring import Chain, DeviceRing
 from powervio.virtio.packed_device import PackedDeviceRing
-from powervio.virtio.packed_layout import EVENT_BYTES, ring_bytes
+from powervio.virtio.packed_layout import EVENT_BYTES, FIRST_POSITION, ring_bytes
 from powervio.virtio.queue import DeviceQueue, Request
 from powervio.virtio.split_device import SplitDeviceRing
 from powervio.virtio.split_layout import available_bytes, descriptors_bytes, used_bytes
@@ -80,6 +81,7 @@ class Vring:
 
 
 _ONE = (1).to_bytes(8, "little")
+_USED = 1 << 15  # of a packed descriptor's flags (virtio 1.4, 2.8.1)
 
 
 def notification_fd(fd: int, what: str) -> int:
@@ -204,6 +206,7 @@ def make_ring(size: int, memory: GuestRing, features: int, base: int, again: int
     indirect = bool(features & feature.INDIRECT_DESC)
     in_order = bool(features & feature.IN_ORDER)
     if features & feature.RING_PACKED:
+        base = packed_base(base, size, memory)
         return PackedDeviceRing(
             size,
             memory,
@@ -223,6 +226,20 @@ def make_ring(size: int, memory: GuestRing, features: int, base: int, again: int
         last_available=base if again is None else used_index + again,
         used_index=used_index,
     )
+
+
+def packed_base(base: int, size: int, memory: RingMemory) -> int:
+    """Where a packed ring of which a front end said `base` goes on: as it said, except that 0 may be a new ring.
+
+    0 is slot 0 with both wrap counters 0, where a ring stands after an odd number of whole rounds. Linux's virtio_uml
+    says it of a new ring too, whose wrap counters are 1 (virtio 1.4, 2.8.1). The descriptors tell which it is: in a new
+    ring no USED bit is set, neither by the driver, for its wrap counter is 1, nor by the device. In one that was gone
+    round, the device has set it at least once, for no chain is longer than the ring, and a driver that makes such a
+    place available again sets it too, for its wrap counter is 0 now (2.8.1).
+    """
+    if base or any(hw.le16(hw.ld16(memory.descriptors, 16 * slot + 14)) & _USED for slot in range(size)):
+        return base
+    return FIRST_POSITION << 16 | FIRST_POSITION
 
 
 def base_of(ring: DeviceRing, features: int) -> int:
