@@ -40,3 +40,18 @@ def test_what_the_kernel_refuses_is_a_negative_errno() -> None:
     finally:
         os.close(reader)
         os.close(writer)
+
+
+def test_event_is_signalled_waited_for_and_taken_once() -> None:
+    fd = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
+    try:
+        assert hw.wait_readable(fd, 0) == 0
+        assert hw.event_take(fd) == 0
+        assert hw.event_signal(fd) == hw.event_signal(fd) == 0
+        assert hw.wait_readable(fd, 10_000) == 1
+        assert [hw.event_take(fd), hw.event_take(fd)] == [1, 0]
+        os.eventfd_write(fd, 0xFFFF_FFFF_FFFF_FFFE)
+        assert hw.event_signal(fd) == 0, "a full counter is a signal"
+    finally:
+        os.close(fd)
+    assert hw.event_signal(fd) == hw.event_take(fd) == -errno.EBADF

@@ -9,6 +9,7 @@ import os
 
 PAGE_SIZE = 4096
 """The I/O page of PAPR's virtual I/O, in bytes; TCEs map pages of this size whatever the kernel's page size."""
+_MADV_POPULATE_WRITE = 23
 
 
 class MappedArea:
@@ -32,6 +33,14 @@ class MappedArea:
     def discard(self) -> None:
         """Give all pages back: the area reads as zeroes again (a partition's memory at reboot)."""
         self._map.madvise(mmap.MADV_REMOVE)
+
+    def populate(self) -> None:
+        """Have all pages there and mapped for writing, so that no first access to one is a fault."""
+        try:
+            self._map.madvise(_MADV_POPULATE_WRITE)
+        except OSError:  # Linux before 5.14
+            for offset in range(0, self.size, mmap.PAGESIZE):
+                self.view[offset] = self.view[offset]
 
     def close(self) -> None:
         """Unmap and close. Views handed out by others keep the mapping alive until they are dropped."""

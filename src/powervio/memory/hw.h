@@ -9,9 +9,13 @@
 
 #include <Python.h>
 #include <errno.h>
+#include <poll.h>
+#include <sched.h>
 #include <stdint.h>
 #include <string.h>
 #include <sys/uio.h>
+#include <time.h>
+#include <unistd.h>
 
 typedef unsigned char hw_u8;
 
@@ -98,6 +102,72 @@ _Static_assert(sizeof(struct iovec) == 16 && sizeof(size_t) == 8, "entries of ta
 #endif
 HW_VECTOR(hw_preadv, preadv)
 HW_VECTOR(hw_pwritev, pwritev)
+
+/* Wake whoever sleeps on an eventfd. Returns 0 or the negative errno; a
+ * counter that is full wakes as well. */
+static inline int event_signal(int fd)
+{
+	const uint64_t one = 1;
+	ssize_t done;
+
+	do {
+		done = write(fd, &one, sizeof(one));
+	} while (done < 0 && errno == EINTR);
+	return done < 0 && errno != EAGAIN ? -errno : 0;
+}
+
+/* Take what was signalled on a non-blocking eventfd. Returns 1, 0 when there
+ * was nothing, or the negative errno. */
+static inline int event_take(int fd)
+{
+	uint64_t count;
+	ssize_t done;
+
+	do {
+		done = read(fd, &count, sizeof(count));
+	} while (done < 0 && errno == EINTR);
+	if (done < 0)
+		return errno == EAGAIN ? 0 : -errno;
+	return 1;
+}
+
+/* Sleep until a descriptor can be read, at most so many milliseconds. Returns
+ * 1, 0 when the time is up or a signal came, or the negative errno. */
+static inline int wait_readable(int fd, int milliseconds)
+{
+	struct pollfd one = { .fd = fd, .events = POLLIN };
+	int ready = poll(&one, 1, milliseconds);
+
+	if (ready < 0)
+		return errno == EINTR ? 0 : -errno;
+	return ready;
+}
+
+/* Monotonic time in nanoseconds. */
+static inline uint64_t clock_ns(void)
+{
+	struct timespec now;
+
+	clock_gettime(CLOCK_MONOTONIC, &now);
+	return (uint64_t)now.tv_sec * 1000000000u + (uint64_t)now.tv_nsec;
+}
+
+/* In a loop that waits for another processor: leave it the core's resources. */
+static inline void relax(void)
+{
+#if defined(__x86_64__)
+	__builtin_ia32_pause();
+#elif defined(__aarch64__)
+	__asm__ __volatile__("yield" ::: "memory");
+#elif defined(__powerpc__)
+	__asm__ __volatile__("or 27,27,27" ::: "memory");
+#else
+	__asm__ __volatile__("" ::: "memory");
+#endif
+}
+
+/* Let others run on this processor. */
+static inline void yield_cpu(void) { sched_yield(); }
 
 /* Between host order and a stated order; each is its own inverse. */
 #if __BYTE_ORDER__ == __ORDER_LITTLE_ENDIAN__

@@ -32,6 +32,12 @@ cdef extern from "hw.h" nogil:
     uint64_t address_of(const unsigned char *base, uint64_t offset) noexcept
     int64_t preadv "hw_preadv"(int fd, const unsigned char *table, uint32_t count, uint64_t position) noexcept
     int64_t pwritev "hw_pwritev"(int fd, const unsigned char *table, uint32_t count, uint64_t position) noexcept
+    int event_signal(int fd) noexcept
+    int event_take(int fd) noexcept
+    int wait_readable(int fd, int milliseconds) noexcept
+    uint64_t clock_ns() noexcept
+    void relax() noexcept
+    void yield_cpu() noexcept
 
 cdef extern from "hw.h":
     unsigned char *pointer(object buffer) except NULL

@@ -11,8 +11,10 @@ from __future__ import annotations
 import ctypes
 import errno
 import os
+import select
 import struct
 import sys
+import time
 from struct import Struct
 from typing import Protocol, TypeAlias
 
@@ -139,6 +141,53 @@ def copy(to: Pointer, to_offset: int, source: Pointer, from_offset: int, length:
 def zero(base: Pointer, offset: int, length: int) -> None:
     """Fill with zero bytes."""
     base[offset : offset + length] = bytes(length)
+
+
+def event_signal(fd: int) -> int:
+    """Wake whoever sleeps on an eventfd; 0 or the negative errno. A counter that is full wakes as well."""
+    try:
+        os.eventfd_write(fd, 1)
+    except BlockingIOError:
+        return 0
+    except OSError as error:
+        return -(error.errno or errno.EIO)
+    return 0
+
+
+def event_take(fd: int) -> int:
+    """Take what was signalled on a non-blocking eventfd: 1, 0 when there was nothing, or the negative errno."""
+    try:
+        os.eventfd_read(fd)
+    except BlockingIOError:
+        return 0
+    except OSError as error:
+        return -(error.errno or errno.EIO)
+    return 1
+
+
+def wait_readable(fd: int, milliseconds: int) -> int:
+    """Sleep until a descriptor can be read, at most so long: 1, 0 when the time is up, or the negative errno."""
+    poller = select.poll()
+    poller.register(fd, select.POLLIN)
+    try:
+        return len(poller.poll(milliseconds))
+    except OSError as error:
+        return -(error.errno or errno.EIO)
+
+
+def clock_ns() -> int:
+    """Monotonic time in nanoseconds."""
+    return time.monotonic_ns()
+
+
+def relax() -> None:
+    """In a loop that waits for another processor: interpreted, let another thread have the lock."""
+    time.sleep(0)
+
+
+def yield_cpu() -> None:
+    """Let others run on this processor."""
+    os.sched_yield()
 
 
 def _swap16(value: int) -> int:
