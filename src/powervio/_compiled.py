@@ -45,6 +45,7 @@ COMPILED = (
     "powervio.virtio.packed_device",
     "powervio.virtio.packed_driver",
     "powervio.transport.vhost_user.translate",
+    "powervio.transport.vhost_user.inflight",
 )
 """The modules that are compiled; `ext-modules` in pyproject.toml is the same list."""
 

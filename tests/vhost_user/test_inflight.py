@@ -16,22 +16,25 @@ from hypothesis import strategies as st
 from tests.vhost_user.harness import Serving, serving, until
 
 from powervio.drivers.block import BlockDriver
-from powervio.errors import RemoteError
+from powervio.errors import LocalError, RemoteError
 from powervio.memory import hw
 from powervio.memory.area import MappedArea
 from powervio.testing.echo import EchoDevice, EchoDriver
-from powervio.transport.vhost_user import inflight
+from powervio.transport.vhost_user import inflight_area
 from powervio.transport.vhost_user.front_end import FrontEnd
-from powervio.transport.vhost_user.inflight import InflightQueue, InflightRecord
+from powervio.transport.vhost_user.inflight import SplitInflight, split_bytes
+from powervio.transport.vhost_user.inflight_area import InflightRecord
+
+pytestmark = pytest.mark.dual
 
 SIZE = 8
 
 
 @pytest.fixture
 def view() -> Iterator[memoryview]:
-    fd, size = inflight.create(2, SIZE)
+    fd, size = inflight_area.create(2, SIZE)
     area = MappedArea(fd, size)
-    yield area.view[inflight.queue_bytes(SIZE) :]
+    yield area.view[split_bytes(SIZE) :]
     area.close()
 
 
@@ -40,77 +43,77 @@ def noted(view: memoryview) -> list[int]:
 
 
 def test_record_of_a_queue_has_the_published_layout(view: memoryview) -> None:
-    queue = InflightQueue(view, SIZE)
-    assert inflight.queue_bytes(SIZE) == 192
+    queue = SplitInflight(view, SIZE)
+    assert split_bytes(SIZE) == 192
     assert bytes(view[:16]) == bytes.fromhex("0000000000000000 0100 0800 0000 0000")
     assert queue.recover(0, [0] * SIZE) == []
-    queue.begin(3)
-    queue.begin(5)
+    queue.note_begin(3)
+    queue.note_begin(5)
     assert bytes(view[64:80]) == bytes.fromhex("01 0000000000 0000 0000000000000000")
     assert bytes(view[96:112]) == bytes.fromhex("01 0000000000 0000 0100000000000000")
-    queue.complete(5)
+    queue.note_complete(5)
     assert hw.ld16(view, 12) == 5
-    queue.published(1)
+    queue.note_published(1)
     assert hw.ld16(view, 14) == 1
     assert noted(view) == [3]
 
 
 def test_successor_takes_what_was_in_flight_in_order(view: memoryview) -> None:
-    queue = InflightQueue(view, SIZE)
+    queue = SplitInflight(view, SIZE)
     for head in (6, 1, 4, 2):
-        queue.begin(head)
-    queue.complete(1)
-    queue.published(1)
-    again = InflightQueue(view, SIZE)
+        queue.note_begin(head)
+    queue.note_complete(1)
+    queue.note_published(1)
+    again = SplitInflight(view, SIZE)
     assert again.recover(1, [1] + [0] * 7) == [6, 4, 2]
-    again.begin(1)
-    assert InflightQueue(view, SIZE).recover(1, [1] + [0] * 7) == [6, 4, 2, 1]
+    again.note_begin(1)
+    assert SplitInflight(view, SIZE).recover(1, [1] + [0] * 7) == [6, 4, 2, 1]
 
 
 def test_death_after_used_idx_and_before_the_notes_does_nothing_twice(view: memoryview) -> None:
-    queue = InflightQueue(view, SIZE)
+    queue = SplitInflight(view, SIZE)
     for head in (0, 1, 2, 3):
-        queue.begin(head)
-    queue.complete(2)
-    queue.complete(0)
+        queue.note_begin(head)
+    queue.note_complete(2)
+    queue.note_complete(0)
     # here used.idx became 2, and the process died
-    assert InflightQueue(view, SIZE).recover(2, [2, 0] + [9] * 6) == [1, 3]
+    assert SplitInflight(view, SIZE).recover(2, [2, 0] + [9] * 6) == [1, 3]
     assert hw.ld16(view, 14) == 2
 
 
 def test_death_before_used_idx_does_all_of_it_again(view: memoryview) -> None:
-    queue = InflightQueue(view, SIZE)
+    queue = SplitInflight(view, SIZE)
     for head in (0, 1, 2):
-        queue.begin(head)
-    queue.complete(1)
-    assert InflightQueue(view, SIZE).recover(0, [1] + [0] * 7) == [0, 1, 2]
+        queue.note_begin(head)
+    queue.note_complete(1)
+    assert SplitInflight(view, SIZE).recover(0, [1] + [0] * 7) == [0, 1, 2]
 
 
 def test_new_record_at_a_ring_that_came_by_migration_loses_nothing(view: memoryview) -> None:
     """used_idx 0 and last_batch_head 0 are what a new record says; the ring's used.idx is 5, and 0 is in flight."""
     used = [3, 0, 1, 2, 4, 7, 7, 7]
-    queue = InflightQueue(view, SIZE)
+    queue = SplitInflight(view, SIZE)
     assert queue.recover(5, used) == []
-    queue.begin(0)  # the first request after the migration: then the back end dies
-    assert InflightQueue(view, SIZE).recover(5, used) == [0]
+    queue.note_begin(0)  # the first request after the migration: then the back end dies
+    assert SplitInflight(view, SIZE).recover(5, used) == [0]
 
 
 def test_record_of_another_back_end_that_did_not_set_used_idx_loses_nothing(view: memoryview) -> None:
-    queue = InflightQueue(view, SIZE)
-    queue.begin(0)
-    queue.begin(4)
+    queue = SplitInflight(view, SIZE)
+    queue.note_begin(0)
+    queue.note_begin(4)
     assert hw.ld16(view, 14) == 0
-    assert InflightQueue(view, SIZE).recover(5, [3, 0, 1, 2, 4, 7, 7, 7]) == [0, 4]
-    assert InflightQueue(view, SIZE).recover(500, [0] * SIZE) == [0, 4]  # more than a queue holds is no batch
+    assert SplitInflight(view, SIZE).recover(5, [3, 0, 1, 2, 4, 7, 7, 7]) == [0, 4]
+    assert SplitInflight(view, SIZE).recover(500, [0] * SIZE) == [0, 4]  # more than a queue holds is no batch
 
 
 @given(st.data())
 def test_death_at_any_point_loses_nothing_and_repeats_only_what_nobody_saw(data: st.DataObject) -> None:
     """A model of ring and record: the back end dies after any store, and the successor takes what is owed."""
-    fd, size = inflight.create(1, SIZE)
+    fd, size = inflight_area.create(1, SIZE)
     area = MappedArea(fd, size)
     used_ring, used_index = [0] * SIZE, 0
-    queue = InflightQueue(area.view, SIZE)
+    queue = SplitInflight(area.view, SIZE)
     queue.recover(0, used_ring)
     in_flight: list[int] = []
     for _ in range(data.draw(st.integers(1, 12))):
@@ -118,30 +121,32 @@ def test_death_at_any_point_loses_nothing_and_repeats_only_what_nobody_saw(data:
         more: bool = data.draw(st.booleans())
         if free and more:
             head: int = data.draw(st.sampled_from(free))
-            queue.begin(head)
+            queue.note_begin(head)
             in_flight.append(head)
         batch: list[int] = data.draw(st.lists(st.sampled_from(in_flight), unique=True)) if in_flight else []
         stop: str = data.draw(st.sampled_from(["", "", "before", "after"])) if batch else ""
         for number, head in enumerate(batch):
             used_ring[(used_index + number) % SIZE] = head
-            queue.complete(head)
+            queue.note_complete(head)
         if stop != "before":
             used_index = (used_index + len(batch)) & 0xFFFF
             in_flight = [head for head in in_flight if head not in batch]
         if stop:
-            queue = InflightQueue(area.view, SIZE)
+            queue = SplitInflight(area.view, SIZE)
             assert queue.recover(used_index, used_ring) == in_flight
         else:
-            queue.published(used_index)
+            queue.note_published(used_index)
     area.close()
 
 
 def test_record_that_does_not_fit_is_refused() -> None:
-    fd, size = inflight.create(1, SIZE)
+    fd, size = inflight_area.create(1, SIZE)
     with pytest.raises(RemoteError, match="for 2 queues"):
         InflightRecord(fd, 0, size, 2, SIZE)
     with pytest.raises(RemoteError, match="of a file of"):
         InflightRecord(fd, 64, size, 1, SIZE)
+    with pytest.raises(RemoteError, match="not aligned"):
+        InflightRecord(fd, 8, size, 1, SIZE)
     record = InflightRecord(fd, 0, size, 1, SIZE)
     with pytest.raises(RemoteError, match="none for queue 1"):
         record.queue(1)
@@ -149,8 +154,23 @@ def test_record_that_does_not_fit_is_refused() -> None:
     area = MappedArea(fd, size)
     hw.st16(area.view, 8, 7)
     with pytest.raises(RemoteError, match="version 7"):
-        InflightQueue(area.view, SIZE)
+        SplitInflight(area.view, SIZE)
+    with pytest.raises(RemoteError, match="of 191 bytes"):
+        SplitInflight(area.view[:191], SIZE)
     area.close()
+
+
+def test_number_that_no_buffer_has_is_refused(view: memoryview) -> None:
+    queue = SplitInflight(view, SIZE)
+    before = bytes(view)
+    for note in (queue.note_begin, queue.note_complete):
+        with pytest.raises(LocalError, match="head 8 "):
+            note(SIZE)
+    assert bytes(view) == before
+    for head in range(SIZE):
+        queue.note_complete(head)
+    with pytest.raises(LocalError, match="head 1 "):
+        queue.note_complete(1)  # more than the queue has, and nothing of it published
 
 
 # -- whole back ends

@@ -16,10 +16,10 @@ from dataclasses import dataclass
 from functools import partial
 
 from powervio.errors import LocalError, RemoteError, Verdict
-from powervio.transport.vhost_user import inflight as inflight_record
+from powervio.transport.vhost_user import inflight_area
 from powervio.transport.vhost_user import protocol as wire
 from powervio.transport.vhost_user.device_state import StateTransfer
-from powervio.transport.vhost_user.inflight import InflightRecord
+from powervio.transport.vhost_user.inflight_area import InflightRecord
 from powervio.transport.vhost_user.loop import Loop
 from powervio.transport.vhost_user.memory import MAX_SLOTS, GuestMemory, MappedFile
 from powervio.transport.vhost_user.protocol import BackEndRequest, FrontEnd, Message, Payload, VringState
@@ -435,7 +435,7 @@ class BackEnd:
             raise RemoteError(f"{wanted.queues} queues of {wanted.queue_size} entries; there are {len(self.vrings)}")
         if self.features & feature.RING_PACKED:
             return wire.Inflight(0, 0, wanted.queues, wanted.queue_size)
-        fd, size = inflight_record.create(wanted.queues, wanted.queue_size)
+        fd, size = inflight_area.create(wanted.queues, wanted.queue_size)
         reply = wire.Inflight(size, 0, wanted.queues, wanted.queue_size)
         return Message(message.request, reply, [fd], reply=True)
 

@@ -1,4 +1,5 @@
-"""The record of requests in flight, which survives this process: it is in memory that the front end keeps.
+# cython: language_level=3, boundscheck=False, wraparound=False, cdivision=True, initializedcheck=False, nonecheck=False
+"""The record of requests in flight of one queue, which survives this process: it is in memory that the front end keeps.
 
 A back end notes each buffer that it takes, and takes the note back after the buffer is in the used ring. A successor
 finds what was taken and not given back, and takes it again, in the order in which it was taken. Source: QEMU,
@@ -20,143 +21,226 @@ chain alone does not do: a record that was never used says that buffer 0 is its 
 a new record meets a ring whose used.idx is not 0, buffer 0 would be dropped although it is in flight. A chain that
 repeats itself, or is longer than the queue, is no batch. For the same reason `used_idx` is set when a queue starts.
 
-The memory is the front end's too: what is read there is a number within bounds, and never a length or an address. Only
-split rings are recorded: for a packed one a front end that asks is told that there is no record (size 0).
+The memory is the front end's too: what is read there, by `recover` alone, is a number within bounds, and never a
+length or an address. What runs for every request goes by books of its own, and only writes.
+This file is compiled (Cython pure mode) and also runs interpreted.
 """
 
 from __future__ import annotations
 
-import os
 from collections.abc import Sequence
 
-from powervio.errors import RemoteError
-from powervio.memory import hw
-from powervio.memory.area import MappedArea
-from powervio.transport.vhost_user.memory import MappedFile
+import cython
+from cython.cimports.powervio.memory.hw import (
+    ld8,
+    ld16,
+    ld64,
+    pointer,
+    st8,
+    st8_release,
+    st16,
+    st16_release,
+    st64,
+)
+
+from powervio.errors import LocalError, RemoteError
 
 VERSION = 1
 ALIGN = 64
-_HEAD = 16
-_ENTRY = 16
-_VERSION_AT, _COUNT_AT, _BATCH_AT, _USED_AT = 8, 10, 12, 14
-_NEXT_AT, _COUNTER_AT = 6, 8
+"""Bytes: the record of each queue begins at a multiple."""
+
+_LAST = cython.declare(cython.ulonglong, 0xFFFF_FFFF_FFFF_FFFF)
+# Offsets in bytes: of the head, and of an entry.
+_SPLIT_HEAD = cython.declare(cython.uint, 16)
+_SPLIT_ENTRY = cython.declare(cython.uint, 16)
+_VERSION_AT = cython.declare(cython.uint, 8)
+_COUNT_AT = cython.declare(cython.uint, 10)
+_BATCH_AT = cython.declare(cython.uint, 12)
+_USED_AT = cython.declare(cython.uint, 14)
+_NEXT_AT = cython.declare(cython.uint, 6)
+_COUNTER_AT = cython.declare(cython.uint, 8)
 
 
-def queue_bytes(size: int) -> int:
-    """Bytes of the record of one queue of `size` descriptors."""
-    return (_HEAD + _ENTRY * size + ALIGN - 1) & ~(ALIGN - 1)
+def split_bytes(size: int) -> int:
+    """Bytes of the record of one split queue of `size` descriptors."""
+    used: int = 16 + 16 * size
+    return (used + ALIGN - 1) // ALIGN * ALIGN
 
 
-def create(queues: int, queue_size: int) -> tuple[int, int]:
-    """A new record, for a front end to keep: its file descriptor, and its size in bytes."""
-    size = queues * queue_bytes(queue_size)
-    area = MappedArea.create("inflight", size)
-    for index in range(queues):
-        at = index * queue_bytes(queue_size)
-        hw.st16(area.view, at + _COUNT_AT, queue_size)
-        hw.st16(area.view, at + _VERSION_AT, VERSION)
-    fd = os.dup(area.fd)
-    area.close()
-    return fd, size
-
-
-class InflightRecord:
-    """The record of all queues, as a front end brought it."""
-
-    def __init__(self, fd: int, offset: int, size: int, queues: int, queue_size: int) -> None:
-        """Map it; `fd` stays the caller's. Raises `RemoteError` when it cannot be one."""
-        if not 0 < queue_size <= 32768 or size < queues * queue_bytes(queue_size):
-            raise RemoteError(f"a record of {size} bytes for {queues} queues of {queue_size} descriptors")
-        self._file = MappedFile(fd, offset, size, "record of requests in flight")
-        self.queues = queues
-        self.queue_size = queue_size
-
-    def queue(self, index: int) -> InflightQueue:
-        """The part of one queue. Raises `RemoteError` when there is none, or it is of a version that is not known."""
-        if index >= self.queues:
-            raise RemoteError(f"the record of requests in flight has {self.queues} queues, and none for queue {index}")
-        each = queue_bytes(self.queue_size)
-        return InflightQueue(self._file.view[index * each : (index + 1) * each], self.queue_size)
-
-    def close(self) -> None:
-        """Unmap it."""
-        self._file.close()
-
-
+@cython.cclass
 class InflightQueue:
-    """The record of one queue."""
+    """What a device notes of a queue: `begin` with a buffer taken, `complete` with one put into the used ring, then
+    `published` with what the driver sees.
 
-    def __init__(self, view: memoryview, size: int) -> None:
-        """Raises `RemoteError` for a record of another version or size."""
-        version, count = hw.ld16(view, _VERSION_AT), hw.ld16(view, _COUNT_AT)
-        if version == 0:  # never used
-            hw.st16(view, _COUNT_AT, size)
-            hw.st16(view, _VERSION_AT, VERSION)
-        elif version != VERSION or count != size:
+    All three run without the interpreter lock; `note_...` are the same for Python. `head` is what the ring calls the
+    buffer; a number that no buffer of the queue has raises `LocalError`.
+    """
+
+    size: cython.uint
+    _view: object
+    _books: object
+    _record: cython.p_uchar
+    _completed: cython.p_uchar
+    _count: cython.uint
+    _counter: cython.ulonglong
+
+    def __init__(self, view: memoryview, size: int, needed: int) -> None:
+        """For the kinds themselves: `needed` bytes for `size` descriptors. Raises `RemoteError` for another version
+        or size.
+        """
+        if not 0 < size <= 32768 or view.nbytes < needed:
+            raise RemoteError(f"a record of {view.nbytes} bytes for a queue of {size} descriptors")
+        self.size = size
+        """Descriptors."""
+        self._view = memoryview(view)
+        self._books = bytearray(2 * size)
+        self._record = pointer(view)
+        self._completed = pointer(self._books)
+        self._count = 0
+        self._counter = 0
+        version: int = ld16(self._record, _VERSION_AT)
+        count: int = ld16(self._record, _COUNT_AT)
+        if version and (version != VERSION or count != size):
             raise RemoteError(
                 f"a record of requests in flight, version {version} for {count} descriptors; "
                 f"expected version {VERSION} for {size}"
             )
-        self._view = view
-        self._size = size
-        self._counter = 0
-        self._completed: list[int] = []
+
+    @cython.cfunc
+    @cython.nogil
+    @cython.exceptval(-1)
+    def begin(self, head: cython.uint) -> cython.int:
+        """A buffer is taken; its data have not been touched."""
+        with cython.gil:
+            raise NotImplementedError
+
+    @cython.cfunc
+    @cython.nogil
+    @cython.exceptval(-1)
+    def complete(self, head: cython.uint) -> cython.int:
+        """A buffer is in the used ring, which does not show it yet."""
+        with cython.gil:
+            raise NotImplementedError
+
+    @cython.cfunc
+    @cython.nogil
+    @cython.exceptval(-1)
+    def published(self, used_index: cython.uint) -> cython.int:
+        """The used ring shows what was completed, up to `used_index` (`DeviceRing.used_index`)."""
+        with cython.gil:
+            raise NotImplementedError
+
+    def note_begin(self, head: int) -> None:
+        """See `begin`."""
+        self.begin(head)
+
+    def note_complete(self, head: int) -> None:
+        """See `complete`."""
+        self.complete(head)
+
+    def note_published(self, used_index: int) -> None:
+        """See `published`."""
+        self.published(used_index)
+
+    @cython.cfunc
+    def _unknown(self, head: cython.uint) -> object:
+        raise LocalError(f"head {head} on the record of requests in flight of a queue of {self.size}")
+
+
+@cython.cfunc
+@cython.inline
+@cython.nogil
+@cython.exceptval(check=False)
+def _entry(head: cython.uint) -> cython.ulonglong:
+    return _SPLIT_HEAD + _SPLIT_ENTRY * head
+
+
+@cython.final
+@cython.cclass
+class SplitInflight(InflightQueue):
+    """The record of a split queue."""
+
+    _batch: cython.uint
+
+    def __init__(self, view: memoryview, size: int) -> None:
+        """Raises `RemoteError` for a record of another version or size, or in too few bytes."""
+        InflightQueue.__init__(self, view, size, split_bytes(size))
+        if ld16(self._record, _VERSION_AT) == 0:  # never used
+            st16(self._record, _COUNT_AT, size)
+            st16_release(self._record, _VERSION_AT, VERSION)
+        self._batch = ld16(self._record, _BATCH_AT)
 
     def recover(self, used_index: int, used_ring: Sequence[int]) -> list[int]:
         """The heads that a predecessor had in flight, in the order in which it took them; the record is put in order.
 
         `used_ring` are the ids in the used ring, oldest slot first (slot 0), and `used_index` is used.idx.
         """
-        view, size = self._view, self._size
+        head: cython.uint
         for head in self._last_batch(used_index, used_ring):
-            hw.st8(view, self._entry(head), 0)
-        hw.st16(view, _USED_AT, used_index)
-        found = []
-        for head in range(size):
-            at = self._entry(head)
-            if hw.ld8(view, at):
-                found.append((hw.ld64(view, at + _COUNTER_AT), head))
+            st8(self._record, _entry(head), 0)
+        st16_release(self._record, _USED_AT, used_index)
+        found: list[tuple[int, int]] = []
+        for head in range(self.size):
+            if ld8(self._record, _entry(head)):
+                found.append((ld64(self._record, _entry(head) + _COUNTER_AT), head))
         found.sort()
-        self._counter = found[-1][0] + 1 & 0xFFFF_FFFF_FFFF_FFFF if found else 0
+        self._counter = (max(found)[0] + 1) & 0xFFFF_FFFF_FFFF_FFFF if found else 0
         return [head for _, head in found]
 
     def _last_batch(self, used_index: int, used_ring: Sequence[int]) -> list[int]:
         """What is noted although the used ring shows it."""
-        count = (used_index - hw.ld16(self._view, _USED_AT)) & 0xFFFF
-        if not 0 < count <= min(self._size, len(used_ring)):
+        size: int = self.size
+        count: int = (used_index - ld16(self._record, _USED_AT)) & 0xFFFF
+        if not 0 < count <= min(size, len(used_ring)):
             return []
         shown = {used_ring[(used_index - 1 - back) % len(used_ring)] for back in range(count)}
         chain: list[int] = []
-        head = hw.ld16(self._view, _BATCH_AT)
+        head: int = self._batch
         # a buffer that the ring itself gave back (its table could not be fetched) is in the used ring and not here
-        while len(chain) < count and head < self._size and head in shown:
+        while len(chain) < count and head < size and head in shown:
             if head in chain:
                 return []
             chain.append(head)
-            head = hw.ld16(self._view, self._entry(head) + _NEXT_AT)
+            head = ld16(self._record, _entry(head) + _NEXT_AT)
         return chain
 
-    @staticmethod
-    def _entry(head: int) -> int:
-        return _HEAD + _ENTRY * head
+    @cython.cfunc
+    @cython.nogil
+    @cython.exceptval(-1)
+    def begin(self, head: cython.uint) -> cython.int:
+        """See `InflightQueue`."""
+        at: cython.ulonglong = _entry(head)
+        if head >= self.size:
+            with cython.gil:
+                self._unknown(head)
+        st64(self._record, at + _COUNTER_AT, self._counter)
+        self._counter = (self._counter + 1) & _LAST
+        st8_release(self._record, at, 1)
+        return 0
 
-    def begin(self, head: int) -> None:
-        """A buffer is taken."""
-        at = self._entry(head)
-        hw.st64(self._view, at + _COUNTER_AT, self._counter)
-        self._counter = (self._counter + 1) & 0xFFFF_FFFF_FFFF_FFFF
-        hw.st8(self._view, at, 1)
+    @cython.cfunc
+    @cython.nogil
+    @cython.exceptval(-1)
+    def complete(self, head: cython.uint) -> cython.int:
+        """See `InflightQueue`."""
+        if head >= self.size or self._count == self.size:
+            with cython.gil:
+                self._unknown(head)
+        st16(self._record, _entry(head) + _NEXT_AT, self._batch)
+        st16_release(self._record, _BATCH_AT, head)
+        self._batch = head
+        st16(self._completed, 2 * self._count, head)
+        self._count += 1
+        return 0
 
-    def complete(self, head: int) -> None:
-        """A buffer is in the used ring, which does not show it yet."""
-        view = self._view
-        hw.st16(view, self._entry(head) + _NEXT_AT, hw.ld16(view, _BATCH_AT))
-        hw.st16(view, _BATCH_AT, head)
-        self._completed.append(head)
-
-    def published(self, used_index: int) -> None:
-        """used.idx shows what was completed."""
-        for head in self._completed:
-            hw.st8(self._view, self._entry(head), 0)
-        self._completed.clear()
-        hw.st16(self._view, _USED_AT, used_index)
+    @cython.cfunc
+    @cython.nogil
+    @cython.exceptval(-1)
+    def published(self, used_index: cython.uint) -> cython.int:
+        """See `InflightQueue`; `used_index` is used.idx."""
+        index: cython.uint
+        for index in range(self._count):
+            st8(self._record, _entry(ld16(self._completed, 2 * index)), 0)
+        self._count = 0
+        st16_release(self._record, _USED_AT, used_index)
+        return 0

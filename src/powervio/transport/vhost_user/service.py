@@ -18,7 +18,7 @@ from functools import partial
 from types import MappingProxyType
 
 from powervio.errors import RemoteError, Verdict
-from powervio.transport.vhost_user.inflight import InflightRecord
+from powervio.transport.vhost_user.inflight_area import InflightRecord
 from powervio.transport.vhost_user.loop import Loop
 from powervio.transport.vhost_user.memory import GuestMemory, GuestRing
 from powervio.transport.vhost_user.vring import VhostQueue, Vring, base_of, make_ring, used_ids

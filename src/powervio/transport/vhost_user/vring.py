@@ -149,10 +149,10 @@ class VhostQueue(DeviceQueue):
             if chain is not None:
                 return chain  # it is on record
             if self._inflight is not None:
-                self._inflight.complete(head)
+                self._inflight.note_complete(head)
         chain = self.ring.pop()
         if chain is not None and self._inflight is not None:
-            self._inflight.begin(chain.head)
+            self._inflight.note_begin(chain.head)
         return chain
 
     def _request(self, chain: Chain) -> Request:
@@ -167,13 +167,13 @@ class VhostQueue(DeviceQueue):
         """See `DeviceQueue`."""
         super().complete(head, written)
         if self.live and self._inflight is not None:
-            self._inflight.complete(head)
+            self._inflight.note_complete(head)
 
     def flush(self) -> bool:
         """See `DeviceQueue`."""
         shown = super().flush()
         if shown and self._inflight is not None:
-            self._inflight.published(self.ring.used_index)
+            self._inflight.note_published(self.ring.used_index)
         if shown and self._memory.logging:
             try:
                 self._log_used()
