@@ -10,6 +10,7 @@ import subprocess
 from pathlib import Path
 
 from tests.vhost_user.harness import serving
+from tests.vhost_user.uml_registers import KERNEL_ARGUMENTS, keep_to_sse
 
 from powervio.devices.block import BlockDevice, BlockOptions
 from powervio.storage.image import open_image
@@ -59,11 +60,12 @@ def make_initramfs(folder: Path, pattern: bytes) -> Path:
 def boot(*arguments: str) -> str:
     """Run the kernel until it halts; its console."""
     process = subprocess.Popen(
-        ["linux.uml", "mem=64M", "con=null", "con0=fd:0,fd:1", *arguments],
+        ["linux.uml", "mem=64M", "con=null", "con0=fd:0,fd:1", *KERNEL_ARGUMENTS, *arguments],
         stdin=subprocess.DEVNULL,
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         start_new_session=True,
+        preexec_fn=keep_to_sse,
     )
     try:
         return process.communicate(timeout=LIMIT)[0].decode(errors="replace")
