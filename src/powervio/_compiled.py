@@ -30,6 +30,7 @@ from pathlib import Path
 from types import ModuleType
 
 COMPILED = (
+    "powervio.memory.space",
     "powervio.phyp.redirect",
     "powervio.phyp.tce",
     "powervio.phyp.dma_table",

@@ -7,10 +7,11 @@ import os
 import shutil
 import signal
 import subprocess
+import sys
 from pathlib import Path
 
+from tests.vhost_user import uml_registers
 from tests.vhost_user.harness import serving
-from tests.vhost_user.uml_registers import KERNEL_ARGUMENTS, keep_to_sse
 
 from powervio.devices.block import BlockDevice, BlockOptions
 from powervio.storage.image import open_image
@@ -19,6 +20,7 @@ from powervio.virtio import features as feature
 LIMIT = 60
 MODULES = Path("/usr/lib/uml/modules")
 SIZE = 16 << 20
+KERNEL = ("mem=64M", "con=null", "con0=fd:0,fd:1")
 INIT = """#!/bin/busybox sh
 export PATH=/bin
 busybox mount -t proc none /proc
@@ -60,12 +62,11 @@ def make_initramfs(folder: Path, pattern: bytes) -> Path:
 def boot(*arguments: str) -> str:
     """Run the kernel until it halts; its console."""
     process = subprocess.Popen(
-        ["linux.uml", "mem=64M", "con=null", "con0=fd:0,fd:1", *KERNEL_ARGUMENTS, *arguments],
+        [sys.executable, uml_registers.__file__, "linux.uml", *KERNEL, *uml_registers.KERNEL_ARGUMENTS, *arguments],
         stdin=subprocess.DEVNULL,
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         start_new_session=True,
-        preexec_fn=keep_to_sse,
     )
     try:
         return process.communicate(timeout=LIMIT)[0].decode(errors="replace")

@@ -4,14 +4,18 @@ Linux hands over the extended registers of a traced process whole or not at all 
 with AMX they are 11 KiB, for which the kernel of Debian 12's User-Mode Linux has no room: its first process dies. Where
 the host does not know NT_X86_XSTATE, User-Mode Linux asks for the registers of FXSAVE, which are SSE's. So a seccomp
 filter says so, and the C library of the guest's programs is told not to use what is not kept then.
+
+    python uml_registers.py PROGRAM ARGUMENTS ...      runs the program behind that filter
 """
 
 from __future__ import annotations
 
 import ctypes
 import errno
+import os
 import platform
 import struct
+import sys
 
 _PR_SET_NO_NEW_PRIVS, _PR_SET_SECCOMP, _MODE_FILTER = 38, 22, 2
 _LOAD, _AND, _EQUAL, _RETURN = 0x20, 0x54, 0x15, 0x06  # BPF: ld [k], and #k, jeq #k, ret #k
@@ -39,7 +43,7 @@ KERNEL_ARGUMENTS = ("GLIBC_TUNABLES=glibc.cpu.hwcaps=-AVX,-AVX2,-AVX512F,-AVX512
 
 
 def keep_to_sse() -> None:
-    """Filter the calls of this process and of those it makes; to be called between fork and exec."""
+    """Filter the calls of this process and of those it makes."""
     if platform.machine() != "x86_64":
         return
     libc = ctypes.CDLL(None, use_errno=True)
@@ -47,3 +51,8 @@ def keep_to_sse() -> None:
     program = struct.pack("HxxxxxxQ", len(_FILTER) // 8, ctypes.addressof(code))
     if libc.prctl(_PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0) or libc.prctl(_PR_SET_SECCOMP, _MODE_FILTER, program, 0, 0):
         raise OSError(ctypes.get_errno(), "seccomp")
+
+
+if __name__ == "__main__":
+    keep_to_sse()
+    os.execvp(sys.argv[1], sys.argv[1:])

@@ -159,7 +159,7 @@ def test_indirect_table_that_cannot_be_fetched_fails_this_request_only() -> None
         ([(0, 8, NEXT), (0x9000, 16, INDIRECT)], True, "in a list of others"),
         ([(0x9000, 0, INDIRECT)], True, "indirect table of 0 bytes"),
         ([(0x9000, 24, INDIRECT)], True, "indirect table of 24 bytes"),
-        ([(0x9000, 80, INDIRECT)], True, "indirect table of 5 descriptors in a queue of 4"),
+        ([(0x9000, 80, INDIRECT)], True, "indirect table of 5 descriptors, queue of 4"),
         ([(0xA000, 32, INDIRECT)], True, "readable descriptor after a writable"),
     ],
 )

@@ -11,6 +11,8 @@ from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from typing import ClassVar
 
+from powervio.memory.space import AddressSpace
+
 
 class RingMemory(ABC):
     """The three areas of a virtqueue as local bytes, and the way to bring them up to date.
@@ -25,6 +27,8 @@ class RingMemory(ABC):
     available: memoryview
     used: memoryview
 
+    space: AddressSpace | None = None
+    """Where device addresses are mapped here, if they are: then indirect tables are read without `fetch_table`."""
     remote: ClassVar[bool] = False
     """Whether what is read is a copy made earlier. Then an index that is to be trusted must have been known before
     the copy of what it covers began, and suppression fields that were read are out of date by definition."""

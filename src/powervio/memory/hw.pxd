@@ -21,6 +21,8 @@ cdef extern from "hw.h" nogil:
     uint64_t get64(const unsigned char *base, uint64_t offset) noexcept
     void fence() noexcept
     void copy(unsigned char *to, uint64_t to_offset, const unsigned char *source, uint64_t from_offset, uint64_t length) noexcept
+    void fetch(unsigned char *to, uint64_t to_offset, uint64_t address, uint64_t length) noexcept
+    void store(uint64_t address, const unsigned char *source, uint64_t from_offset, uint64_t length) noexcept
     void zero(unsigned char *base, uint64_t offset, uint64_t length) noexcept
     uint16_t le16(uint16_t value) noexcept
     uint32_t le32(uint32_t value) noexcept

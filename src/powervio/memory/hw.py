@@ -138,6 +138,16 @@ def copy(to: Pointer, to_offset: int, source: Pointer, from_offset: int, length:
     to[to_offset : to_offset + length] = source[from_offset : from_offset + length]
 
 
+def fetch(to: Pointer, to_offset: int, address: int, length: int) -> None:
+    """Copy from memory that is named by its address."""
+    to[to_offset : to_offset + length] = ctypes.string_at(address, length)
+
+
+def store(address: int, source: Pointer, from_offset: int, length: int) -> None:
+    """Copy to memory that is named by its address."""
+    ctypes.memmove(address, bytes(source[from_offset : from_offset + length]), length)
+
+
 def zero(base: Pointer, offset: int, length: int) -> None:
     """Fill with zero bytes."""
     base[offset : offset + length] = bytes(length)

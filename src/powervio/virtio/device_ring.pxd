@@ -1,4 +1,4 @@
-cimport cython
+from powervio.memory.space cimport AddressSpace
 
 cdef class Chain:
     cdef readonly unsigned int head
@@ -10,7 +10,14 @@ cdef class DeviceRing:
     cdef readonly unsigned int in_hand
     cdef readonly bint broken
     cdef readonly unsigned long long rejected
+    cdef readonly unsigned int head
+    cdef readonly unsigned int readable_count
+    cdef readonly unsigned int segment_count
+    cdef readonly unsigned long long readable_bytes
+    cdef readonly unsigned long long writable_bytes
+    cdef unsigned char *chain
     cdef object _memory
+    cdef AddressSpace _space
     cdef tuple _views
     cdef str _why
     cdef bint _remote
@@ -25,21 +32,25 @@ cdef class DeviceRing:
     cdef unsigned char *_available
     cdef unsigned char *_used
     cdef unsigned char *_table
+    cdef unsigned char *_pieces
     cdef unsigned char *_states
     cdef unsigned char *_order
     cdef unsigned char *_lengths
     cdef unsigned char *_rooms
-    cdef list _readable
-    cdef list _writable
     cdef bint _writing
-    cdef unsigned long long _total
-    cdef unsigned long long _run
-    cdef unsigned long long _run_length
-    cdef unsigned long long _room
-    cdef void _claim(self, unsigned int head)
-    cdef void _begin(self)
-    cdef int _segment(self, unsigned int head, unsigned long long address, unsigned long long length, bint writes) except? -1
-    cdef Chain _end(self, unsigned int head)
-    cdef int _fetch_table(self, unsigned int head, unsigned long long address, unsigned int length) except? -1
-    cdef int _use(self, unsigned int head, unsigned int written, bint joins) except? -1
-    cdef void _published(self)
+    cdef unsigned int _begins
+    cdef int look(self) except? -1 nogil
+    cdef int take(self) except? -1 nogil
+    cdef int give(self, unsigned int head, unsigned int written) except? -1 nogil
+    cdef int show(self) except? -1 nogil
+    cdef int arm(self) except? -1 nogil
+    cdef void disarm(self) noexcept nogil
+    cdef void _claim(self, unsigned int head) noexcept nogil
+    cdef void _begin(self) noexcept nogil
+    cdef int _segment(self, unsigned int head, unsigned long long address, unsigned long long length, bint writes) except? -1 nogil
+    cdef void _end(self, unsigned int head) noexcept nogil
+    cdef Chain _as_chain(self)
+    cdef int _fetch_table(self, unsigned int head, unsigned long long address, unsigned int length) except? -1 nogil
+    cdef int _ask_for_table(self, unsigned int head, unsigned long long address, unsigned int length) except? -1
+    cdef void _use(self, unsigned int head, unsigned int written, bint joins) noexcept nogil
+    cdef void _published(self) noexcept nogil

@@ -5,6 +5,10 @@ A device takes *chains* and gives each back with the number of bytes that it wro
 it has in hand, turns descriptors into segments with every check of the standard, copies indirect tables, and holds
 completions back until their turn where IN_ORDER was negotiated. Where descriptors and used entries stand is the rings'.
 
+There are two ways to use a ring. Compiled loops `look`, `take`, `give`, `show` and `arm`, without the interpreter lock;
+the chain that was taken last stands in an array. Everybody else has the same steps as `refresh`, `pop`, `push`,
+`publish` and `enable_notifications`, with chains as objects.
+
 What each ring may rely on:
 
 1. The partner is hostile. Every field in shared memory is loaded once, into a local or a private copy, and checked
@@ -22,6 +26,7 @@ from __future__ import annotations
 import cython
 from cython.cimports.powervio.memory.hw import (
     copy,
+    fetch,
     ld8,
     ld16,
     ld32,
@@ -32,12 +37,14 @@ from cython.cimports.powervio.memory.hw import (
     st32,
     st64,
 )
+from cython.cimports.powervio.memory.space import READ, AddressSpace
 
 from powervio.errors import LocalError, RemoteError, Verdict
 from powervio.memory.abstract import RingMemory
 
 _MAX_BYTES = cython.declare(cython.ulonglong, 0x1_0000_0000)
 _MAX_LENGTH = cython.declare(cython.ulonglong, 0xFFFF_FFFF)
+_TABLE_PIECES = cython.declare(cython.int, 8)
 
 # Whose a buffer is, in the device's books.
 _DRIVERS = cython.declare(cython.uint, 0)
@@ -75,7 +82,14 @@ class DeviceRing:
     in_hand: cython.uint
     broken: cython.bint
     rejected: cython.ulonglong
+    head: cython.uint
+    readable_count: cython.uint
+    segment_count: cython.uint
+    readable_bytes: cython.ulonglong
+    writable_bytes: cython.ulonglong
+    chain: cython.p_uchar
     _memory: RingMemory
+    _space: AddressSpace | None
     _views: tuple[object, ...]
     _why: str
     _remote: cython.bint
@@ -94,18 +108,15 @@ class DeviceRing:
     _order: cython.p_uchar
     _lengths: cython.p_uchar
     _rooms: cython.p_uchar
-    _readable: list[tuple[int, int]]
-    _writable: list[tuple[int, int]]
+    _pieces: cython.p_uchar
     _writing: cython.bint
-    _total: cython.ulonglong
-    _run: cython.ulonglong
-    _run_length: cython.ulonglong
-    _room: cython.ulonglong
+    _begins: cython.uint
 
     def __init__(self, size: int, memory: RingMemory, event_idx: bool, indirect: bool, in_order: bool) -> None:
         """For the rings themselves: `size` and `memory` are checked, the three features are those negotiated."""
-        table = bytearray(16 * size)
+        table, chain = bytearray(16 * size), bytearray(16 * size)
         states = bytearray(size)
+        pieces = bytearray(16 * _TABLE_PIECES)
         # only IN_ORDER has to remember what was popped when, and how much could be written
         order, lengths, rooms = (bytearray(each * (size if in_order else 1)) for each in (2, 4, 8))
         # Views of our own: nobody can release them under the addresses taken here.
@@ -114,6 +125,8 @@ class DeviceRing:
             memoryview(memory.available),
             memoryview(memory.used),
             table,
+            chain,
+            pieces,
             states,
             order,
             lengths,
@@ -125,7 +138,11 @@ class DeviceRing:
         self.broken = False
         self.rejected = 0
         """Buffers that went back unserved because their indirect table could not be fetched."""
+        self.chain = pointer(chain)
+        """The chain that was taken last: `segment_count` segments of {u64 device address, u64 length} in host order,
+        the first `readable_count` of them for the device to read. It is there until the next is taken."""
         self._memory = memory
+        self._space = memory.space
         self._why = ""
         self._remote = memory.remote
         self._event_idx = event_idx
@@ -139,10 +156,12 @@ class DeviceRing:
         self._available = pointer(memory.available)
         self._used = pointer(memory.used)
         self._table = pointer(table)
+        self._pieces = pointer(pieces)
         self._states = pointer(states)
         self._order = pointer(order)
         self._lengths = pointer(lengths)
         self._rooms = pointer(rooms)
+        self.head = 0
         self._begin()
 
     # -- what each ring does in its own way
@@ -183,7 +202,7 @@ class DeviceRing:
         buffer whose indirect table cannot be fetched (the address is not the driver's to give) is that request's
         fault alone: it goes back with length 0, is counted in `rejected`, and the next one is taken.
         """
-        raise NotImplementedError
+        return self._as_chain() if self.take() else None
 
     def publish(self) -> bool:
         """Make pushed buffers visible, then tell whether the driver has to be notified (2.7.7.2, 2.8.10).
@@ -191,7 +210,7 @@ class DeviceRing:
         Remote memory: always, when something was published. The driver's wish that could be read here is a copy made
         before; a driver that went to sleep since then would never wake. To read it anew costs as much as to notify.
         """
-        raise NotImplementedError
+        return self.show() != 0
 
     def enable_notifications(self) -> bool:
         """Ask for kicks, to be called before sleeping. True when more came than `refresh` found: `refresh` again.
@@ -210,15 +229,57 @@ class DeviceRing:
         """
         raise NotImplementedError
 
+    # -- the same for compiled loops, over mapped memory
+
     @cython.cfunc
+    @cython.nogil
     @cython.exceptval(-1)
-    def _use(self, head: cython.uint, written: cython.uint, joins: cython.bint) -> cython.int:
+    def look(self) -> cython.int:
+        """As `refresh`, of mapped memory: how many buffers can be taken."""
+        with cython.gil:
+            raise NotImplementedError
+
+    @cython.cfunc
+    @cython.nogil
+    @cython.exceptval(-1)
+    def take(self) -> cython.int:
+        """As `pop`: 1 when there is a chain, in `head`, `chain` and the counts beside it; else 0."""
+        with cython.gil:
+            raise NotImplementedError
+
+    @cython.cfunc
+    @cython.nogil
+    @cython.exceptval(-1)
+    def show(self) -> cython.int:
+        """As `publish`: 1 when the driver has to be notified."""
+        with cython.gil:
+            raise NotImplementedError
+
+    @cython.cfunc
+    @cython.nogil
+    @cython.exceptval(-1)
+    def arm(self) -> cython.int:
+        """As `enable_notifications`, of mapped memory: 1 when more came."""
+        with cython.gil:
+            raise NotImplementedError
+
+    @cython.cfunc
+    @cython.nogil
+    @cython.exceptval(check=False)
+    def disarm(self) -> cython.void:
+        """As `disable_notifications`, of mapped memory."""
+
+    @cython.cfunc
+    @cython.nogil
+    @cython.exceptval(check=False)
+    def _use(self, head: cython.uint, written: cython.uint, joins: cython.bint) -> cython.void:
         """Write a used entry that `publish` makes visible; `joins`: it takes the place of the one before (IN_ORDER)."""
-        raise NotImplementedError
 
     # -- the books
 
     @cython.cfunc
+    @cython.nogil
+    @cython.exceptval(check=False)
     def _claim(self, head: cython.uint) -> cython.void:
         """`head` is the device's from here on."""
         place: cython.uint
@@ -239,17 +300,27 @@ class DeviceRing:
         With IN_ORDER it becomes visible after all that were popped before it. Raises `LocalError` for a head that the
         device does not have, and for a length that no buffer has.
         """
-        first: cython.uint
-        length: cython.uint
-        if head < 0 or head >= self.size or ld8(self._states, head) != _POPPED:
+        if head < 0 or head >= self.size:
             raise LocalError(f"head {head} is not the device's to give back")
         if written < 0 or written > _MAX_LENGTH:
             raise LocalError(f"{written} bytes written to head {head}: a used length has 32 bits")
+        self.give(head, written)
+
+    @cython.cfunc
+    @cython.nogil
+    @cython.exceptval(-1)
+    def give(self, head: cython.uint, written: cython.uint) -> cython.int:
+        """As `push`."""
+        first: cython.uint
+        length: cython.uint
+        if head >= self.size or ld8(self._states, head) != _POPPED:
+            with cython.gil:
+                raise LocalError(f"head {head} is not the device's to give back")
         if not self._in_order:
             st8(self._states, head, _DRIVERS)
             self._unpublished += 1
             self._use(head, written, False)
-            return
+            return 0
         st8(self._states, head, _FINISHED)
         st32(self._lengths, 4 * head, written)
         while self._ordered:
@@ -264,8 +335,11 @@ class DeviceRing:
             self._use(first, length, self._joins)
             # a driver takes a buffer without an entry for completely written (2.7.9, 2.8.8)
             self._joins = length == ld64(self._rooms, 8 * first)
+        return 0
 
     @cython.cfunc
+    @cython.nogil
+    @cython.exceptval(check=False)
     def _published(self) -> cython.void:
         """What was pushed is the driver's now."""
         self.in_hand -= self._unpublished
@@ -283,63 +357,111 @@ class DeviceRing:
     # -- from descriptors to segments
 
     @cython.cfunc
+    @cython.nogil
+    @cython.exceptval(check=False)
     def _begin(self) -> cython.void:
         """Start with a new chain."""
-        self._readable = []
-        self._writable = []
+        self.segment_count = 0
+        self.readable_count = 0
+        self.readable_bytes = 0
+        self.writable_bytes = 0
         self._writing = False
-        self._total = 0
-        self._run = 0
-        self._run_length = 0
-        self._room = 0
+        self._begins = 0
 
     @cython.cfunc
+    @cython.nogil
     @cython.exceptval(-1)
     def _segment(
         self, head: cython.uint, address: cython.ulonglong, length: cython.ulonglong, writes: cython.bint
     ) -> cython.int:
         """One more descriptor of the chain."""
-        self._total += length
-        if self._total > _MAX_BYTES:
-            raise self._fail(f"chain {head} has more than 2^32 bytes (virtio 1.4, 2.7.5.2)")
+        last: cython.ulonglong
+        run: cython.ulonglong
+        run_length: cython.ulonglong
         if writes:
             if not self._writing:
-                if self._run_length:
-                    self._readable.append((self._run, self._run_length))
-                    self._run_length = 0
                 self._writing = True
-            self._room += length
+                self._begins = self.readable_count = self.segment_count
+            self.writable_bytes += length
         elif self._writing:
-            raise self._fail(f"readable descriptor after a writable one, chain {head} (virtio 1.4, 2.7.4.2, 2.8.17)")
-        if length:
-            # `address > run`: a run never goes over the end of the address space.
-            if self._run_length and address > self._run and address - self._run == self._run_length:
-                self._run_length += length
-            else:
-                if self._run_length:
-                    (self._writable if self._writing else self._readable).append((self._run, self._run_length))
-                self._run = address
-                self._run_length = length
+            with cython.gil:
+                raise self._fail(
+                    f"readable descriptor after a writable one, chain {head} (virtio 1.4, 2.7.4.2, 2.8.17)"
+                )
+        else:
+            self.readable_bytes += length
+        if self.readable_bytes + self.writable_bytes > _MAX_BYTES:
+            with cython.gil:
+                raise self._fail(f"chain {head} has more than 2^32 bytes (virtio 1.4, 2.7.5.2)")
+        if length == 0:
+            return 0
+        if self.segment_count > self._begins:
+            last = 16 * (self.segment_count - 1)
+            run = ld64(self.chain, last)
+            run_length = ld64(self.chain, last + 8)
+            # `address > run`: a run never goes over the end of the address space
+            if address > run and address - run == run_length:
+                st64(self.chain, last + 8, run_length + length)
+                return 0
+        last = 16 * self.segment_count
+        st64(self.chain, last, address)
+        st64(self.chain, last + 8, length)
+        self.segment_count += 1
         return 0
 
     @cython.cfunc
-    def _end(self, head: cython.uint) -> Chain:
+    @cython.nogil
+    @cython.exceptval(check=False)
+    def _end(self, head: cython.uint) -> cython.void:
         """The chain is complete."""
-        chain: Chain
-        if self._run_length:
-            (self._writable if self._writing else self._readable).append((self._run, self._run_length))
+        if not self._writing:
+            self.readable_count = self.segment_count
         if self._in_order:
-            st64(self._rooms, 8 * head, self._room)
+            st64(self._rooms, 8 * head, self.writable_bytes)
+        self.head = head
+
+    @cython.cfunc
+    def _as_chain(self) -> Chain:
+        """The chain that was taken last as an object."""
+        chain: Chain
+        readable: list[tuple[int, int]] = []
+        writable: list[tuple[int, int]] = []
+        number: cython.uint
+        for number in range(self.segment_count):
+            (readable if number < self.readable_count else writable).append(
+                (ld64(self.chain, 16 * number), ld64(self.chain, 16 * number + 8))
+            )
         chain = Chain.__new__(Chain)
-        chain.head = head
-        chain.readable = self._readable
-        chain.writable = self._writable
+        chain.head = self.head
+        chain.readable = readable
+        chain.writable = writable
         return chain
 
     @cython.cfunc
+    @cython.nogil
     @cython.exceptval(-1)
     def _fetch_table(self, head: cython.uint, address: cython.ulonglong, length: cython.uint) -> cython.int:
-        """Copy an indirect table into our own; false when the chain was rejected and given back."""
+        """Copy an indirect table into our own; 0 when the chain was rejected and given back."""
+        pieces: cython.int
+        number: cython.int
+        done: cython.ulonglong = 0
+        if self._space is None:
+            with cython.gil:
+                return self._ask_for_table(head, address, length)
+        pieces = self._space.gather(address, length, READ, self._pieces, 0, _TABLE_PIECES)
+        if pieces < 0:
+            self.rejected += 1
+            self.give(head, 0)
+            return 0
+        for number in range(pieces):
+            fetch(self._table, done, ld64(self._pieces, 16 * number), ld64(self._pieces, 16 * number + 8))
+            done += ld64(self._pieces, 16 * number + 8)
+        return 1
+
+    @cython.cfunc
+    @cython.exceptval(-1)
+    def _ask_for_table(self, head: cython.uint, address: cython.ulonglong, length: cython.uint) -> cython.int:
+        """The same through `RingMemory.fetch_table`."""
         try:
             view = self._memory.fetch_table(address, length)
         except RemoteError as error:
@@ -348,7 +470,7 @@ class DeviceRing:
                 self._why = str(error)
                 raise
             self.rejected += 1
-            self.push(head, 0)
+            self.give(head, 0)
             return 0
         if view.nbytes < length:
             raise LocalError(f"fetch_table gave {view.nbytes} bytes of {length}")

@@ -36,7 +36,7 @@ from cython.cimports.powervio.memory.hw import (
     st32,
     st64,
 )
-from cython.cimports.powervio.virtio.device_ring import Chain, DeviceRing
+from cython.cimports.powervio.virtio.device_ring import DeviceRing
 from cython.cimports.powervio.virtio.packed_layout import event_is_due, position_of, round_of
 
 from powervio.memory.abstract import RingMemory
@@ -164,9 +164,7 @@ class PackedDeviceRing(DeviceRing):
         if room == 0:
             return self._pending
         if not self._remote:
-            shown = self._fetched + self._load(room)
-            self._accept(shown, shown, True)
-            return self._pending
+            return self.look()
         if known_index is not None:
             hint = self.ahead(known_index)
         elif known <= self._fetched:
@@ -184,7 +182,24 @@ class PackedDeviceRing(DeviceRing):
         return self._pending
 
     @cython.cfunc
+    @cython.nogil
+    @cython.exceptval(-1)
+    def look(self) -> cython.int:
+        """See `DeviceRing`."""
+        room: cython.uint = self.size - self._taken - self._fetched
+        shown: cython.uint
+        if self.broken:
+            with cython.gil:
+                raise self._again()
+        if room:
+            shown = self._fetched + self._load(room)
+            self._accept(shown, shown, True)
+        return self._pending
+
+    @cython.cfunc
     @cython.inline
+    @cython.nogil
+    @cython.exceptval(check=False)
     def _place(self, distance: cython.uint) -> cython.uint:
         """The slot `distance` descriptors after the next chain."""
         slot: cython.uint = self._slot + distance
@@ -192,12 +207,16 @@ class PackedDeviceRing(DeviceRing):
 
     @cython.cfunc
     @cython.inline
+    @cython.nogil
+    @cython.exceptval(check=False)
     def _wanted(self, distance: cython.uint) -> cython.uint:
         """AVAIL and USED of a descriptor there that is available."""
         turn: cython.uint = self._round + (1 if self._slot + distance >= self.size else 0)
         return _USED if turn & 1 else _AVAILABLE
 
     @cython.cfunc
+    @cython.nogil
+    @cython.exceptval(check=False)
     def _load(self, room: cython.uint) -> cython.uint:
         """Copy available descriptors of mapped memory, up to `room`; returns how many there are."""
         count: cython.uint = 0
@@ -216,6 +235,8 @@ class PackedDeviceRing(DeviceRing):
         return count
 
     @cython.cfunc
+    @cython.nogil
+    @cython.exceptval(check=False)
     def _available_ones(self, room: cython.uint) -> cython.uint:
         """How many descriptors, up to `room`, are available in a copy that was just made."""
         count: cython.uint = 0
@@ -228,6 +249,7 @@ class PackedDeviceRing(DeviceRing):
         return count
 
     @cython.cfunc
+    @cython.nogil
     @cython.exceptval(-1)
     def _accept(self, known: cython.uint, shown: cython.uint, whole: cython.bint) -> cython.int:
         """Take chains that begin before `known` from a copy that shows `shown` available descriptors.
@@ -244,29 +266,36 @@ class PackedDeviceRing(DeviceRing):
                 at += 1
             if flags & _NEXT:
                 if whole:
-                    raise self._fail(
-                        f"the chain at slot {self._place(self._fetched)} runs into a descriptor that is not available "
-                        f"after {at - self._fetched}, in a queue of {self.size} (virtio 1.4, 2.8.6, 2.8.17)"
-                    )
+                    with cython.gil:
+                        raise self._fail(
+                            f"the chain at slot {self._place(self._fetched)} runs into a descriptor that is not "
+                            f"available after {at - self._fetched}, in a queue of {self.size} (virtio 1.4, 2.8.6, "
+                            "2.8.17)"
+                        )
                 break
             self._fetched = at
             self._pending += 1
         self._seen = shown if shown > self._fetched else self._fetched
         return 0
 
-    def pop(self) -> Chain | None:
+    @cython.cfunc
+    @cython.nogil
+    @cython.exceptval(-1)
+    def take(self) -> cython.int:
         """See `DeviceRing`."""
-        chain: Chain | None
         if self.broken:
-            raise self._again()
+            with cython.gil:
+                raise self._again()
         while self._pending:
-            chain = self._take()
-            if chain is not None:
-                return chain
-        return None
+            if self._take_next():
+                return 1
+        return 0
 
     @cython.cfunc
-    def _take(self) -> Chain | None:
+    @cython.nogil
+    @cython.exceptval(-1)
+    def _take_next(self) -> cython.int:
+        """Take the next chain, there is one; 0 when it was rejected."""
         number: cython.uint = ld16(self._numbers, 2 * (self._free - 1))
         slot: cython.uint = self._slot
         count: cython.uint = 0
@@ -275,6 +304,7 @@ class PackedDeviceRing(DeviceRing):
         length: cython.uint
         flags: cython.uint
         entries: cython.uint = 0
+        index: cython.uint
         self._begin()
         while True:
             place = 16 * slot
@@ -286,15 +316,19 @@ class PackedDeviceRing(DeviceRing):
             if flags & _INDIRECT:
                 # WRITE means nothing here (2.8.7).
                 if not self._indirect:
-                    raise self._fail(f"indirect descriptor {place >> 4} without the feature (virtio 1.4, 2.8.19)")
+                    with cython.gil:
+                        raise self._fail(f"indirect descriptor {place >> 4} without the feature (virtio 1.4, 2.8.19)")
                 if count > 1 or flags & _NEXT:
-                    raise self._fail(f"indirect descriptor {place >> 4} in a list of others (virtio 1.4, 2.8.19)")
+                    with cython.gil:
+                        raise self._fail(f"indirect descriptor {place >> 4} in a list of others (virtio 1.4, 2.8.19)")
                 if length == 0 or length & 15:
-                    raise self._fail(f"indirect table of {length} bytes, slot {place >> 4} (virtio 1.4, 2.8.7)")
+                    with cython.gil:
+                        raise self._fail(f"indirect table of {length} bytes, slot {place >> 4} (virtio 1.4, 2.8.7)")
                 if length > 16 * self.size:
-                    raise self._fail(
-                        f"indirect table of {length >> 4} descriptors in a queue of {self.size} (virtio 1.4, 2.8.17)"
-                    )
+                    with cython.gil:
+                        raise self._fail(
+                            f"indirect table of {length >> 4} descriptors, queue of {self.size} (virtio 1.4, 2.8.17)"
+                        )
                 entries = length >> 4
                 break
             self._segment(number, address, length, flags & _WRITE != 0)
@@ -314,7 +348,7 @@ class PackedDeviceRing(DeviceRing):
         self._slot = slot
         if entries:
             if not self._fetch_table(number, address, 16 * entries):
-                return None
+                return 0
             # in the order of the table; of the flags only WRITE means something (2.8.7)
             for index in range(entries):
                 place = 16 * index
@@ -322,11 +356,13 @@ class PackedDeviceRing(DeviceRing):
                 self._segment(
                     number, le64(ld64(self._table, place)), le32(ld32(self._table, place + 8)), flags & _WRITE != 0
                 )
-        return self._end(number)
+        self._end(number)
+        return 1
 
     @cython.cfunc
-    @cython.exceptval(-1)
-    def _use(self, head: cython.uint, written: cython.uint, joins: cython.bint) -> cython.int:
+    @cython.nogil
+    @cython.exceptval(check=False)
+    def _use(self, head: cython.uint, written: cython.uint, joins: cython.bint) -> cython.void:
         place: cython.ulonglong
         flags: cython.uint = _WRITE if written else 0
         count: cython.uint = ld16(self._counts, 2 * head)
@@ -352,61 +388,89 @@ class PackedDeviceRing(DeviceRing):
             self._used_round = (self._used_round + 1) & 0xFFFF
         st16(self._numbers, 2 * self._free, head)
         self._free += 1
-        return 0
 
-    def publish(self) -> bool:
+    @cython.cfunc
+    @cython.nogil
+    @cython.exceptval(-1)
+    def show(self) -> cython.int:
         """See `DeviceRing`."""
-        span: cython.uint
         skipped: cython.uint = self._skipped
         event: cython.uint
         if not skipped:
-            return False
+            return 0
         if self._remote:
-            span = self._last_slot + (0 if self._last_slot >= self._first_slot else self.size) - self._first_slot
-            self._memory.store_run(self._first_slot, span + 1)
+            with cython.gil:
+                self._store()
         else:
             st16_release(self._descriptors, 16 * self._first_slot + 14, le16(self._first_flags))
         self._taken -= skipped
         self._skipped = 0
         self._published()
         if self._remote:
-            return True
+            return 1
         fence()  # the flags are visible before the driver's wish is read; the driver does the same in the other order
         event = le32(ld32(self._available, 0))
         return event_is_due(event, self._event_idx, self.size, self._used_slot, self._used_round, skipped)
 
+    @cython.cfunc
+    @cython.exceptval(-1)
+    def _store(self) -> cython.int:
+        """Have the used descriptors copied to the driver."""
+        span: cython.uint = self._last_slot + (0 if self._last_slot >= self._first_slot else self.size)
+        self._memory.store_run(self._first_slot, span - self._first_slot + 1)
+        return 0
+
     def enable_notifications(self) -> bool:
         """See `DeviceRing`."""
         room: cython.uint = self.size - self._taken - self._fetched
-        known: cython.uint
         event: cython.uint
+        if not self._remote:
+            return self.arm() != 0
         if self.broken:
             raise self._again()
-        known = self._seen if self._remote else self._fetched
-        event = 0
-        if self._event_idx:
-            event = position_of(self._place(known), self._round + (1 if self._slot + known >= self.size else 0)) | (
-                _DESC << 16
-            )
-        if self._remote:
-            if self._event_idx and self._seen <= self._fetched:
-                if event != self._armed:
-                    st32(self._used, 0, le32(event))
-                    self._memory.store_suppression()
-                    self._armed = event
-                if room:
-                    self._memory.fetch_run(self._place(self._fetched), room)
-                    self._seen = self._fetched + self._available_ones(room)
-            return self._seen > self._fetched
-        st32(self._used, 0, le32(event))
+        if self._event_idx and self._seen <= self._fetched:
+            event = self._event_of(self._seen)
+            if event != self._armed:
+                st32(self._used, 0, le32(event))
+                self._memory.store_suppression()
+                self._armed = event
+            if room:
+                self._memory.fetch_run(self._place(self._fetched), room)
+                self._seen = self._fetched + self._available_ones(room)
+        return self._seen > self._fetched
+
+    @cython.cfunc
+    @cython.nogil
+    @cython.exceptval(-1)
+    def arm(self) -> cython.int:
+        """See `DeviceRing`."""
+        flags: cython.uint
+        if self.broken:
+            with cython.gil:
+                raise self._again()
+        st32(self._used, 0, le32(self._event_of(self._fetched) if self._event_idx else 0))
         fence()
-        if room == 0:
-            return False
-        return le16(ld16_acquire(self._descriptors, 16 * self._place(known) + 14)) & (
-            _AVAILABLE | _USED
-        ) == self._wanted(known)
+        if self.size == self._taken + self._fetched:
+            return 0
+        flags = ld16_acquire(self._descriptors, 16 * self._place(self._fetched) + 14)
+        return le16(flags) & (_AVAILABLE | _USED) == self._wanted(self._fetched)
+
+    @cython.cfunc
+    @cython.nogil
+    @cython.exceptval(check=False)
+    def _event_of(self, distance: cython.uint) -> cython.uint:
+        """Event suppression that asks for a kick for the descriptor `distance` after the next chain (2.8.10.1)."""
+        turn: cython.uint = self._round + (1 if self._slot + distance >= self.size else 0)
+        return position_of(self._place(distance), turn) | (_DESC << 16)
 
     def disable_notifications(self) -> None:
         """See `DeviceRing`."""
         if not self._remote:
-            st32(self._used, 0, le32(_DISABLE << 16))
+            self.disarm()
+
+    @cython.cfunc
+    @cython.nogil
+    @cython.exceptval(check=False)
+    def disarm(self) -> cython.void:
+        """See `DeviceRing`."""
+        st32(self._used, 0, le32(_DISABLE << 16))

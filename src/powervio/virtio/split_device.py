@@ -97,9 +97,7 @@ class SplitDeviceRing(DeviceRing):
         if self.broken:
             raise self._again()
         if not self._remote:
-            self._trusted = self._checked(self._index())
-            self._seen = self._trusted
-            return self.pending
+            return self.look()
         if known_index is not None:
             # A kick may be late (its entries were popped already) or wrong; it is a hint. Anything up to a queue's
             # length ahead may be news, and the copy below shows whether it is.
@@ -120,56 +118,71 @@ class SplitDeviceRing(DeviceRing):
 
     @cython.cfunc
     @cython.inline
+    @cython.nogil
+    @cython.exceptval(check=False)
     def _ahead(self, index: cython.uint) -> cython.uint:
         return (index - self.last_available) & 0xFFFF
 
     @cython.cfunc
     @cython.inline
+    @cython.nogil
+    @cython.exceptval(check=False)
     def _index(self) -> cython.uint:
         value: cython.uint = ld16_acquire(self._available, 2)
         return be16(value) if self._big else le16(value)
 
     @cython.cfunc
-    @cython.exceptval(-1, check=True)
-    def _checked(self, index: cython.uint) -> cython.uint:
-        if self._ahead(index) > self.size or self._ahead(index) < self._ahead(self._seen):
-            raise self._fail(
-                f"avail.idx is {index} when {self.last_available} were taken and {self._seen} announced, in a queue of "
-                f"{self.size} (virtio 1.4, 2.7.6.1: idx never goes back)"
-            )
-        return index
-
-    @cython.cfunc
-    @cython.exceptval(-1, check=True)
+    @cython.nogil
+    @cython.exceptval(-1)
     def _see(self) -> cython.int:
-        self._seen = self._checked(self._index())
+        """Take note of avail.idx as the memory has it."""
+        index: cython.uint = self._index()
+        if self._ahead(index) > self.size or self._ahead(index) < self._ahead(self._seen):
+            with cython.gil:
+                raise self._fail(
+                    f"avail.idx is {index} when {self.last_available} were taken and {self._seen} announced, in a queue"
+                    f" of {self.size} (virtio 1.4, 2.7.6.1: idx never goes back)"
+                )
+        self._seen = index
         return 0
 
-    def pop(self) -> Chain | None:
+    @cython.cfunc
+    @cython.nogil
+    @cython.exceptval(-1)
+    def look(self) -> cython.int:
         """See `DeviceRing`."""
-        chain: Chain | None
         if self.broken:
-            raise self._again()
-        while self.last_available != self._trusted:
-            chain = self._take()
-            if chain is not None:
-                return chain
-        return None
+            with cython.gil:
+                raise self._again()
+        self._see()
+        self._trusted = self._seen
+        return self._ahead(self._trusted)
 
     @cython.cfunc
-    def _take(self) -> Chain | None:
+    @cython.nogil
+    @cython.exceptval(-1)
+    def take(self) -> cython.int:
+        """See `DeviceRing`."""
         size: cython.uint = self.size
         big: cython.bint = self._big
         raw: cython.uint
-
-        raw = ld16(self._available, 4 + 2 * (self.last_available & (size - 1)))
-        head: cython.uint = be16(raw) if big else le16(raw)
-        if head >= size:
-            raise self._fail(f"available head {head} in a queue of {size} descriptors (virtio 1.4, 2.7.6)")
-        if ld8(self._states, head):
-            raise self._fail(f"head {head} made available again before it was used (virtio 1.4, 2.7.13)")
-        self.last_available = (self.last_available + 1) & 0xFFFF
-        return self._walk(head)
+        head: cython.uint
+        if self.broken:
+            with cython.gil:
+                raise self._again()
+        while self.last_available != self._trusted:
+            raw = ld16(self._available, 4 + 2 * (self.last_available & (size - 1)))
+            head = be16(raw) if big else le16(raw)
+            if head >= size:
+                with cython.gil:
+                    raise self._fail(f"available head {head} in a queue of {size} descriptors (virtio 1.4, 2.7.6)")
+            if ld8(self._states, head):
+                with cython.gil:
+                    raise self._fail(f"head {head} made available again before it was used (virtio 1.4, 2.7.13)")
+            self.last_available = (self.last_available + 1) & 0xFFFF
+            if self._walk(head):
+                return 1
+        return 0
 
     def retake(self, head: int) -> Chain | None:
         """A buffer that a predecessor of this device popped and did not complete, by the head that it remembered.
@@ -181,11 +194,13 @@ class SplitDeviceRing(DeviceRing):
             raise self._again()
         if head < 0 or head >= self.size or ld8(self._states, head):
             raise self._fail(f"head {head} cannot be taken again in a queue of {self.size} descriptors")
-        return self._walk(head)
+        return self._as_chain() if self._walk(head) else None
 
     @cython.cfunc
-    def _walk(self, head: cython.uint) -> Chain | None:
-        """Take the chain that begins with descriptor `head`."""
+    @cython.nogil
+    @cython.exceptval(-1)
+    def _walk(self, head: cython.uint) -> cython.int:
+        """Take the chain that begins with descriptor `head`; 0 when it was rejected."""
         size: cython.uint = self.size
         big: cython.bint = self._big
         table: cython.p_uchar = self._descriptors
@@ -203,11 +218,13 @@ class SplitDeviceRing(DeviceRing):
 
         while True:
             if index >= entries:
-                raise self._fail(f"descriptor {index} of a table of {entries}, chain {head} (virtio 1.4, 2.7.5)")
+                with cython.gil:
+                    raise self._fail(f"descriptor {index} of a table of {entries}, chain {head} (virtio 1.4, 2.7.5)")
             if steps == size:
-                raise self._fail(
-                    f"chain {head} is a loop or longer than the queue of {size} (virtio 1.4, 2.7.5.2, 2.7.5.3.1)"
-                )
+                with cython.gil:
+                    raise self._fail(
+                        f"chain {head} is a loop or longer than the queue of {size} (virtio 1.4, 2.7.5.2, 2.7.5.3.1)"
+                    )
             steps += 1
             place = 16 * index
             address = ld64(table, place)
@@ -228,17 +245,21 @@ class SplitDeviceRing(DeviceRing):
             if flags & _INDIRECT:
                 # WRITE means nothing here (2.7.5.3.2).
                 if not self._indirect:
-                    raise self._fail(f"indirect descriptor {index} without the feature (virtio 1.4, 2.7.5.3.1)")
+                    with cython.gil:
+                        raise self._fail(f"indirect descriptor {index} without the feature (virtio 1.4, 2.7.5.3.1)")
                 if inside:
-                    raise self._fail(f"indirect descriptor in an indirect table, chain {head} (virtio 1.4, 2.7.5.3.1)")
+                    with cython.gil:
+                        raise self._fail(f"indirect descriptor in a table, chain {head} (virtio 1.4, 2.7.5.3.1)")
                 if flags & _NEXT:
-                    raise self._fail(f"descriptor {index} is INDIRECT and has NEXT (virtio 1.4, 2.7.5.3.1)")
+                    with cython.gil:
+                        raise self._fail(f"descriptor {index} is INDIRECT and has NEXT (virtio 1.4, 2.7.5.3.1)")
                 if length == 0 or length & 15:
-                    raise self._fail(f"indirect table of {length} bytes, chain {head} (virtio 1.4, 2.7.5.3)")
+                    with cython.gil:
+                        raise self._fail(f"indirect table of {length} bytes, chain {head} (virtio 1.4, 2.7.5.3)")
                 # A chain has `size` descriptors at most: what a table has beyond is not worth a copy.
                 entries = size if length > 16 * size else length >> 4
                 if not self._fetch_table(head, address, 16 * entries):
-                    return None
+                    return 0
                 table = self._table
                 index = 0
                 steps -= 1  # the pointer is no part of the buffer
@@ -250,11 +271,13 @@ class SplitDeviceRing(DeviceRing):
                 break
             index = following
 
-        return self._end(head)
+        self._end(head)
+        return 1
 
     @cython.cfunc
-    @cython.exceptval(-1)
-    def _use(self, head: cython.uint, written: cython.uint, joins: cython.bint) -> cython.int:
+    @cython.nogil
+    @cython.exceptval(check=False)
+    def _use(self, head: cython.uint, written: cython.uint, joins: cython.bint) -> cython.void:
         place: cython.ulonglong
         if not joins:  # one entry for many stands in the slot of the first of them (2.7.9)
             self._last_used_slot = self.used_index & (self.size - 1)
@@ -266,22 +289,24 @@ class SplitDeviceRing(DeviceRing):
             st32(self._used, place, le32(head))
             st32(self._used, place + 4, le32(written))
         self.used_index = (self.used_index + 1) & 0xFFFF
-        return 0
 
-    def publish(self) -> bool:
+    @cython.cfunc
+    @cython.nogil
+    @cython.exceptval(-1)
+    def show(self) -> cython.int:
         """See `DeviceRing`."""
         old: cython.uint = self.published_index
         new: cython.uint = self.used_index
         value: cython.uint
         if new == old:
-            return False
+            return 0
         if self._remote:
             st16(self._used, 2, be16(new) if self._big else le16(new))
-            first: cython.uint = old & (self.size - 1)
-            self._memory.store_used(first, ((self._last_used_slot - first) & (self.size - 1)) + 1)
+            with cython.gil:
+                self._store(old & (self.size - 1))
             self.published_index = new
             self._published()
-            return True
+            return 1
         st16_release(self._used, 2, be16(new) if self._big else le16(new))
         self.published_index = new
         self._published()
@@ -290,29 +315,49 @@ class SplitDeviceRing(DeviceRing):
         value = be16(value) if self._big else le16(value)
         if self._event_idx:
             return ((new - value - 1) & 0xFFFF) < ((new - old) & 0xFFFF)
-        return not value & 1
+        return (value & 1) == 0
+
+    @cython.cfunc
+    @cython.exceptval(-1)
+    def _store(self, first: cython.uint) -> cython.int:
+        """Have the used elements from slot `first` on copied to the driver."""
+        self._memory.store_used(first, ((self._last_used_slot - first) & (self.size - 1)) + 1)
+        return 0
 
     def enable_notifications(self) -> bool:
         """See `DeviceRing`."""
+        if not self._remote:
+            return self.arm() != 0
         if self.broken:
             raise self._again()
-        if self._remote:
-            if self._event_idx:
-                self._arm(self._seen)
-                self._memory.store_suppression()
-                fence()
-                self._memory.fetch_available()
-                self._see()
-            return self._seen != self._trusted
+        if self._event_idx:
+            self._arm(self._seen)
+            self._memory.store_suppression()
+            fence()
+            self._memory.fetch_available()
+            self._see()
+        return self._seen != self._trusted
+
+    @cython.cfunc
+    @cython.nogil
+    @cython.exceptval(-1)
+    def arm(self) -> cython.int:
+        """See `DeviceRing`."""
+        if self.broken:
+            with cython.gil:
+                raise self._again()
         if self._event_idx:
             self._arm(self._trusted)
         else:
             st16(self._used, 0, 0)
         fence()
-        return self._checked(self._index()) != self._trusted
+        self._see()
+        return self._seen != self._trusted
 
     @cython.cfunc
     @cython.inline
+    @cython.nogil
+    @cython.exceptval(check=False)
     def _arm(self, index: cython.uint) -> cython.void:
         st16(self._used, 4 + 8 * self.size, be16(index) if self._big else le16(index))
 
@@ -320,5 +365,13 @@ class SplitDeviceRing(DeviceRing):
         """See `DeviceRing`. With EVENT_IDX there is nothing to do: avail_event stays behind, and the driver kicks only
         when it passes it.
         """
-        if not self._remote and not self._event_idx:
+        if not self._remote:
+            self.disarm()
+
+    @cython.cfunc
+    @cython.nogil
+    @cython.exceptval(check=False)
+    def disarm(self) -> cython.void:
+        """See `DeviceRing`."""
+        if not self._event_idx:
             st16(self._used, 0, be16(1) if self._big else le16(1))

@@ -141,9 +141,7 @@ class GuestMemory:
         raise RemoteError(f"there is no memory region of {region.size} bytes at {region.guest:#x}")
 
     def _changed(self) -> None:
-        self._map = RegionMap(
-            [(has.region.guest, has.region.user, has.region.size, has.file.view) for has in self._mapped]
-        )
+        self._map.set([(has.region.guest, has.region.user, has.region.size, has.file.view) for has in self._mapped])
 
     def close(self) -> None:
         """Unmap everything."""
@@ -156,6 +154,11 @@ class GuestMemory:
         self.iotlb = None
 
     # -- addresses
+
+    @property
+    def space(self) -> RegionMap | None:
+        """What addresses mean while no translation has to be asked for."""
+        return self._map if self.iotlb is None else None
 
     def gather(self, address: int, length: int, access: int = ACCESS_READ) -> list[memoryview]:
         """The bytes that a descriptor names, in pieces. Raises `RemoteError`."""
@@ -242,6 +245,7 @@ class GuestRing(RingMemory):
     def __init__(self, memory: GuestMemory, areas: Sequence[tuple[int, int, int, str]]) -> None:
         """`areas` are descriptors, available, used: `(address, bytes, alignment, name)`. Raises `RemoteError`."""
         self._memory = memory
+        self.space = memory.space
         try:
             self.descriptors, self.available, self.used = (
                 memory.ring_area(address, length, align, what, ACCESS_READ | ACCESS_WRITE)

@@ -13,7 +13,8 @@ from collections.abc import Sequence
 from typing import Any
 
 import cython
-from cython.cimports.powervio.memory.hw import copy, ld64, or8, pointer, st64
+from cython.cimports.powervio.memory.hw import address_of, copy, ld64, or8, pointer, st64
+from cython.cimports.powervio.memory.space import AddressSpace
 
 from powervio.errors import LocalError, RemoteError
 
@@ -26,26 +27,30 @@ LOG_PAGE = 4096
 
 @cython.final
 @cython.cclass
-class RegionMap:
-    """The regions of guest memory; it never changes, a change of regions is a new one."""
+class RegionMap(AddressSpace):
+    """The regions of guest memory. They change only while nobody translates: `set` says what they are from now on."""
 
     count: cython.uint
     _starts: cython.p_uchar
     _sizes: cython.p_uchar
     _users: cython.p_uchar
+    _hosts: cython.p_uchar
     _views: list[memoryview]
     _books: Any
-    _recent: cython.uint
 
     def __init__(self, regions: Sequence[tuple[int, int, int, memoryview]]) -> None:
+        """See `set`."""
+        self.set(regions)
+
+    def set(self, regions: Sequence[tuple[int, int, int, memoryview]]) -> None:
         """Regions as `(guest address, user address, size, mapped bytes)`, without overlaps (`memory` checks)."""
         ordered = sorted(regions, key=lambda region: region[0])
-        self._books = [bytearray(8 * len(ordered) + 8) for _ in range(3)]
+        self._books = [bytearray(8 * len(ordered) + 8) for _ in range(4)]
         self._starts = pointer(self._books[0])
         self._sizes = pointer(self._books[1])
         self._users = pointer(self._books[2])
+        self._hosts = pointer(self._books[3])
         self._views = []
-        self._recent = 0
         self.count = len(ordered)
         for index, (guest, user, size, view) in enumerate(ordered):
             if view.nbytes != size:
@@ -53,23 +58,17 @@ class RegionMap:
             st64(self._starts, 8 * index, guest)
             st64(self._sizes, 8 * index, size)
             st64(self._users, 8 * index, user)
+            st64(self._hosts, 8 * index, address_of(pointer(view), 0))
             self._views.append(view)
 
     @cython.cfunc
+    @cython.nogil
     @cython.exceptval(check=False)
     def _find(self, address: cython.ulonglong) -> cython.int:
         """The region that has a guest address, or -1."""
         low: cython.uint = 0
         high: cython.uint = self.count
         middle: cython.uint
-        if self._recent < high:
-            # requests of a guest stay in one region mostly
-            low = self._recent
-            if address >= ld64(self._starts, 8 * low) and address - ld64(self._starts, 8 * low) < ld64(
-                self._sizes, 8 * low
-            ):
-                return low
-            low = 0
         while low < high:
             middle = (low + high) >> 1
             if address < ld64(self._starts, 8 * middle):
@@ -77,20 +76,53 @@ class RegionMap:
             elif address - ld64(self._starts, 8 * middle) >= ld64(self._sizes, 8 * middle):
                 low = middle + 1
             else:
-                self._recent = middle
                 return middle
         return -1
+
+    @cython.cfunc
+    @cython.nogil
+    @cython.exceptval(check=False)
+    def gather(
+        self,
+        address: cython.ulonglong,
+        length: cython.ulonglong,
+        access: cython.uint,
+        table: cython.p_uchar,
+        count: cython.int,
+        limit: cython.int,
+    ) -> cython.int:
+        """See `AddressSpace`; the addresses are guest-physical."""
+        index: cython.int
+        offset: cython.ulonglong
+        room: cython.ulonglong
+        while length:
+            index = self._find(address)
+            if index < 0:
+                return -1
+            if count == limit:
+                return -2
+            offset = address - ld64(self._starts, 8 * index)
+            room = ld64(self._sizes, 8 * index) - offset
+            if room > length:
+                room = length
+            st64(table, 16 * count, ld64(self._hosts, 8 * index) + offset)
+            st64(table, 16 * count + 8, room)
+            count += 1
+            length -= room
+            if length and _LAST - address < room:
+                return -1  # beyond 2^64
+            address += room
+        return count
 
     def guest(self, address: int, length: int) -> list[memoryview]:
         """The bytes at a guest-physical address, in pieces. Raises `RemoteError` for what is not in a region."""
         pieces: list[memoryview] = []
-        self.gather(address, length, pieces)
+        self._collect(address, length, pieces)
         return pieces
 
-    @cython.ccall
+    @cython.cfunc
     @cython.exceptval(-1)
-    def gather(self, address: cython.ulonglong, length: cython.ulonglong, pieces: list[memoryview]) -> cython.int:
-        """As `guest`, appending to `pieces`."""
+    def _collect(self, address: cython.ulonglong, length: cython.ulonglong, pieces: list[memoryview]) -> cython.int:
         index: cython.int
         offset: cython.ulonglong
         room: cython.ulonglong
