@@ -249,7 +249,9 @@ class SplitDeviceRing(DeviceRing):
                         raise self._fail(f"indirect descriptor {index} without the feature (virtio 1.4, 2.7.5.3.1)")
                 if inside:
                     with cython.gil:
-                        raise self._fail(f"indirect descriptor in a table, chain {head} (virtio 1.4, 2.7.5.3.1)")
+                        raise self._fail(
+                            f"indirect descriptor in an indirect table, chain {head} (virtio 1.4, 2.7.5.3.1)"
+                        )
                 if flags & _NEXT:
                     with cython.gil:
                         raise self._fail(f"descriptor {index} is INDIRECT and has NEXT (virtio 1.4, 2.7.5.3.1)")
