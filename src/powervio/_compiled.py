@@ -38,6 +38,7 @@ COMPILED = (
     "powervio.phyp.crq",
     "powervio.phyp.ledger",
     "powervio.vio.slots",
+    "powervio.vio.dma",
     "powervio.virtio.device_ring",
     "powervio.virtio.driver_ring",
     "powervio.virtio.split_device",

@@ -11,7 +11,7 @@ import pytest
 
 from powervio.devices.block import BlockDevice, BlockOptions
 from powervio.drivers.block import BlockDriver, BlockRequest
-from powervio.papr.codes import Hcall, HcallError, ReturnCode
+from powervio.papr.codes import HcallError, ReturnCode
 from powervio.storage.image import Image, open_image
 from powervio.testing.pair import PartitionPair
 from powervio.transport.crq.driver_queue import IndirectPolicy
@@ -178,12 +178,8 @@ def test_buffer_that_cannot_be_unmapped_is_not_handed_back(tmp_path: Path, monke
             pass
         queue = disk.pair.client._queues[0]
         free = queue._dma.free_pages
-
-        def refuse(ioba: int, pages: int) -> None:
-            raise HcallError(Hcall.H_STUFF_TCE, ReturnCode.H_RESOURCE)
-
         with monkeypatch.context() as patch:
-            patch.setattr(queue._dma, "_clear", refuse)
+            patch.setattr(disk.pair.client_kernel.port, "stuff_tce", lambda *call: ReturnCode.H_RESOURCE)
             for _ in range(2):
                 with pytest.raises(HcallError):
                     disk.driver.completed(queue)
@@ -203,17 +199,17 @@ def test_session_ends_when_used_buffers_cannot_be_unmapped_and_each_request_comp
         requests = disk.write_all()
         while disk.pair.server_kernel.poll():
             pass
-        space = disk.pair.client._queues[0]._dma
-        clear = space._clear
+        port = disk.pair.client_kernel.port
+        stuff_tce = port.stuff_tce
         refused: list[int] = []
 
-        def refuse(ioba: int, pages: int) -> None:
-            if not refused:
-                refused.append(ioba)
-                raise HcallError(Hcall.H_STUFF_TCE, ReturnCode.H_RESOURCE)
-            clear(ioba, pages)
+        def refuse(liobn: int, ioba: int, tce: int, count: int) -> int:
+            if refused:
+                return stuff_tce(liobn, ioba, tce, count)
+            refused.append(ioba)
+            return ReturnCode.H_RESOURCE
 
-        monkeypatch.setattr(space, "_clear", refuse)
+        monkeypatch.setattr(port, "stuff_tce", refuse)
         disk.pair.settle()
         disk.pair.clock.now += 1
         disk.pair.settle()

@@ -739,7 +739,7 @@ def test_cache_mode_of_a_session_ends_with_it(connect: Connect, end: Message | N
 
 def test_many_sessions_leak_no_memory_of_the_server(connect: Connect) -> None:
     client = connect(EchoDevice(queue_count=2))
-    pages, window = client.kernel.pages, client.server._dma._iobas
+    pages, window = client.kernel.pages, client.server._dma
     before = (pages.free_bytes, window.free_pages)
     for number in range(20):
         client.negotiate(2)

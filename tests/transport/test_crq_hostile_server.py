@@ -141,7 +141,7 @@ class Server:
     @property
     def free(self) -> tuple[int, int]:
         """Free memory of the client in bytes, free pages of its window."""
-        return self.pair.client_kernel.pages.free_bytes, self.client._dma._iobas.free_pages
+        return self.pair.client_kernel.pages.free_bytes, self.client._dma.free_pages
 
 
 @pytest.fixture

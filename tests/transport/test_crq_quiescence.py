@@ -127,13 +127,13 @@ def test_ring_that_was_set_up_again_is_elsewhere_and_carries_many_requests(make:
         pair.settle()
         places.append(pair.client._queues[0].addresses().descriptors)
         if turn == 2:
-            free = (pair.client_kernel.pages.free_bytes, pair.client._dma._iobas.free_pages)
+            free = (pair.client_kernel.pages.free_bytes, pair.client._dma.free_pages)
         driver.reset_queue(0)
         pair.settle()
     assert once_each(driver, sent)
     assert (driver.resets, pair.client.sessions) == (20, 1)
     assert all(one != next_one for one, next_one in pairwise(places))
-    assert (pair.client_kernel.pages.free_bytes, pair.client._dma._iobas.free_pages) == free
+    assert (pair.client_kernel.pages.free_bytes, pair.client._dma.free_pages) == free
 
 
 def test_what_is_sent_while_a_queue_is_reset_waits_for_the_new_ring(

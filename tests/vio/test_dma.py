@@ -16,6 +16,8 @@ from powervio.phyp.hypervisor import Hypervisor
 from powervio.vio.dma import DmaSpace, PartitionPages
 from powervio.vio.ranges import RangeExhausted
 
+pytestmark = pytest.mark.dual
+
 
 @pytest.fixture
 def hypervisor() -> Iterator[Hypervisor]:
