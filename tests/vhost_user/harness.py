@@ -18,7 +18,7 @@ from powervio.transport.vhost_user.connection import Connection
 from powervio.transport.vhost_user.loop import Loop
 from powervio.transport.vhost_user.protocol import FRONT_END_MESSAGES, FrontEnd, Message
 from powervio.transport.vhost_user.server import Server
-from powervio.virtio.device import Device
+from powervio.virtio.device import Device, DeviceSession
 
 LIMIT = 10.0
 
@@ -68,6 +68,19 @@ def serving(folder: Path, device: Device, options: BackEndOptions | None = None)
         yield made
     finally:
         made.close()
+
+
+def recorded_sessions(device: Device) -> list[int]:
+    """The features of each session that the device will have."""
+    sessions: list[int] = []
+    start = device.start
+
+    def remember(session: DeviceSession) -> None:
+        sessions.append(session.features)
+        start(session)
+
+    device.start = remember  # type: ignore[method-assign]
+    return sessions
 
 
 async def until(condition: Callable[[], object], limit: float = LIMIT) -> None:
