@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import errno
+import os
 import threading
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
@@ -11,9 +14,10 @@ import pytest
 from powervio.errors import LocalError
 from powervio.memory.abstract import Backing
 from powervio.papr.codes import Hcall, ReturnCode
-from powervio.papr.engine import DmaFault
+from powervio.papr.engine import MOVE, MOVE_CONTINUES, MOVE_TO_MEMORY, DmaFault
 from powervio.phyp.physical import buffers_of
 from powervio.phyp.policy import Policy
+from powervio.storage.image import open_image
 
 if TYPE_CHECKING:
     from tests.phyp.conftest import Rig
@@ -368,6 +372,107 @@ def test_operation_counts_bytes_at_both_ends(linked: Rig, engine: PhysicalAdapte
     for end in (linked.server_end, linked.client_end):
         assert (end.ledger.redirected_pages, end.ledger.redirected_bytes) == (2, 2 * PAGE - 5 + 10)
         assert end.ledger.rdma_bytes == 0
+
+
+# several moves as one operation
+
+
+IN, OUT, MORE = MOVE_TO_MEMORY, 0, MOVE_CONTINUES
+
+
+def list_of(*moves: tuple[int, int, int, int]) -> bytearray:
+    """Moves as `(position, address, length, flags)`."""
+    return bytearray(b"".join(MOVE.pack(*move, 77) for move in moves))
+
+
+def results(moves: bytearray) -> list[int]:
+    return [result for *_, result in MOVE.iter_unpack(moves)]
+
+
+@pytest.fixture(params=["file", "methods"])
+def disk(request: pytest.FixtureRequest, medium: Medium, tmp_path: Path) -> Iterator[Backing]:
+    """The same bytes, moved by descriptor and by methods."""
+    if request.param == "methods":
+        yield medium
+        return
+    path = tmp_path / "disk.img"
+    path.write_bytes(medium.data)
+    with open_image(path) as image:
+        yield image
+
+
+def read_back(disk: Backing, position: int, length: int) -> bytes:
+    found = bytearray(length)
+    disk.read_into(position, memoryview(found))
+    return bytes(found)
+
+
+def test_moves_of_several_requests_are_one_operation(
+    linked: Rig, engine: PhysicalAdapter, medium: Medium, disk: Backing
+) -> None:
+    before = bytes(medium.data)
+    put(linked, engine, page=3, count=3)
+    linked.s.put_tce(engine.liobn, 3 * PAGE, 9 * PAGE | 3)
+    linked.client.memory[5 * PAGE : 5 * PAGE + 4] = b"abcd"
+    linked.server.memory[9 * PAGE : 9 * PAGE + 4] = b"efgh"
+    moves = list_of(
+        (512, 100, PAGE, IN),
+        (0, 2 * PAGE, 2, OUT),
+        (0, 3 * PAGE, 4, OUT | MORE),
+        (0, 2 * PAGE + 2, 2, MORE),
+        (1024, 3 * PAGE + 100, 8, IN),
+        (7, 2 * PAGE + 1000, 0, IN),
+    )
+    assert engine.move_all(disk, moves, 6) == 0
+    assert results(moves) == [0, 0, 77, 77, 0, 0]
+    assert bytes(linked.client.memory[3 * PAGE + 100 : 4 * PAGE + 100]) == before[512 : 512 + PAGE]
+    assert read_back(disk, 0, 9) == b"abefghcd" + before[8:9]
+    assert bytes(linked.server.memory[9 * PAGE + 100 : 9 * PAGE + 108]) == before[1024:1032]
+    assert engine.in_flight == linked.client.pins == linked.server.pins == 0
+    for end in (linked.server_end, linked.client_end):
+        assert end.ledger.redirected_bytes == PAGE + 4
+    assert engine.move_all(disk, list_of((0, 0, 1, IN)), 1) == 0
+    assert linked.client_end.ledger.redirected_bytes == PAGE + 5
+
+
+def test_request_that_the_disk_refuses_fails_alone_and_counts_nothing(
+    linked: Rig, engine: PhysicalAdapter, medium: Medium, tmp_path: Path
+) -> None:
+    path = tmp_path / "disk.img"
+    path.write_bytes(medium.data)
+    put(linked, engine, count=3)
+    moves = list_of((0, 0, 512, IN), (len(medium.data) - 8, PAGE, 512, IN), (512, 2 * PAGE, 512, IN))
+    with open_image(path) as disk:
+        assert engine.move_all(disk, moves, 3) == 1
+        assert results(moves) == [0, errno.EINVAL, 0]
+        assert linked.client_end.ledger.redirected_bytes == 1024
+        os.truncate(path, 1024)
+        moves = list_of((0, 0, 512, OUT), (1024, PAGE, 512, IN), (512, 2 * PAGE, 512, IN), (2**63, 0, 1, OUT))
+        assert engine.move_all(disk, moves, 4) == 3
+        assert results(moves) == [errno.EIO, errno.EIO, 0, errno.EINVAL]
+    assert bytes(linked.client.memory[3 * PAGE : 3 * PAGE + 512]) == bytes(medium.data[512:1024])
+    assert path.stat().st_size == 1024
+    assert linked.client_end.ledger.redirected_bytes == 1536
+
+
+def test_moves_with_a_bad_segment_move_nothing(linked: Rig, engine: PhysicalAdapter, disk: Backing) -> None:
+    put(linked, engine)
+    for bad in ((0, PAGE, 1, IN), (0, 8 * PAGE - 1, 2, IN), (0, 2**64 - 1, 2, IN), (0, 0, 2**64 - 1, OUT)):
+        with pytest.raises(DmaFault):
+            engine.move_all(disk, list_of((0, 0, 8, IN), bad), 2)
+    with pytest.raises(DmaFault, match="2 moves in a list of 32 bytes"):
+        engine.move_all(disk, list_of((0, 0, 8, IN)), 2)
+    assert linked.client.memory[PAGE] == 0
+    assert engine.in_flight == linked.client.pins == 0
+    assert linked.c.put_tce(linked.window, PAGE, 0) == ReturnCode.H_SUCCESS
+
+
+def test_more_moves_than_ever_before(linked: Rig, engine: PhysicalAdapter, medium: Medium, disk: Backing) -> None:
+    put(linked, engine, count=8)
+    for count in (1, 63, 64, 65, 500):
+        moves = list_of(*((number, 16 * number, 1, IN) for number in range(count)))
+        assert engine.move_all(disk, moves, count) == 0
+        assert linked.client.memory[PAGE : PAGE + 16 * count : 16].tolist() == list(medium.data[:count])
 
 
 # changes under a copy

@@ -158,22 +158,29 @@ def test_request_whose_data_cannot_be_reached_fails_alone(connect: Connected) ->
         assert rig.client.used() == COUNT
 
 
-def test_request_that_the_image_refuses_fails_alone(connect: Connected, monkeypatch: pytest.MonkeyPatch) -> None:
-    read = Image.read_into
-
-    def bad_block(image: Image, position: int, buffer: memoryview) -> None:
-        if position == 4 * BLOCK:
-            raise OSError(errno.EIO, os.strerror(errno.EIO))
-        read(image, position, buffer)
-
-    monkeypatch.setattr(Image, "read_into", bad_block)
+def test_request_that_the_image_refuses_fails_alone(connect: Connected, image: Image) -> None:
+    os.truncate(image.path, 255 * BLOCK)  # its last block is lost
     for redirect in (False, True):
         rig = connect(redirect=redirect)
         for number in range(COUNT):
-            rig.read(number, number)
+            rig.read(number, 255 if number == 4 else number)
         rig.kick()
         assert rig.statuses() == [blk.S_IOERR if number == 4 else 0 for number in range(COUNT)]
+        assert [rig.page(number) for number in range(COUNT) if number != 4] == [
+            numbered(number) for number in range(COUNT) if number != 4
+        ]
         assert rig.device.counters.errors == {"backing": 1}
+        assert rig.device.counters.bytes_read == (COUNT - 1) * BLOCK
+
+
+def test_redirected_write_does_not_cover_up_what_an_image_lost(connect: Connected, image: Image) -> None:
+    os.truncate(image.path, 255 * BLOCK)
+    rig = connect()
+    for number in range(COUNT):
+        rig.write(number, number, bytes(BLOCK))
+    rig.kick()
+    assert rig.statuses() == [blk.S_IOERR] * COUNT
+    assert rig.device.counters.errors == {"backing": COUNT}
 
 
 def test_header_that_is_not_mapped_fails_its_request_alone(connect: Connected) -> None:

@@ -12,6 +12,7 @@ from collections.abc import Sequence
 from typing import ClassVar
 
 from powervio.memory.space import AddressSpace
+from powervio.memory.target import Target
 
 
 class RingMemory(ABC):
@@ -104,6 +105,11 @@ class Backing(ABC):
     vectored: bool = False
     """Whether `read_vector` and `write_vector` move bytes straight between the medium and the buffers, without a look
     at them: then it does not matter that another partition, whose memory they are, may write there meanwhile."""
+
+    @property
+    def target(self) -> Target | None:
+        """How loops that run without the interpreter lock move data, in place of the methods here; None: not at all."""
+        return None
 
     @abstractmethod
     def read_into(self, position: int, buffer: memoryview) -> None:

@@ -178,6 +178,14 @@ static inline void relax(void)
 /* Let others run on this processor. */
 static inline void yield_cpu(void) { sched_yield(); }
 
+/* Bytes of a file or block device, or the negative errno. */
+static inline int64_t file_end(int fd)
+{
+	off_t end = lseek(fd, 0, SEEK_END);
+
+	return end < 0 ? -errno : end;
+}
+
 /* Between host order and a stated order; each is its own inverse. */
 #if __BYTE_ORDER__ == __ORDER_LITTLE_ENDIAN__
 static inline uint16_t le16(uint16_t value) { return value; }

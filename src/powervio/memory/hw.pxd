@@ -33,6 +33,7 @@ cdef extern from "hw.h" nogil:
     unsigned char *at(unsigned char *base, uint64_t offset) noexcept
     uint64_t address_of(const unsigned char *base, uint64_t offset) noexcept
     int64_t preadv "hw_preadv"(int fd, const unsigned char *table, uint32_t count, uint64_t position) noexcept
+    int64_t file_end(int fd) noexcept
     int64_t pwritev "hw_pwritev"(int fd, const unsigned char *table, uint32_t count, uint64_t position) noexcept
     int event_signal(int fd) noexcept
     int event_take(int fd) noexcept

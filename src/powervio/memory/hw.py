@@ -65,6 +65,14 @@ def pwritev(fd: int, table: Pointer, count: int, position: int) -> int:
         return -(error.errno or errno.EIO)
 
 
+def file_end(fd: int) -> int:
+    """Bytes of a file or block device, or the negative errno."""
+    try:
+        return os.lseek(fd, 0, os.SEEK_END)
+    except OSError as error:
+        return -(error.errno or errno.EIO)
+
+
 def _memory_of(table: Pointer, count: int) -> list[ctypes.Array[ctypes.c_ubyte]]:
     entries = struct.iter_unpack("=QQ", table[: 16 * count])
     return [(ctypes.c_ubyte * length).from_address(address) for address, length in entries]

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
+from struct import Struct
 from typing import TypeAlias
 
 from powervio.errors import PowervioError
@@ -24,8 +25,13 @@ class DmaFault(PowervioError):
     happened."""
 
 
-DmaRequest: TypeAlias = tuple[bool, int, Sequence[DmaSegment]]
-"""One of several operations: whether it reads the backing, the position there in bytes, the segments."""
+MOVE = Struct("=QQQIi")
+"""One move of `DmaEngine.move_all`, in host byte order: position in the backing, I/O bus address, length (bytes all),
+flags, and a place for the result: 0, or an errno of the backing."""
+MOVE_TO_MEMORY = 1
+"""The backing is read and the segment written; without it the other way round."""
+MOVE_CONTINUES = 2
+"""One more segment of the request before: position, direction and result are those of its first move."""
 
 
 class DmaEngine(ABC):
@@ -54,8 +60,9 @@ class DmaEngine(ABC):
         """
 
     @abstractmethod
-    def move_all(self, backing: Backing, requests: Sequence[DmaRequest]) -> list[OSError | None]:
-        """Several reads and writes that begin and end together; what the backing said to each.
+    def move_all(self, backing: Backing, moves: bytearray, count: int) -> int:
+        """Several reads and writes that begin and end together: `count` entries of `MOVE`.
 
-        Raises `DmaFault` when any of them would; nothing was moved then.
+        Returns how many requests failed; the first entry of each request has the result. Raises `DmaFault` when any of
+        the segments is not good; nothing was moved then.
         """

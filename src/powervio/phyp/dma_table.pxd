@@ -1,12 +1,13 @@
 cimport cython
+from powervio.memory.target cimport Target
+from powervio.phyp.redirect cimport CopySet, Link, Places
 from powervio.phyp.tce cimport TceTable
-from powervio.phyp.redirect cimport CopySet, Link, RedirectedCopy
 
 @cython.final
 cdef class DmaTable:
     cdef readonly TceTable own
+    cdef readonly Places places
     cdef readonly object partition
-    cdef list places
     cdef readonly unsigned long long count
     cpdef void store(self, unsigned long long index, unsigned long long tce)
     cpdef void forget(self, unsigned long long index, unsigned long long count)
@@ -14,16 +15,37 @@ cdef class DmaTable:
 
 @cython.final
 cdef class DmaOperation:
-    cdef list pinned
-    cdef readonly list runs
+    cdef readonly list links
     cdef readonly list partitions
-    cdef readonly dict moved
     cdef readonly unsigned long long length
-    cdef object _memory
-    cdef unsigned long long _start
-    cdef unsigned long long _end
-    cpdef bint take(self, DmaTable table, unsigned long long ioba, unsigned long long length, unsigned long long need)
-    cdef void _add_partition(self, object partition)
-    cdef void _extend(self, object memory, unsigned long long start, unsigned long long length)
-    cpdef void finish(self)
+    cdef object _owner
+    cdef list _books
+    cdef unsigned char *_pins
+    cdef unsigned int _pin_count
+    cdef unsigned int _pin_room
+    cdef unsigned char *_runs
+    cdef unsigned char *_origins
+    cdef unsigned int _run_count
+    cdef unsigned int _run_room
+    cdef bint _joins
+    cdef unsigned char *_moves
+    cdef unsigned int _move_room
+    cdef unsigned char *_moved
+    cdef unsigned int _moved_room
+    cpdef void clear(self)
+    cdef bytearray _grow(self, int book, unsigned long long room)
+    cpdef bint take(self, DmaTable table, unsigned long long ioba, unsigned long long length, unsigned long long need) except? -1
+    cdef unsigned int _number_of(self, object link) except? 0
+    cdef int _add_partition(self, object partition) except? -1
+    cdef int _note_pin(self, unsigned int link, unsigned int number) except? -1
+    cdef int _extend(self, unsigned int link, unsigned char *base, unsigned long long start, unsigned long long length) except? -1
+    cdef list _runs_of(self, unsigned int first, unsigned int last)
     cpdef void release(self)
+    cdef unsigned long long _after(self, unsigned long long number, unsigned long long count) noexcept nogil
+    cdef unsigned int _begin(self, unsigned long long number) noexcept nogil
+    cdef unsigned int _end(self, unsigned long long after, unsigned long long count) noexcept nogil
+    cdef void _carry_out(self, Target target, unsigned long long count) noexcept nogil
+    cdef int _ask(self, object backing, unsigned long long number, unsigned int end) except? -1
+    cdef int _account(self, unsigned int begin, unsigned int end) except? -1
+    cpdef int count_all(self) except? -1
+    cpdef void settle(self)

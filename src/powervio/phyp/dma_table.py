@@ -3,71 +3,122 @@
 
 An engine operation resolves and pins all its pages when it begins (`DmaOperation.take`) and unpins them when it ends;
 between the two it owns the addresses that it was given, whatever happens to the entries. Everything here runs under the
-hypervisor's lock.
+hypervisor's lock, but for `DmaOperation.carry_out`, which touches nothing but what the operation owns.
 """
 
 from __future__ import annotations
 
+import errno
 from typing import Any
 
 import cython
-from cython.cimports.powervio.phyp.redirect import CopySet, Link, RedirectedCopy
+from cython.cimports.powervio.memory.hw import (
+    address_of,
+    at,
+    be64,
+    copy,
+    ld32,
+    ld64,
+    pointer,
+    st32,
+    st64,
+)
+from cython.cimports.powervio.memory.target import Target
+from cython.cimports.powervio.phyp.redirect import CopySet, Link, Places
 from cython.cimports.powervio.phyp.tce import TceTable
+
+from powervio.memory.abstract import Backing
 
 H_REMOTE_PARM = cython.declare(cython.int, -15)
 
 PAGE = cython.declare(cython.ulonglong, 4096)
 PAGE_SHIFT = cython.declare(cython.int, 12)
 ACCESS = cython.declare(cython.ulonglong, 3)
+READ = cython.declare(cython.ulonglong, 1)
+WRITE = cython.declare(cython.ulonglong, 2)
+
+# A move of `papr.engine.MOVE`: where its fields are.
+_MOVE = cython.declare(cython.ulonglong, 32)
+_POSITION = cython.declare(cython.ulonglong, 0)
+_IOBA = cython.declare(cython.ulonglong, 8)
+_LENGTH = cython.declare(cython.ulonglong, 16)
+_FLAGS = cython.declare(cython.ulonglong, 24)
+_RESULT = cython.declare(cython.ulonglong, 28)
+_TO_MEMORY = cython.declare(cython.uint, 1)
+_CONTINUES = cython.declare(cython.uint, 2)
+# In the operation's own list also this flag, and `_RESULT` is where the runs of the move begin.
+_DONE = cython.declare(cython.uint, 4)
+
+
+def first_beyond(addresses: bytearray, count: cython.ulonglong, size: cython.ulonglong) -> int:
+    """The first of `count` big-endian addresses that is not below `size`; `count` when all are."""
+    words: cython.p_uchar = pointer(addresses)
+    index: cython.ulonglong
+    for index in range(count):
+        if be64(ld64(words, 8 * index)) >= size:
+            return int(index)
+    return int(count)
 
 
 @cython.final
 @cython.cclass
 class DmaTable:
-    """`own` has the entries that the owner put itself; `places[i]`, where it is not None, hides entry i of it."""
+    """`own` has the entries that the owner put itself; a copy in a place of `places` hides that entry of it."""
 
     own: TceTable
+    places: Places
     partition: Any
-    places: list[Any]
     count: cython.ulonglong
 
     def __init__(self, own: TceTable, partition: Any) -> None:
         self.own = own
         self.partition = partition
         self.count = own.count
-        self.places = [None] * own.count
+        self.places = Places(own.count)
 
     def redirect(
         self,
         index: cython.ulonglong,
         link: Link,
         table: TceTable,
-        entries: list[int] | None,
+        addresses: bytearray | None,
         first: cython.ulonglong,
         count: cython.ulonglong,
         limit: cython.int,
     ) -> tuple[int, int]:
         """Copy `count` entries of the client's `table` to places in the bounds of this one, with their access bits.
 
-        Those of `entries`, or consecutive ones from `first`. Ends with the first that cannot be copied: H_REMOTE_PARM
-        for one that maps nothing, H_RESOURCE and H_IN_USE as `CopySet.check`, in this order; and how many were.
+        Those that map `addresses` (big-endian, `count` of them), or consecutive ones from `first`. Ends with the first
+        that cannot be copied: H_REMOTE_PARM for one that maps nothing, H_RESOURCE and H_IN_USE as `CopySet.check`, in
+        this order; and how many were.
         """
         i: cython.ulonglong
         entry: cython.ulonglong
         tce: cython.ulonglong
-        code: cython.int
+        code: cython.int = 0
         copies: CopySet = table.copies
+        listed: cython.bint = addresses is not None
+        words: cython.p_uchar = pointer(addresses if addresses is not None else bytearray(8))
+        if link.closing:
+            return (H_REMOTE_PARM if count else 0), 0
+        account: cython.uint = self.places.links.take(link)
+        owner: cython.uint = copies.owners.take(self.places)
         for i in range(count):
-            entry = first + i if entries is None else entries[i]
+            entry = be64(ld64(words, 8 * i)) >> PAGE_SHIFT if listed else first + i
             tce = table.get(entry << PAGE_SHIFT)
-            if link.closing or (tce & ACCESS) == 0 or (tce >> PAGE_SHIFT) >= table.memory_pages:
-                return H_REMOTE_PARM, i
-            code = copies.check(entry, self.places, index + i, limit)
+            if (tce & ACCESS) == 0 or (tce >> PAGE_SHIFT) >= table.memory_pages:
+                code = H_REMOTE_PARM
+                break
+            code = copies.check(entry, owner, index + i, limit)
             if code != 0:
-                return code, i
+                break
             self.store(index + i, 0)
-            copies.add(link, entry, tce, self.places, index + i)
-        return 0, count
+            self.places.put(index + i, account, copies.add(entry, owner, index + i), tce)
+        else:
+            i = count
+        self.places.links.drop(account)
+        copies.owners.drop(owner)
+        return code, int(i)
 
     @cython.ccall
     def store(self, index: cython.ulonglong, tce: cython.ulonglong) -> cython.void:
@@ -78,18 +129,24 @@ class DmaTable:
     @cython.ccall
     def forget(self, index: cython.ulonglong, count: cython.ulonglong) -> cython.void:
         """End the copies in a range of places in bounds."""
-        i: cython.ulonglong
-        copy: RedirectedCopy | None
-        for i in range(index, index + count):
-            copy = self.places[i]
-            if copy is not None:
-                copy.link.copies.invalidate(copy)
+        place: cython.ulonglong
+        number: cython.uint
+        known: cython.uint = 0
+        link: Link | None = None
+        for place in range(index, index + count):
+            number = self.places.link(place)
+            if number == 0:
+                continue
+            if number != known:
+                link = self.places.links.objects[number]
+                known = number
+            assert link is not None
+            link.copies.invalidate(self.places.number(place))
 
     @cython.ccall
     def redirected(self, index: cython.ulonglong) -> cython.ulonglong:
         """The client's entry that was copied to a place in bounds; 0 where none was."""
-        copy: RedirectedCopy | None = self.places[index]
-        return 0 if copy is None else copy.tce
+        return self.places.tce(index) if self.places.link(index) else 0
 
 
 @cython.final
@@ -97,29 +154,55 @@ class DmaTable:
 class DmaOperation:
     """What an engine moves: runs of bytes in partitions' memories, in order, pinned until `release`."""
 
-    pinned: list[Any]
-    runs: list[Any]
+    links: list[Any]
     partitions: list[Any]
-    moved: dict[Any, Any]
     length: cython.ulonglong
-    _memory: Any
-    _start: cython.ulonglong
-    _end: cython.ulonglong
+    _owner: Any
+    _books: list[bytearray]
+    _pins: cython.p_uchar
+    _pin_count: cython.uint
+    _pin_room: cython.uint
+    _runs: cython.p_uchar
+    _origins: cython.p_uchar
+    _run_count: cython.uint
+    _run_room: cython.uint
+    _joins: cython.bint
+    _moves: cython.p_uchar
+    _move_room: cython.uint
+    _moved: cython.p_uchar
+    _moved_room: cython.uint
 
     def __init__(self) -> None:
-        self.pinned = []
-        self.runs = []
-        """`(memory, start, end)` in logical bytes; neighbours are one run."""
-        self.partitions = []
-        """Whose memories these are, each once."""
-        self.moved = {}
-        """Bytes by `Link`."""
-        self.length = 0
-        self._memory = None
-        self._start = 0
-        self._end = 0
+        self._books = [bytearray(8) for _ in range(5)]
+        """Links and copies that are pinned; runs as {host address, length}; where each run is in whose memory (0 is the
+        table's owner, others are numbers in `links`); moves; bytes by link."""
+        self._pins, self._runs, self._origins, self._moves, self._moved = map(pointer, self._books)
+        self._pin_room = self._run_room = self._move_room = self._moved_room = 0
+        self.clear()
 
     @cython.ccall
+    def clear(self) -> cython.void:
+        """Nothing is taken: for the next operation. What was pinned has been released."""
+        self.links = [None]
+        """Whose pages are pinned, each once."""
+        self.partitions = []
+        """Whose memories the runs are in, each once."""
+        self.length = 0
+        self._owner = None
+        self._pin_count = 0
+        self._run_count = 0
+        self._joins = False
+
+    @cython.cfunc
+    def _grow(self, book: cython.int, room: cython.ulonglong) -> bytearray:
+        """Let one of the books have room for so many bytes."""
+        grown: bytearray = self._books[book]
+        grown = grown + bytes(room - len(grown))
+        self._books[book] = grown
+        return grown
+
+    @cython.ccall
+    @cython.exceptval(-1)
     def take(
         self, table: DmaTable, ioba: cython.ulonglong, length: cython.ulonglong, need: cython.ulonglong
     ) -> cython.bint:
@@ -130,68 +213,289 @@ class DmaOperation:
         size: cython.ulonglong = table.count << PAGE_SHIFT
         if ioba > size or length > size - ioba:
             return False
+        places: Places = table.places
         link: Link | None = None
-        copy: RedirectedCopy | None
-        bytes_of_link: cython.ulonglong = 0
+        known: cython.uint = 0
+        mine: cython.uint = 0
+        number: cython.uint
         part: cython.ulonglong
-        address: cython.ulonglong
+        tce: cython.ulonglong
+        address: cython.longlong
         self.length += length
         while length > 0:
             part = PAGE - (ioba & (PAGE - 1))
             if length < part:
                 part = length
-            copy = table.places[ioba >> PAGE_SHIFT]
-            if copy is None:
-                if table.own.translate(ioba, need) < 0:
+            number = places.link(ioba >> PAGE_SHIFT)
+            if number == 0:
+                address = table.own.translate(ioba, need)
+                if address < 0:
                     return False
-                address = cython.cast(cython.ulonglong, table.own.translate(ioba, need))
-                self._extend(table.partition.memory, address, part)
-                self._add_partition(table.partition)
+                if self._owner is None:
+                    self._owner = table.partition
+                    self._add_partition(table.partition)
+                self._extend(0, table.own.memory, cython.cast(cython.ulonglong, address), part)
             else:
-                if (copy.tce & need) != need:
+                tce = places.tce(ioba >> PAGE_SHIFT)
+                if (tce & need) != need:
                     return False
-                if copy.link is not link:
-                    if link is not None:
-                        self.moved[link] = self.moved.get(link, 0) + bytes_of_link
-                    link = copy.link
-                    bytes_of_link = 0
-                    self._add_partition(link.partition)
-                bytes_of_link += part
-                copy.link.copies.pin(copy)
-                self.pinned.append(copy)
-                self._extend(link.memory, ((copy.tce >> PAGE_SHIFT) << PAGE_SHIFT) + (ioba & (PAGE - 1)), part)
+                if number != known:
+                    link = places.links.objects[number]
+                    known = number
+                    mine = self._number_of(link)
+                assert link is not None
+                link.copies.pin(places.number(ioba >> PAGE_SHIFT))
+                self._note_pin(mine, places.number(ioba >> PAGE_SHIFT))
+                self._extend(mine, link.base, ((tce >> PAGE_SHIFT) << PAGE_SHIFT) + (ioba & (PAGE - 1)), part)
             ioba += part
             length -= part
-        if link is not None:
-            self.moved[link] = self.moved.get(link, 0) + bytes_of_link
         return True
 
     @cython.cfunc
-    def _add_partition(self, partition: Any) -> cython.void:
-        if partition not in self.partitions:
-            self.partitions.append(partition)
+    @cython.exceptval(0)
+    def _number_of(self, link: Any) -> cython.uint:
+        number: cython.uint
+        for number in range(1, len(self.links)):
+            if self.links[number] is link:
+                return number
+        self.links.append(link)
+        self._add_partition(link.partition)
+        return len(self.links) - 1
 
     @cython.cfunc
-    def _extend(self, memory: Any, start: cython.ulonglong, length: cython.ulonglong) -> cython.void:
-        if memory is self._memory and start == self._end:
-            self._end += length
-            return
-        self.finish()
-        self._memory = memory
-        self._start = start
-        self._end = start + length
+    @cython.exceptval(-1)
+    def _add_partition(self, partition: Any) -> cython.int:
+        if partition not in self.partitions:
+            self.partitions.append(partition)
+        return 0
 
-    @cython.ccall
-    def finish(self) -> cython.void:
-        """Close the last run."""
-        if self._memory is not None:
-            self.runs.append((self._memory, self._start, self._end))
-            self._memory = None
+    @cython.cfunc
+    @cython.exceptval(-1)
+    def _note_pin(self, link: cython.uint, number: cython.uint) -> cython.int:
+        if self._pin_count == self._pin_room:
+            self._pin_room = 2 * self._pin_room + 64
+            self._pins = pointer(self._grow(0, 8 * self._pin_room))
+        st32(self._pins, 8 * self._pin_count, link)
+        st32(self._pins, 8 * self._pin_count + 4, number)
+        self._pin_count += 1
+        return 0
+
+    @cython.cfunc
+    @cython.exceptval(-1)
+    def _extend(
+        self, link: cython.uint, base: cython.p_uchar, start: cython.ulonglong, length: cython.ulonglong
+    ) -> cython.int:
+        run: cython.ulonglong
+        if self._joins:
+            run = 16 * (self._run_count - 1)
+            if ld32(self._origins, run + 8) == link and ld64(self._origins, run) + ld64(self._runs, run + 8) == start:
+                st64(self._runs, run + 8, ld64(self._runs, run + 8) + length)
+                return 0
+        if self._run_count == self._run_room:
+            self._run_room = 2 * self._run_room + 64
+            self._runs = pointer(self._grow(1, 16 * self._run_room))
+            self._origins = pointer(self._grow(2, 16 * self._run_room))
+        run = 16 * self._run_count
+        st64(self._runs, run, address_of(base, start))
+        st64(self._runs, run + 8, length)
+        st64(self._origins, run, start)
+        st32(self._origins, run + 8, link)
+        self._run_count += 1
+        self._joins = True
+        return 0
+
+    @property
+    def runs(self) -> list[tuple[memoryview, int, int]]:
+        """`(memory, start, end)` in logical bytes; neighbours are one."""
+        return self._runs_of(0, self._run_count)
+
+    @cython.cfunc
+    def _runs_of(self, first: cython.uint, last: cython.uint) -> list[Any]:
+        """Those from one to before another."""
+        found: list[Any] = []
+        run: cython.ulonglong
+        link: cython.uint
+        for run in range(first, last):
+            link = ld32(self._origins, 16 * run + 8)
+            start = int(ld64(self._origins, 16 * run))
+            memory = self.links[link].memory if link else self._owner.memory
+            found.append((memory, start, start + int(ld64(self._runs, 16 * run + 8))))
+        return found
 
     @cython.ccall
     def release(self) -> cython.void:
         """Unpin every page; once."""
-        copy: RedirectedCopy
-        for copy in self.pinned:
-            copy.link.copies.unpin(copy)
-        self.pinned = []
+        pin: cython.ulonglong
+        known: cython.uint = 0
+        number: cython.uint
+        link: Link | None = None
+        for pin in range(self._pin_count):
+            number = ld32(self._pins, 8 * pin)
+            if number != known:
+                link = self.links[number]
+                known = number
+            assert link is not None
+            link.copies.unpin(ld32(self._pins, 8 * pin + 4))
+        self._pin_count = 0
+
+    # -- several moves as one operation
+
+    def take_all(self, table: DmaTable, moves: Any, count: cython.ulonglong) -> bool:
+        """Resolve and pin everything that a list of `papr.engine.MOVE` names; False as `take`.
+
+        The list is copied, because it is not ours.
+        """
+        number: cython.ulonglong
+        flags: cython.uint
+        need: cython.ulonglong = WRITE
+        if count > self._move_room:
+            self._move_room = count
+            self._moves = pointer(self._grow(3, _MOVE * count))
+        copy(self._moves, 0, pointer(moves), 0, _MOVE * count)
+        for number in range(count):
+            flags = ld32(self._moves, _MOVE * number + _FLAGS) & (_TO_MEMORY | _CONTINUES)
+            st32(self._moves, _MOVE * number + _FLAGS, flags)
+            if number == 0 or not flags & _CONTINUES:
+                need = WRITE if flags & _TO_MEMORY else READ
+                self._joins = False
+            st32(self._moves, _MOVE * number + _RESULT, self._run_count)
+            if not self.take(
+                table,
+                ld64(self._moves, _MOVE * number + _IOBA),
+                ld64(self._moves, _MOVE * number + _LENGTH),
+                need,
+            ):
+                return False
+        return True
+
+    def carry_out(self, backing: Backing, moves: Any, count: cython.ulonglong) -> int:
+        """Move the bytes of a list that was taken, and note in it how each request ended; how many failed.
+
+        Bytes of those that did not are counted for `settle`.
+        """
+        target: Target | None = backing.target
+        results: cython.p_uchar = pointer(moves)
+        number: cython.ulonglong = 0
+        after: cython.ulonglong
+        error: cython.int
+        failed: cython.int = 0
+        if target is not None:
+            with cython.nogil:
+                self._carry_out(target, count)
+        while number < count:
+            after = self._after(number, count)
+            error = 0
+            if not ld32(self._moves, _MOVE * number + _FLAGS) & _DONE:
+                error = self._ask(backing, number, self._end(after, count))
+            if error == 0:
+                self._account(self._begin(number), self._end(after, count))
+            else:
+                failed += 1
+            st32(results, _MOVE * number + _RESULT, error)
+            number = after
+        return failed
+
+    @cython.cfunc
+    @cython.nogil
+    @cython.exceptval(check=False)
+    def _after(self, number: cython.ulonglong, count: cython.ulonglong) -> cython.ulonglong:
+        """The move that begins the request after that of `number`."""
+        number += 1
+        while number < count and ld32(self._moves, _MOVE * number + _FLAGS) & _CONTINUES:
+            number += 1
+        return number
+
+    @cython.cfunc
+    @cython.nogil
+    @cython.exceptval(check=False)
+    def _begin(self, number: cython.ulonglong) -> cython.uint:
+        return ld32(self._moves, _MOVE * number + _RESULT)
+
+    @cython.cfunc
+    @cython.nogil
+    @cython.exceptval(check=False)
+    def _end(self, after: cython.ulonglong, count: cython.ulonglong) -> cython.uint:
+        """The run behind the last one of the request before `after`."""
+        return self._run_count if after == count else self._begin(after)
+
+    @cython.cfunc
+    @cython.nogil
+    @cython.exceptval(check=False)
+    def _carry_out(self, target: Target, count: cython.ulonglong) -> cython.void:
+        """All that a target does by itself."""
+        number: cython.ulonglong = 0
+        after: cython.ulonglong
+        position: cython.ulonglong
+        length: cython.ulonglong
+        run: cython.ulonglong
+        begin: cython.uint
+        end: cython.uint
+        flags: cython.uint
+        runs: cython.p_uchar
+        done: cython.bint
+        while number < count:
+            after = self._after(number, count)
+            begin = self._begin(number)
+            end = self._end(after, count)
+            length = 0
+            for run in range(begin, end):
+                length += ld64(self._runs, 16 * run + 8)
+            flags = ld32(self._moves, _MOVE * number + _FLAGS)
+            position = ld64(self._moves, _MOVE * number + _POSITION)
+            runs = at(self._runs, 16 * begin)
+            if flags & _TO_MEMORY:
+                done = target.read(runs, end - begin, position, length)
+            else:
+                done = target.write(runs, end - begin, position, length)
+            if done:
+                st32(self._moves, _MOVE * number + _FLAGS, flags | _DONE)
+            number = after
+
+    @cython.cfunc
+    @cython.exceptval(-1)
+    def _ask(self, backing: Backing, number: cython.ulonglong, end: cython.uint) -> cython.int:
+        """Have the backing carry out one request; its errno, 0 when it is done."""
+        position = int(ld64(self._moves, _MOVE * number + _POSITION))
+        to_memory = bool(ld32(self._moves, _MOVE * number + _FLAGS) & _TO_MEMORY)
+        buffers = [memory[first:last] for memory, first, last in self._runs_of(self._begin(number), end)]
+        try:
+            if len(buffers) == 1:
+                (backing.read_into if to_memory else backing.write_from)(position, buffers[0])
+            else:
+                (backing.read_vector if to_memory else backing.write_vector)(position, buffers)
+        except OSError as error:
+            return error.errno or errno.EIO
+        return 0
+
+    # -- accounts
+
+    @cython.cfunc
+    @cython.exceptval(-1)
+    def _account(self, begin: cython.uint, end: cython.uint) -> cython.int:
+        run: cython.ulonglong
+        link: cython.uint
+        if len(self.links) > self._moved_room:
+            self._moved_room = 2 * len(self.links)
+            self._moved = pointer(self._grow(4, 8 * self._moved_room))
+        for run in range(begin, end):
+            link = ld32(self._origins, 16 * run + 8)
+            st64(self._moved, 8 * link, ld64(self._moved, 8 * link) + ld64(self._runs, 16 * run + 8))
+        return 0
+
+    @cython.ccall
+    @cython.exceptval(-1)
+    def count_all(self) -> cython.int:
+        """All bytes of the operation are where they belong."""
+        return self._account(0, self._run_count)
+
+    @cython.ccall
+    def settle(self) -> cython.void:
+        """Put the bytes that were counted on the ledgers of the links."""
+        number: cython.ulonglong
+        link: Link
+        for number in range(1, len(self.links)):
+            if number < self._moved_room and ld64(self._moved, 8 * number):
+                link = self.links[number]
+                link.ledger.redirected(0, ld64(self._moved, 8 * number))
+                link.peer_ledger.redirected(0, ld64(self._moved, 8 * number))
+                st64(self._moved, 8 * number, 0)

@@ -6,11 +6,11 @@ are ignored. Calls are on the account of the adapter whose remote pane is named;
 
 from __future__ import annotations
 
-from struct import unpack_from
 from typing import TYPE_CHECKING
 
 from powervio.papr.codes import Hcall, ReturnCode
 from powervio.papr.tce import BIT_BUCKET_ALLOWED, MULTI_TCE_LIMIT, TCE_ACCESS, TCE_PAGE_SHIFT, TCE_PAGE_SIZE
+from powervio.phyp.dma_table import first_beyond
 from powervio.phyp.ledger import hcall_index
 from powervio.phyp.registry import hcall
 
@@ -43,14 +43,14 @@ def _inside(size: int, ioba: int, count: int) -> bool:
 
 
 def _redirect(
-    pane: WindowPane, adapter: PhysicalAdapter, place: int, entries: list[int] | None, first: int, count: int
+    pane: WindowPane, adapter: PhysicalAdapter, place: int, addresses: bytearray | None, first: int, count: int
 ) -> tuple[int, int]:
-    """Copy these entries of the partner's table, or consecutive ones from `first`, until one cannot be."""
+    """Copy the entries for these addresses, or consecutive ones from `first`, until one cannot be."""
     link, client = pane.link, pane.table
     if link is None or client is None:
         return (_REMOTE_PARM if count else _SUCCESS), 0
     limit = adapter.partition.hypervisor.policy.max_redirected_mappings
-    code, done = adapter.table.redirect(place, link, client, entries, first, count, limit)
+    code, done = adapter.table.redirect(place, link, client, addresses, first, count, limit)
     link.ledger.redirected(done, 0)
     link.peer_ledger.redirected(done, 0)
     return code, done if code else 0
@@ -82,12 +82,11 @@ def put_rtce_indirect(
     if not _inside(adapter.size, ioba, count):
         return _PARAMETER, 0
     # copied once: its owner can write to it at any moment
-    addresses = unpack_from(f">{count}Q", bytes(partition.memory[list_address : list_address + 8 * count]))
-    for index, r_ioba in enumerate(addresses):
-        if r_ioba >= pane.size:
-            return _REMOTE_PARM, index
-    entries = [r_ioba >> TCE_PAGE_SHIFT for r_ioba in addresses]
-    return _redirect(pane, adapter, ioba >> TCE_PAGE_SHIFT, entries, 0, count)
+    addresses = bytearray(partition.memory[list_address : list_address + 8 * count])
+    beyond = first_beyond(addresses, count, pane.size)
+    if beyond < count:
+        return _REMOTE_PARM, beyond
+    return _redirect(pane, adapter, ioba >> TCE_PAGE_SHIFT, addresses, 0, count)
 
 
 @hcall(Hcall.H_REMOVE_RTCE, function_set="hcall-rdma", registers=6)

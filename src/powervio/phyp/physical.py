@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 
 from powervio.memory.abstract import Backing
 from powervio.papr.codes import ReturnCode
-from powervio.papr.engine import DmaEngine, DmaFault, DmaRequest, DmaSegment
+from powervio.papr.engine import MOVE, DmaEngine, DmaFault, DmaSegment
 from powervio.papr.nodes import DmaWindow, PhysicalNode
 from powervio.papr.tce import TCE_PAGE_MASK, TCE_PAGE_SHIFT, TCE_READ, TCE_WRITE
 from powervio.phyp.dma_table import DmaOperation, DmaTable
@@ -22,7 +22,6 @@ from powervio.phyp.tce import TceTable
 
 if TYPE_CHECKING:
     from powervio.phyp.partition import Partition
-    from powervio.phyp.redirect import Link
 
 _PARTIAL = int(ReturnCode.H_PARTIAL)
 
@@ -46,6 +45,8 @@ class PhysicalAdapter(DmaEngine):
         self.alive = True
         self.in_flight = 0
         """Operations that have begun and not ended."""
+        self._spare: DmaOperation | None = None
+        """One that has ended: what it grew to is of use to the next."""
         self._hypervisor = hypervisor
         self._lock = hypervisor.lock
 
@@ -80,13 +81,12 @@ class PhysicalAdapter(DmaEngine):
         for ioba, length in segments:
             inside = self.alive and ioba >= 0 <= length and ioba + length <= self.size
             if not (inside and operation.take(self.table, ioba, length, need)):
-                operation.release()
-                self._wake()
-                raise DmaFault(
-                    f"DMA of {length} bytes at {ioba:#x} of {self.node.location_code}: expected entries that are"
-                    f" valid for {'writing' if to_memory else 'reading'}"
-                )
-        operation.finish()
+                raise self._refused(operation, f"DMA of {length} bytes at {ioba:#x}, {'in' if to_memory else 'out'}")
+
+    def _refused(self, operation: DmaOperation, what: str) -> DmaFault:
+        operation.release()
+        self._wake()
+        return DmaFault(f"{what}, of {self.node.location_code}: expected entries that are valid for it")
 
     def _begun(self, operation: DmaOperation) -> None:
         self.in_flight += 1
@@ -95,16 +95,18 @@ class PhysicalAdapter(DmaEngine):
 
     def end(self, operation: DmaOperation, *, moved: bool) -> None:
         """The engine touches the memory no more; `moved` says whether all bytes are where they belong. Once."""
+        if moved:
+            operation.count_all()
         with self._lock:
-            operation.release()
-            self.in_flight -= 1
-            for partition in operation.partitions:
-                partition.unpin()
-            if moved:
-                for link, length in operation.moved.items():
-                    link.ledger.redirected(0, length)
-                    link.peer_ledger.redirected(0, length)
-            self._wake()
+            self._ended(operation)
+
+    def _ended(self, operation: DmaOperation) -> None:
+        operation.release()
+        self.in_flight -= 1
+        for partition in operation.partitions:
+            partition.unpin()
+        operation.settle()
+        self._wake()
 
     def _wake(self) -> None:
         """Whoever waits for operations to end looks again."""
@@ -131,48 +133,28 @@ class PhysicalAdapter(DmaEngine):
         finally:
             self.end(operation, moved=moved)
 
-    def move_all(self, backing: Backing, requests: Sequence[DmaRequest]) -> list[OSError | None]:
-        """See `DmaEngine`: one operation here, whose runs belong to the requests in their order."""
-        operation = DmaOperation()
-        bounds = [0]
-        totals: list[dict[Link, int]] = []
+    def move_all(self, backing: Backing, moves: bytearray, count: int) -> int:
+        """See `DmaEngine`: one operation here."""
+        if not 0 <= count <= len(moves) // MOVE.size:
+            raise DmaFault(f"{count} moves in a list of {len(moves)} bytes: expected {MOVE.size} bytes for each")
         with self._lock:
-            for to_memory, _, segments in requests:
-                self._take(operation, segments, to_memory)
-                bounds.append(len(operation.runs))
-                totals.append(dict(operation.moved))
+            operation, self._spare = self._spare or DmaOperation(), None
+            if not (self.alive and operation.take_all(self.table, moves, count)):
+                raise self._refused(operation, f"one of {count} DMA moves")
             self._begun(operation)
-        errors: list[OSError | None] = [None] * len(requests)
-        ended = False
         try:
-            for number, (to_memory, position, _) in enumerate(requests):
-                try:
-                    _move(backing, position, operation.runs[bounds[number] : bounds[number + 1]], to_memory)
-                except OSError as error:
-                    errors[number] = error
-            ended = True
+            return operation.carry_out(backing, moves, count)
         finally:
-            for number, failure in enumerate(errors):
-                if failure is not None:  # its bytes are not where they belong
-                    for link, total in totals[number].items():
-                        operation.moved[link] -= total - (totals[number - 1].get(link, 0) if number else 0)
-            self.end(operation, moved=ended)
-        return errors
+            with self._lock:
+                self._ended(operation)
+                operation.clear()
+                self._spare = operation
 
     def stop(self) -> None:
         """The owner is gone: no operation begins any more; those under way end as they would."""
         self.alive = False
         self.table.forget(0, self.table.count)
         self.own.retire()
-
-
-def _move(backing: Backing, position: int, runs: list[tuple[memoryview, int, int]], to_memory: bool) -> None:
-    if len(runs) == 1:
-        memory, start, end = runs[0]
-        (backing.read_into if to_memory else backing.write_from)(position, memory[start:end])
-    else:
-        move = backing.read_vector if to_memory else backing.write_vector
-        move(position, [memory[start:end] for memory, start, end in runs])
 
 
 def buffers_of(operation: DmaOperation) -> list[memoryview]:

@@ -1,6 +1,15 @@
 cimport cython
 
 @cython.final
+cdef class Numbers:
+    cdef readonly list objects
+    cdef unsigned char *_holds
+    cdef bytearray _book
+    cpdef unsigned int take(self, object wanted)
+    cdef void hold(self, unsigned int number) noexcept
+    cdef void drop(self, unsigned int number) noexcept
+
+@cython.final
 cdef class Link:
     cdef readonly CopySet copies
     cdef readonly object memory
@@ -8,37 +17,42 @@ cdef class Link:
     cdef readonly object ledger
     cdef readonly object peer_ledger
     cdef public bint closing
+    cdef unsigned char *base
 
 @cython.final
-@cython.freelist(256)
-@cython.no_gc
-cdef class RedirectedCopy:
-    cdef readonly Link link
-    cdef readonly unsigned long long entry
-    cdef readonly unsigned long long tce
-    cdef list places
-    cdef readonly unsigned long long target
-    cdef readonly unsigned long long pins
-    cdef readonly bint live
-    cdef RedirectedCopy following
+cdef class Places:
+    cdef readonly Numbers links
+    cdef unsigned char *_entries
+    cdef object _area
+    cdef void put(self, unsigned long long place, unsigned int link, unsigned int number, unsigned long long tce) noexcept
+    cdef void clear(self, unsigned long long place) noexcept
+    cdef unsigned int link(self, unsigned long long place) noexcept
+    cdef unsigned int number(self, unsigned long long place) noexcept
+    cdef unsigned long long tce(self, unsigned long long place) noexcept
 
 @cython.final
 cdef class CopySet:
-    cdef list chunks
     cdef readonly unsigned long long tracked
     cdef readonly unsigned long long live
     cdef readonly unsigned long long pinned
     cdef public bint bit_bucket
-    cpdef int check(self, unsigned long long entry, list places, unsigned long long target, int limit)
-    cpdef void add(self, Link link, unsigned long long entry, unsigned long long tce, list places, unsigned long long target)
-    cpdef void invalidate(self, RedirectedCopy copy)
-    cpdef void pin(self, RedirectedCopy copy)
-    cpdef void unpin(self, RedirectedCopy copy)
-    cdef RedirectedCopy _first(self, unsigned long long entry)
-    cdef void _set_first(self, unsigned long long entry, RedirectedCopy copy)
-    cdef list _chains(self, unsigned long long index, unsigned long long count)
-    cdef void _forget(self, RedirectedCopy copy)
+    cdef readonly Numbers owners
+    cdef unsigned long long _count
+    cdef unsigned char *_newest
+    cdef object _area
+    cdef unsigned char *_records
+    cdef bytearray _book
+    cdef unsigned int _room
+    cdef unsigned int _free
+    cdef void _make_room(self)
+    cdef int check(self, unsigned long long entry, unsigned int owner, unsigned long long place, int limit) noexcept
+    cdef unsigned int add(self, unsigned long long entry, unsigned int owner, unsigned long long place) except? 0
+    cdef void invalidate(self, unsigned int number) noexcept
+    cdef void pin(self, unsigned int number) noexcept
+    cdef void unpin(self, unsigned int number) noexcept
+    cdef void _forget(self, unsigned int number) noexcept
+    cdef int _visit(self, unsigned long long index, unsigned long long count, bint ends) noexcept
+    cdef int _visit_entry(self, unsigned long long entry, bint ends) noexcept
     cpdef int change(self, unsigned long long index, unsigned long long count)
     cpdef void invalidate_all(self)
-    cdef void _invalidate_chains(self, list chains)
     cpdef int close(self)

@@ -15,12 +15,13 @@ The caller holds the hypervisor's lock; methods take any 64-bit values and answe
 from __future__ import annotations
 
 import mmap
-import platform
 from typing import Any
 
 import cython
 from cython.cimports.powervio.memory.hw import be64, copy, ld64, pointer, st64
 from cython.cimports.powervio.phyp.redirect import CopySet
+
+from powervio.phyp.redirect import sparse_area
 
 H_PARAMETER = cython.declare(cython.int, -4)
 
@@ -28,8 +29,6 @@ PAGE_SHIFT = cython.declare(cython.int, 12)
 PAGE_OFFSET = cython.declare(cython.ulonglong, 4095)
 ACCESS = cython.declare(cython.ulonglong, 3)
 
-# Python's mmap module has no name for it before 3.13; the value is the kernel's (POWER has its own).
-_MAP_NORESERVE = 0x40 if platform.machine().startswith(("ppc", "powerpc")) else 0x4000
 _HOST_PAGE = cython.declare(cython.ulonglong, mmap.PAGESIZE)
 
 
@@ -53,8 +52,7 @@ class TceTable:
 
     def __init__(self, size: cython.ulonglong, memory: memoryview) -> None:
         self.count = size >> PAGE_SHIFT
-        flags = mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS | _MAP_NORESERVE
-        self._map = mmap.mmap(-1, self.count * 8, flags=flags)
+        self._map = sparse_area(self.count * 8)
         self._view = memoryview(self._map)
         self.entries = pointer(self._map)
         self._owner = memoryview(memory)

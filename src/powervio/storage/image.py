@@ -24,6 +24,7 @@ from types import TracebackType
 
 from powervio.errors import LocalError
 from powervio.memory.abstract import Backing
+from powervio.memory.target import FileTarget
 from powervio.storage import hostfile
 from powervio.storage.direct import DirectFile
 from powervio.storage.hostfile import FALLOC_KEEP_SIZE, FALLOC_PUNCH_HOLE, FALLOC_ZERO_RANGE, NOT_SUPPORTED, ImageBusy
@@ -70,6 +71,7 @@ class Image(Backing):
             raise LocalError(
                 f"image {path}: direct I/O wants a multiple of {self.block_size} bytes, not {self._length}"
             )
+        self._target = None if direct else FileTarget(fd, self.size, self._length)
         self.can_discard = not read_only and self._probe_discard(status)
         self.can_secure_erase = self.is_block_device and not read_only and hostfile.block_device_secure_erases(fd)
 
@@ -91,6 +93,11 @@ class Image(Backing):
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
         self.close()
+
+    @property
+    def target(self) -> FileTarget | None:
+        """See `Backing`; who reads and writes in a way of their own see all data."""
+        return self._target if type(self) is Image else None
 
     def fileno(self) -> int:
         """The descriptor, for loops that move data themselves.
@@ -140,7 +147,7 @@ class Image(Backing):
             while done < len(buffer):
                 done += os.pwritev(self._fd, [buffer[done:]], position + done)
         if position + len(buffer) > self._length:
-            self._length = position + len(buffer)
+            self._has(position + len(buffer), self.size)
 
     def read_vector(self, position: int, buffers: Sequence[memoryview]) -> None:
         """See `Backing`: one preadv where that does it."""
@@ -279,14 +286,21 @@ class Image(Backing):
             os.ftruncate(self._fd, size)
         except OSError as error:
             raise LocalError(f"image {self.path}: cannot be made {size} bytes long ({error.strerror})") from error
-        self._length = self.size = size
+        self._has(size, size)
 
     def resized(self, size: int) -> None:
         """The image has `size` bytes, or will have: another open file of it is resized."""
-        self._length = self.size = size
+        self._has(size, size)
+
+    def _has(self, length: int, size: int) -> None:
+        self._length, self.size = length, size
+        if self._target is not None:
+            self._target.length, self._target.size = length, size
 
     def close(self) -> None:
         """See `Backing`. The lock is gone with it; a second call does nothing."""
+        if self._target is not None:
+            self._target.fd = -1
         if self._fd >= 0:
             os.close(self._fd)
             self._fd = -1

@@ -14,13 +14,14 @@ one request, copied and redirected: reads of 64 KiB 57 and 62 us, 128 KiB 69 and
 from __future__ import annotations
 
 import logging
+import os
 from collections.abc import Sequence
 from struct import pack_into
 
 from powervio.errors import RemoteError
 from powervio.memory.abstract import Backing
 from powervio.papr.codes import ReturnCode
-from powervio.papr.engine import DmaFault, DmaSegment
+from powervio.papr.engine import MOVE, MOVE_CONTINUES, MOVE_TO_MEMORY, DmaFault, DmaSegment
 from powervio.papr.nodes import VdeviceNode
 from powervio.papr.port import HcallPort
 from powervio.papr.tce import MULTI_TCE_LIMIT, TCE_PAGE_SHIFT, TCE_PAGE_SIZE
@@ -143,18 +144,24 @@ class Redirector:
             if mapped < count:
                 free = self._unmap(start, mapped)
                 return self._copy()
-            requests = [
-                (transfer.to_driver, transfer.position, [(start + at, length) for at, length in places])
-                for transfer, places in transfers
-            ]
+            moves = bytearray()
+            firsts: list[int] = []
+            for transfer, places in transfers:
+                flags = MOVE_TO_MEMORY if transfer.to_driver else 0
+                firsts.append(len(moves))
+                for at, length in places:
+                    moves += MOVE.pack(transfer.position, start + at, length, flags, 0)
+                    flags |= MOVE_CONTINUES
             try:
-                errors = self._engine.engine.move_all(backing, requests)
+                failed = self._engine.engine.move_all(backing, moves, len(moves) // MOVE.size)
             except DmaFault:
                 return False  # one of them names what it must not touch: each by itself will tell which
             finally:
                 free = self._unmap(start, count)
-            for (transfer, _), error in zip(transfers, errors, strict=True):
-                transfer.error = error
+            if failed:
+                for (transfer, _), first in zip(transfers, firsts, strict=True):
+                    code = MOVE.unpack_from(moves, first)[4]
+                    transfer.error = OSError(code, os.strerror(code)) if code else None
         finally:
             if free:
                 self._engine.free(start, count)
