@@ -48,6 +48,7 @@ COMPILED = (
     "powervio.virtio.packed_device",
     "powervio.virtio.packed_driver",
     "powervio.transport.vhost_user.translate",
+    "powervio.bench.load",
     "powervio.transport.vhost_user.inflight",
 )
 """The modules that are compiled; `ext-modules` in pyproject.toml is the same list."""
