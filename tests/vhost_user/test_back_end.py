@@ -15,8 +15,10 @@ import pytest
 from tests.vhost_user.harness import LIMIT, RawFrontEnd, Serving, memory, serving
 
 from powervio.devices.block import BlockDevice
+from powervio.devices.net import NetDevice
 from powervio.errors import RemoteError
 from powervio.memory.area import MappedArea
+from powervio.network.loopback import LoopbackPort
 from powervio.storage.image import open_image
 from powervio.testing.echo import ECHO_FEATURE, EchoDevice
 from powervio.transport.vhost_user import protocol as wire
@@ -212,6 +214,46 @@ def test_ring_that_was_left_for_later_and_is_disabled_lets_the_loop_sleep(back: 
     ring.wait(2)
     peer.close()
     ring.close()
+
+
+def test_disabled_ring_of_a_network_is_drained_and_its_frames_are_dropped(tmp_path: Path, area: MappedArea) -> None:
+    network = NetDevice(LoopbackPort())
+    with serving(tmp_path, network) as back:
+        peer = connect(back, area)
+        receive, transmit = Ring(peer, area, 0).set_up(), Ring(peer, area, 1, at=0x4000).set_up()
+        receive.add(b"x")
+        for number in range(3):
+            transmit.add(b"%d" % number)
+        transmit.wait(3)
+        transmit.enable()
+        transmit.add(b"3")
+        transmit.wait(4)
+        assert peer.done(FrontEnd.SET_VRING_ENABLE, VringState(1, 0))
+        transmit.add(b"4")
+        transmit.wait(5)
+        assert network.from_driver.dropped == {"disabled": 4, "malformed": 1}
+        assert receive.used == 0
+        assert peer.ask(FrontEnd.GET_VRING_BASE, VringState(1, 0)) == VringState(1, 5)
+        peer.close()
+        receive.close()
+        transmit.close()
+
+
+def test_buffers_that_the_device_leaves_in_the_ring_let_a_spinning_loop_sleep(tmp_path: Path, area: MappedArea) -> None:
+    network = NetDevice(LoopbackPort())
+    with serving(tmp_path, network, BackEndOptions(spin=0.002)) as back:
+        peer = connect(back, area)
+        ring = Ring(peer, area).set_up().enable()
+        ring.add(b"x")
+        deadline = time.monotonic() + LIMIT
+        while network.session is None or not network.session.queues[0].available:
+            assert time.monotonic() < deadline
+            time.sleep(0.001)
+        settle(back)
+        assert back.server.link is not None
+        assert back.call(back.server.link.back_end.service.before_sleep) is False
+        peer.close()
+        ring.close()
 
 
 @pytest.mark.parametrize("answer", ["wrong translations", "other messages"])

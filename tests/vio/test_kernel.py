@@ -312,6 +312,76 @@ def test_stop_of_a_thread_that_hangs_says_so(machine: Machine) -> None:
     assert not thread.is_alive()
 
 
+# Descriptors
+
+
+def test_descriptor_is_read_while_the_kernel_waits_and_until_it_is_removed(machine: Machine) -> None:
+    kernel, calls = machine.kernel(), list[bytes]()
+    mine, other = os.pipe2(os.O_NONBLOCK)
+    kernel.add_reader(mine, lambda: calls.append(os.read(mine, 1)))
+    os.write(other, b"abc")
+    assert not kernel.poll()
+    kernel.wait(PATIENCE)
+    kernel.wait(PATIENCE)
+    assert calls == [b"a", b"b"]
+    kernel.remove_reader(mine)
+    kernel.remove_reader(mine)
+    kernel.wait(0)
+    assert calls == [b"a", b"b"]
+    os.close(mine)
+    os.close(other)
+
+
+def test_thread_that_is_always_busy_reads_descriptors_too(machine: Machine) -> None:
+    kernel, done = machine.threaded(), threading.Event()
+    mine, other = os.pipe2(os.O_NONBLOCK)
+
+    def busy() -> None:
+        if not done.is_set():
+            kernel.call_soon(busy)
+
+    kernel.call(busy)
+    kernel.call(lambda: kernel.add_reader(mine, done.set))
+    os.write(other, b"a")
+    assert done.wait(PATIENCE)
+    kernel.call(lambda: kernel.remove_reader(mine))
+    os.close(mine)
+    os.close(other)
+
+
+def test_loop_reads_descriptors_that_are_added_before_and_after_it_drives(machine: Machine) -> None:
+    async def main() -> None:
+        kernel = machine.kernel()
+        pipes = [os.pipe2(os.O_NONBLOCK) for _ in range(2)]
+        done = [asyncio.Event() for _ in pipes]
+
+        def reader(number: int) -> Callable[[], None]:
+            def read() -> None:
+                os.read(pipes[number][0], 1)
+                kernel.call_soon(done[number].set)
+
+            return read
+
+        kernel.add_reader(pipes[0][0], reader(0))
+        kernel.attach(asyncio.get_running_loop())
+        kernel.add_reader(pipes[1][0], reader(1))
+        for _, other in pipes:
+            os.write(other, b"a")
+        for event in done:
+            await asyncio.wait_for(event.wait(), PATIENCE)
+        kernel.remove_reader(pipes[1][0])
+        kernel.detach()
+        for _, other in pipes:
+            os.write(other, b"b")
+        await asyncio.sleep(0.02)
+        assert [os.read(mine, 5) for mine, _ in pipes] == [b"b", b"b"]
+        for pipe in pipes:
+            for fd in pipe:
+                os.close(fd)
+
+    asyncio.run(main())
+
+
 # In an asyncio loop
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import select
 from collections import deque
 from collections.abc import Callable
 
@@ -36,11 +37,29 @@ class ManualScheduler:
         self.clock: Callable[[], float] = Clock()
         self._soon: deque[Callable[[], None]] = deque()
         self._later: list[ManualCall] = []
+        self._readers: dict[int, Callable[[], None]] = {}
 
     @property
     def busy(self) -> bool:
         """Whether a call is due now."""
-        return bool(self._soon) or any(call.call and call.due <= self.clock() for call in self._later)
+        due = any(call.call and call.due <= self.clock() for call in self._later)
+        return bool(self._soon) or due or bool(self._readable())
+
+    def add_reader(self, fd: int, call: Callable[[], None]) -> None:
+        """See `Scheduler`."""
+        self._readers[fd] = call
+
+    def remove_reader(self, fd: int) -> None:
+        """See `Scheduler`."""
+        self._readers.pop(fd, None)
+
+    def _readable(self) -> list[int]:
+        if not self._readers:
+            return []
+        poller = select.poll()
+        for fd in self._readers:
+            poller.register(fd, select.POLLIN)
+        return [fd for fd, _ in poller.poll(0)]
 
     def call_later(self, delay: float, call: Callable[[], None]) -> ManualCall:
         """See `Scheduler`."""
@@ -59,6 +78,9 @@ class ManualScheduler:
 
     def run(self) -> None:
         """Make every call that is due."""
+        for fd in self._readable():
+            if fd in self._readers:
+                self._readers[fd]()
         while self._soon:
             self._soon.popleft()()
         due = [call for call in self._later if call.due <= self.clock()]

@@ -58,6 +58,7 @@ class PartitionKernel:
         self._timers: list[tuple[float, int, Timer]] = []
         self._order = count()
         self._soon: deque[Callable[[], None]] = deque()
+        self._readers: dict[int, Callable[[], None]] = {}
         # a copy: when the partition is terminated its line is closed, and the number may soon be somebody else's
         self._line_fd = os.dup(port.interrupt_fd)
         self._wake_fd = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
@@ -131,8 +132,25 @@ class PartitionKernel:
         self._soon.append(call)
         self._wake()
 
+    def add_reader(self, fd: int, call: Callable[[], None]) -> None:
+        """Call whenever there is something to read; for use in the partition's own thread."""
+        self._readers[fd] = call
+        self._poller.register(fd, select.POLLIN)
+        if self._loop is not None:
+            self._loop.add_reader(fd, self._loop_read, fd)
+
+    def remove_reader(self, fd: int) -> None:
+        """End that, before the descriptor is closed; harmless when there is no reader."""
+        if self._readers.pop(fd, None) is not None:
+            self._poller.unregister(fd)
+            if self._loop is not None:
+                self._loop.remove_reader(fd)
+
     def poll(self) -> bool:
-        """One pass over interrupts, due timers and deferred calls, without waiting. True when anything was done."""
+        """One pass over interrupts, due timers and deferred calls, without waiting. True when anything was done.
+
+        Descriptors of `add_reader` are looked at by `wait` or by the asyncio loop.
+        """
         worked = self._interrupts()
         if self._soon:
             worked = True
@@ -187,13 +205,15 @@ class PartitionKernel:
         return None if deadline is None else max(0.0, deadline - self.clock())
 
     def wait(self, timeout: float | None = None) -> None:
-        """Sleep until an interrupt, a wake-up, the next timer or `timeout` seconds."""
+        """Sleep until an interrupt, a wake-up, the next timer, something to read or `timeout` seconds."""
         own = self._timeout()
         if own is not None:
             timeout = own if timeout is None else min(own, timeout)
         for fd, _ in self._poller.poll(None if timeout is None else timeout * 1000 + 0.5):
             if fd == self._wake_fd:
                 self._unwake()
+            elif fd in self._readers:
+                self._guard(self._readers[fd])
 
     def _wake(self) -> None:
         if not self._closed:
@@ -215,6 +235,8 @@ class PartitionKernel:
         while not self._stopping:
             if not self.poll():
                 self.wait()
+            elif self._readers:
+                self.wait(0)  # a partition that is always busy reads them too
 
     def stop(self, timeout: float = 10.0) -> bool:
         """End the partition's thread after what it is doing; False if that took more than `timeout` seconds.
@@ -265,6 +287,8 @@ class PartitionKernel:
         self._loop = loop
         loop.add_reader(self._line_fd, self._loop_poll)
         loop.add_reader(self._wake_fd, self._loop_wake)
+        for fd in self._readers:
+            loop.add_reader(fd, self._loop_read, fd)
         self._loop_wake()
 
     def detach(self) -> None:
@@ -273,9 +297,16 @@ class PartitionKernel:
             return
         self._loop.remove_reader(self._line_fd)
         self._loop.remove_reader(self._wake_fd)
+        for fd in self._readers:
+            self._loop.remove_reader(fd)
         if self._loop_timer is not None:
             self._loop_timer.cancel()
         self._loop = self._loop_timer = None
+
+    def _loop_read(self, fd: int) -> None:
+        if fd in self._readers:
+            self._guard(self._readers[fd])
+            self._loop_poll()
 
     def _loop_wake(self) -> None:
         self._unwake()

@@ -31,7 +31,7 @@ class Cancellable(Protocol):
 
 
 class Scheduler(Protocol):
-    """What a transport gives a device besides queues: turns and time, all in the partition's thread."""
+    """What a transport gives a device besides queues: turns, time and descriptors, all in the partition's thread."""
 
     @property
     def clock(self) -> Callable[[], float]:
@@ -42,6 +42,12 @@ class Scheduler(Protocol):
 
     def call_soon_threadsafe(self, call: Callable[[], None]) -> None:
         """Call in the partition's thread; from any thread."""
+
+    def add_reader(self, fd: int, call: Callable[[], None]) -> None:
+        """Call whenever there is something to read; only from the partition's thread."""
+
+    def remove_reader(self, fd: int) -> None:
+        """End that, before the descriptor is closed; harmless when there is no reader."""
 
 
 class Device(ABC):
@@ -62,6 +68,8 @@ class Device(ABC):
     queue_count: int = 1
     queue_size: int = 128
     """Largest queue it serves, in entries."""
+    discards: ClassVar[bool] = False
+    """Whether `discard` is called for a queue that has work while it is disabled."""
 
     def __init__(self) -> None:
         self.session: DeviceSession | None = None
@@ -111,6 +119,9 @@ class Device(ABC):
         """
         while (request := queue.pop()) is not None:
             self.handle(request)
+
+    def discard(self, queue: DeviceQueue) -> None:
+        """A disabled queue, which vhost-user alone knows, has work: a network's frames are taken and dropped."""
 
     def handle(self, request: Request) -> None:
         """Serve one request and complete it, now or later. Must not raise for anything a driver can send."""

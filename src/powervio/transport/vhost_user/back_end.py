@@ -359,7 +359,8 @@ class BackEnd:
     def _may_run(self, vring: Vring) -> bool:
         """With STATUS nothing is taken from a ring before DRIVER_OK (virtio 1.4, 2.1.2)."""
         ready = not self.protocol_features & wire.P_STATUS or self.status & device_status.DRIVER_OK
-        return bool(ready) and vring.phase.started and vring.phase.enabled and not vring.broken
+        allowed = vring.phase.enabled or self.device.discards
+        return bool(ready) and vring.phase.started and allowed and not vring.broken
 
     def _start(self, vring: Vring) -> None:
         try:

@@ -179,9 +179,12 @@ class QueueService:
     def serve(self, vring: Vring) -> None:
         """Give the device turns with a queue while there is something in it, within limits."""
         queue = vring.queue
-        if queue is None or vring.broken or not vring.phase.enabled:
+        if queue is None or vring.broken:
             return
-        self._spin_until = self._loop.clock() + self._spin
+        if vring.phase.enabled:
+            self._spin_until = self._loop.clock() + self._spin
+        elif not self._device.discards:
+            return
         if self._guarded(vring, partial(self._rounds, vring, queue)):
             self._again.discard(vring.index)
         else:
@@ -208,8 +211,12 @@ class QueueService:
         return False
 
     def _turn(self, queue: VhostQueue) -> None:
-        self._device.process(queue)
+        if queue.vring.phase.enabled:
+            self._device.process(queue)
+        else:
+            self._device.discard(queue)
         queue.flush()
+        queue.left = queue.available
 
     def _guarded(self, vring: Vring, turn: Callable[[], object]) -> object:
         """Give the device a turn; what goes wrong with the ring stays with the ring. The turn's result, else True."""
@@ -256,7 +263,7 @@ class QueueService:
             return False
         for vring in list(self._vrings.values()):
             queue = vring.queue
-            if queue is not None and not vring.broken and self._guarded(vring, queue.ring.refresh) and queue.available:
+            if queue is not None and not vring.broken and self._guarded(vring, queue.ring.refresh) != queue.left:
                 self.serve(vring)
         if self._loop.clock() < self._spin_until:
             return True

@@ -129,6 +129,8 @@ class VhostQueue(DeviceQueue):
         self.vring = vring
         self.notifications = 0
         """Used notifications that were sent."""
+        self.left = 0
+        """Buffers that the device left in the ring when it had its last turn."""
         self._memory = memory
         self._features = features
         self._ring_failed = broken
@@ -229,15 +231,18 @@ def make_ring(size: int, memory: GuestRing, features: int, base: int, again: int
 
 
 def packed_base(base: int, size: int, memory: RingMemory) -> int:
-    """Where a packed ring of which a front end said `base` goes on: as it said, except that 0 may be a new ring.
+    """Where a packed ring of which a front end said `base` goes on: as it said, unless the ring is new.
 
-    0 is slot 0 with both wrap counters 0, where a ring stands after an odd number of whole rounds. Linux's virtio_uml
-    says it of a new ring too, whose wrap counters are 1 (virtio 1.4, 2.8.1). The descriptors tell which it is: in a new
-    ring no USED bit is set, neither by the driver, for its wrap counter is 1, nor by the device. In one that was gone
-    round, the device has set it at least once, for no chain is longer than the ring, and a driver that makes such a
-    place available again sets it too, for its wrap counter is 0 now (2.8.1).
+    The wrap counters of a new ring are 1 (virtio 1.4, 2.8.1). Linux's virtio_uml says 0 of it: slot 0 with both wrap
+    counters 0, where a ring stands after an odd number of whole rounds. DPDK's virtio-user says the available position
+    alone, and 0 for the used one: where a ring stands then, with as many descriptors in flight as it has. The
+    descriptors tell which it is: in a new ring no USED bit is set, neither by the driver, for its wrap counter is 1,
+    nor by the device. In one that was gone round, the device has set it at least once, for no chain is longer than the
+    ring, and a driver that makes such a place available again sets it too, for its wrap counter is 0 now (2.8.1).
     """
-    if base or any(hw.le16(hw.ld16(memory.descriptors, 16 * slot + 14)) & _USED for slot in range(size)):
+    if base not in (0, FIRST_POSITION) or any(
+        hw.le16(hw.ld16(memory.descriptors, 16 * slot + 14)) & _USED for slot in range(size)
+    ):
         return base
     return FIRST_POSITION << 16 | FIRST_POSITION
 

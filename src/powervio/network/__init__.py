@@ -1,0 +1,1 @@
+"""What network devices stand on: ports that send and receive Ethernet frames."""

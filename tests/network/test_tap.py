@@ -1,0 +1,139 @@
+"""TAP interfaces: frames to and from the kernel's own network stack, in a namespace of the test's."""
+
+from __future__ import annotations
+
+import errno
+import os
+import select
+import socket
+
+import pytest
+from tests.network.namespace import ip, isolated
+
+from powervio.errors import LocalError
+from powervio.network.port import Frame
+from powervio.network.tap import TapPort
+
+MAC = bytes.fromhex("020000000002")
+
+
+def received(port: TapPort, kind: bytes) -> Frame:
+    """The next frame of an EtherType; the kernel sends others too."""
+    for _ in range(50):
+        frame = port.receive()
+        if frame is None:
+            poller = select.poll()
+            poller.register(port, select.POLLIN)
+            assert poller.poll(10_000), "nothing came"
+        elif frame.data[12:14] == kind:
+            return frame
+    raise AssertionError("no such frame")
+
+
+def udp_to(port: TapPort, payload: bytes) -> bytes:
+    """Have the kernel send a UDP datagram through the TAP; the frame as it came."""
+    ip("addr", "add", "10.9.0.1/24", "dev", port.name)
+    ip("link", "set", port.name, "up")
+    ip("neigh", "add", "10.9.0.2", "lladdr", MAC.hex(":"), "dev", port.name)
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as sender:
+        sender.sendto(payload, ("10.9.0.2", 7))
+    frame = received(port, b"\x08\x00")
+    assert frame.partial is None
+    return bytes(frame.data)
+
+
+@isolated
+def test_frames_go_to_the_kernel_and_come_from_it() -> None:
+    port = TapPort("test0")
+    assert port.name == "test0"
+    assert port.mtu == 1500
+    data = udp_to(port, b"hello")
+    assert data[:6] == MAC
+    assert data.endswith(b"hello")
+    kernel = data[6:12]
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as listener:
+        listener.bind(("10.9.0.1", 9))
+        listener.settimeout(10)
+        answer = bytearray(kernel + MAC + data[12:])
+        answer[26:30], answer[30:34] = data[30:34], data[26:30]
+        answer[36:38] = (9).to_bytes(2, "big")
+        answer[40:42] = b"\0\0"  # no checksum
+        assert port.send(Frame(bytes(answer)))
+        assert listener.recv(100) == b"hello"
+    assert port.sent == 1
+    assert port.dropped == {}
+    port.close()
+
+
+@isolated
+def test_checksums_are_partial_only_for_who_wants_them() -> None:
+    port = TapPort("test0")
+    data = udp_to(port, b"a datagram of some length")
+    port.take_partial(True)
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as sender:
+        sender.sendto(b"a datagram of some length", ("10.9.0.2", 7))
+    frame = received(port, b"\x08\x00")
+    assert frame.partial == (34, 6)
+    assert bytes(frame.data[44:]) == data[44:]
+    # and the kernel finishes what is left to it
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as listener:
+        listener.bind(("10.9.0.1", 9))
+        listener.settimeout(10)
+        answer = bytearray(data[6:12] + MAC + frame.data[12:])
+        answer[26:30], answer[30:34] = frame.data[30:34], frame.data[26:30]
+        answer[36:38] = (9).to_bytes(2, "big")
+        assert port.send(Frame(bytes(answer), frame.partial))
+        assert listener.recv(100) == b"a datagram of some length"
+    port.close()
+
+
+@isolated
+def test_frames_that_the_kernel_does_not_take_are_counted() -> None:
+    port = TapPort("test0")
+    assert not port.send(Frame(bytes(60)))
+    assert port.dropped == {"interface down": 1}
+    ip("link", "set", "test0", "up")
+    assert not port.send(Frame(bytes(60), (0xFFFF, 0xFFFF)))
+    assert not port.send(Frame(bytes(9)))
+    assert port.dropped == {"interface down": 1, "Invalid argument": 2}
+    assert port.send(Frame(bytes(60)))
+    port.close()
+
+
+@isolated
+def test_interface_that_is_deleted_is_an_error() -> None:
+    port = TapPort("test0")
+    ip("link", "set", "test0", "up")
+    while port.receive() is not None:
+        pass
+    ip("link", "del", "test0")
+    with pytest.raises(OSError, match=os.strerror(errno.EBADFD)):
+        port.receive()
+    port.take_partial(True)
+    assert not port.send(Frame(bytes(60)))
+    port.close()
+    port.close()
+
+
+@isolated
+def test_name_that_cannot_be_is_told_in_a_sentence() -> None:
+    for name in ("", "a" * 16, "a/b", "a b"):
+        with pytest.raises(LocalError, match="cannot be the name of an interface"):
+            TapPort(name)
+    with pytest.raises(LocalError, match="no TAP"):
+        TapPort("lo")
+    port = TapPort("test0")
+    with pytest.raises(LocalError, match="somebody has it already"):
+        TapPort("test0")
+    port.close()
+
+
+@isolated
+def test_tap_that_was_there_before_stays() -> None:
+    ip("tuntap", "add", "test1", "mode", "tap")
+    ip("link", "set", "test1", "mtu", "9000", "up")
+    for _ in range(2):
+        port = TapPort("test1")
+        assert port.mtu == 9000
+        port.close()
+    ip("link", "show", "test1")
