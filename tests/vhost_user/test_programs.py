@@ -13,14 +13,16 @@ import time
 from pathlib import Path
 
 import pytest
-from tests.vhost_user.harness import RawFrontEnd
+from tests.vhost_user.harness import RawFrontEnd, until
 
 from powervio.drivers.block import BlockDriver
 from powervio.drivers.entropy import EntropyDriver
+from powervio.testing.raw import RawDriver
 from powervio.transport.vhost_user import protocol as wire
 from powervio.transport.vhost_user.front_end import PROTOCOL_FEATURES, FrontEnd
 from powervio.transport.vhost_user.protocol import FrontEnd as Request
 from powervio.virtio import features as feature
+from powervio.virtio import net
 
 COMMAND = [sys.executable, "-m", "powervio", "vhost-user"]
 
@@ -175,7 +177,37 @@ def test_listening_descriptor_is_served(tmp_path: Path, image: Path) -> None:
     assert finish(process) == 0
 
 
-@pytest.mark.parametrize(("device", "kind"), [("block", "block"), ("rng", "rng")])
+def test_network_gives_frames_back_and_says_at_the_end_what_was_lost(tmp_path: Path) -> None:
+    process = start(
+        "net", "--socket-path", str(tmp_path / "s"), "--loopback", "--mtu", "1000", "--mac", "52-54-0-1-2-3"
+    )
+
+    async def use() -> None:
+        driver = RawDriver(queues=2)
+        driver.device_id = net.DEVICE_ID  # type: ignore[misc]
+        end = FrontEnd(tmp_path / "s", driver, config_size=12)
+        await end.start()
+        config = net.unpack_config(end.read_config(), end.features, "little")
+        assert config == net.NetConfig(bytes.fromhex("525400010203"), net.S_LINK_UP, 0, 1000)
+        received = driver.send([], [1600], net.RECEIVE)
+        for length in (1015, 1014):
+            sent = driver.send([bytes(12), bytes(length)], [], net.TRANSMIT)
+        await until(lambda: received.used is not None and sent.used is not None)
+        assert received.used == 12 + 1014
+        await end.close()
+
+    asyncio.run(use())
+    process.send_signal(signal.SIGTERM)
+    assert process.wait(10) == 0
+    assert process.stderr is not None
+    assert process.stderr.read().splitlines() == [
+        "from the driver: 1 frames, 1014 bytes; lost 1: 1 too long",
+        "to the driver: 1 frames, 1014 bytes; none lost",
+    ]
+    process.stderr.close()
+
+
+@pytest.mark.parametrize(("device", "kind"), [("block", "block"), ("net", "net"), ("rng", "rng")])
 def test_capabilities_are_json(device: str, kind: str) -> None:
     result = run(device, "--print-capabilities")
     assert result.returncode == 0
@@ -189,6 +221,11 @@ def test_capabilities_are_json(device: str, kind: str) -> None:
         (["block", "--image", "x", "--fd", "3", "--socket-path", "s"], 2, "expected one of"),
         (["block", "--socket-path", "s"], 2, "expected --image FILE"),
         (["block", "--socket-path", "s", "--image", "/nowhere/x"], 1, "/nowhere/x does not exist"),
+        (["net", "--socket-path", "s"], 2, "expected one of --tap NAME and --loopback"),
+        (["net", "--socket-path", "s", "--tap", "t", "--loopback"], 2, "expected one of --tap NAME and --loopback"),
+        (["net", "--socket-path", "s", "--loopback", "--mac", "1:2:3"], 1, "expected six bytes like"),
+        (["net", "--socket-path", "s", "--loopback", "--mac", "53:54:00:1:2:3"], 1, "no address of one device"),
+        (["net", "--socket-path", "s", "--tap", "much-too-long-a-name"], 1, "cannot be the name of an interface"),
         (["rng", "--fd", "77"], 1, "descriptor 77 is no socket"),
         (["rng", "--socket-path", "/nowhere/s"], 1, "cannot listen at /nowhere/s"),
         (["nothing"], 2, "No such command"),

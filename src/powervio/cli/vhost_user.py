@@ -58,16 +58,16 @@ def _ready(what: str, socket_path: str | None, fd: int | None) -> Callable[[], N
 
 
 class DeviceGroup(click.Group):
-    """`block`, and a command for each row of the table of device types that serves alone."""
+    """`block`, `net`, and a command for each row of the table of device types that serves alone."""
 
     def list_commands(self, context: click.Context) -> list[str]:
         """The names."""
-        return ["block", *system.rows()]
+        return ["block", "net", *system.rows()]
 
     def get_command(self, context: click.Context, name: str) -> click.Command | None:
         """The command of that name."""
-        if name == "block":
-            return block
+        if name in ("block", "net"):
+            return block if name == "block" else net
         row = system.rows().get(name)
         return None if row is None else _command_of(row)
 
@@ -79,6 +79,7 @@ def vhost_user(options: Options) -> None:
 
     QEMU: -object memory-backend-memfd,id=m,size=1G,share=on -machine memory-backend=m
     -chardev socket,id=c,path=SOCKET,reconnect=1 -device vhost-user-blk-pci,chardev=c
+    or, for a network, -netdev vhost-user,id=n,chardev=c -device virtio-net-pci,netdev=n
     """
     logging.basicConfig(
         level=logging.DEBUG if options.debug else logging.WARNING, format="%(levelname)s %(name)s: %(message)s"
@@ -129,6 +130,46 @@ def block(
         )
     finally:
         backing.close()
+
+
+@vhost_user.command()
+@_common
+@click.option("--tap", metavar="NAME", help="A TAP interface; it is made, for as long as this runs, if there is none.")
+@click.option("--loopback", is_flag=True, help="Give every frame back to the guest, for measurements.")
+@click.option("--mac", metavar="ADDRESS", help="Of the guest's adapter; made up if not given. QEMU has its own.")
+@click.option("--mtu", type=click.IntRange(68, 65535), help="Bytes; the TAP's if not given, or 1500.")
+def net(
+    socket_path: str | None,
+    fd: int | None,
+    print_capabilities: bool,
+    spin_us: int,
+    packed: bool,
+    access_platform: bool,
+    tap: str | None,
+    loopback: bool,
+    mac: str | None,
+    mtu: int | None,
+) -> None:
+    """Serve a network adapter. What was lost is told at the end."""
+    if print_capabilities:
+        click.echo(json.dumps({"type": "net", "features": []}))
+        return
+    _where(socket_path, fd)
+    if (tap is None) is not loopback:
+        raise click.UsageError("expected one of --tap NAME and --loopback")
+    device = system.open_net(tap, mac=mac, mtu=mtu)
+    try:
+        system.serve(
+            device,
+            path=socket_path,
+            fd=fd,
+            options=_back_end_options(spin_us, packed, access_platform),
+            on_ready=_ready(f"network at {device.port.name}, MTU {device.mtu}", socket_path, fd),
+        )
+    finally:
+        device.close()
+        for line in device.report():
+            click.echo(line, err=True)
 
 
 def _command_of(row: DeviceType) -> click.Command:

@@ -165,6 +165,15 @@ class NetDevice(Device):
             if not up:
                 self.suspend()
 
+    def report(self) -> list[str]:
+        """What became of frames, a line for each direction."""
+        lines = []
+        for name, counters in (("from", self.from_driver), ("to", self.to_driver)):
+            lost = ", ".join(f"{count} {reason}" for reason, count in sorted(counters.dropped.items()))
+            line = f"{name} the driver: {counters.frames} frames, {counters.bytes} bytes; "
+            lines.append(line + (f"lost {counters.lost}: {lost}" if lost else "none lost"))
+        return lines
+
     def close(self) -> None:
         """The device is gone with its partition."""
         self._unwatch()

@@ -14,8 +14,11 @@ from typing import Any
 
 from powervio.attach.unix_socket import UnixListener
 from powervio.devices.block import BlockDevice, BlockOptions
+from powervio.devices.net import NetDevice
 from powervio.errors import LocalError
 from powervio.memory.abstract import Backing
+from powervio.network.loopback import LoopbackPort
+from powervio.network.tap import TapPort
 from powervio.storage.open import open_disk
 from powervio.storage.qemu_daemon import FORMATS
 from powervio.system.types import TYPES, DeviceType
@@ -23,8 +26,9 @@ from powervio.transport.vhost_user.back_end import BackEndOptions
 from powervio.transport.vhost_user.loop import Loop
 from powervio.transport.vhost_user.server import Server
 from powervio.virtio.device import Device
+from powervio.virtio.net import parse_mac
 
-__all__ = ["FORMATS", "BackEndOptions", "BlockOptions", "make_device", "open_block", "rows", "serve"]
+__all__ = ["FORMATS", "BackEndOptions", "BlockOptions", "make_device", "open_block", "open_net", "rows", "serve"]
 
 SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
 
@@ -52,6 +56,17 @@ def open_block(
         return BlockDevice(backing, options), backing
     except BaseException:
         backing.close()
+        raise
+
+
+def open_net(tap: str | None, *, mac: str | None, mtu: int | None) -> NetDevice:
+    """A network adapter at a TAP, or without one at a loopback; `close` gives the TAP back. Raises `LocalError`."""
+    address = None if mac is None else parse_mac(mac)
+    port = LoopbackPort(mtu or 1500) if tap is None else TapPort(tap)
+    try:
+        return NetDevice(port, mac=address, mtu=mtu)
+    except BaseException:
+        port.close()
         raise
 
 

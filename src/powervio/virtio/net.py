@@ -200,10 +200,10 @@ def parse_mac(text: str) -> bytes:
     """`52:54:00:12:34:56`, or with dashes, as bytes. Raises `LocalError` for what no device can have as its own."""
     parts = text.replace("-", ":").split(":")
     try:
-        mac = bytes(int(part, 16) for part in parts)
+        mac = bytes.fromhex("".join(part.zfill(2) for part in parts))
     except ValueError:
         mac = b""
-    if len(mac) != MAC_BYTES or any(len(part) > 2 for part in parts):
+    if len(mac) != MAC_BYTES or len(parts) != MAC_BYTES:
         raise LocalError(f'MAC address "{text}"; expected six bytes like 52:54:00:12:34:56')
     if mac[0] & 1 or not any(mac):
         raise LocalError(f'MAC address "{text}" is no address of one device; expected an even first byte')
