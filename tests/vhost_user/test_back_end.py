@@ -15,6 +15,7 @@ import pytest
 from tests.vhost_user.harness import LIMIT, RawFrontEnd, Serving, memory, serving
 
 from powervio.devices.block import BlockDevice
+from powervio.devices.entropy import EntropyDevice
 from powervio.devices.net import NetDevice
 from powervio.errors import RemoteError
 from powervio.memory.area import MappedArea
@@ -332,6 +333,24 @@ def test_with_status_nothing_is_taken_before_driver_ok(back: Serving, area: Mapp
     assert back.device.session is None
     peer.close()
     ring.close()
+
+
+def test_status_of_which_qemu_tells_only_half_does_not_hold_up_a_ring(back: Serving, area: MappedArea) -> None:
+    # vhost-user-rng of QEMU: FEATURES_OK alone, and never DRIVER_OK
+    peer = connect(back, area, USUAL | wire.P_STATUS)
+    assert peer.done(FrontEnd.SET_STATUS, wire.U64(device_status.FEATURES_OK))
+    ring = Ring(peer, area).set_up().enable()
+    ring.add(b"served")
+    ring.wait(1)
+    peer.close()
+    ring.close()
+
+
+def test_config_space_is_offered_by_devices_that_have_one(tmp_path: Path) -> None:
+    with serving(tmp_path, EntropyDevice()) as made:
+        peer = RawFrontEnd(made.path)
+        assert peer.get(FrontEnd.GET_PROTOCOL_FEATURES) == PROTOCOL_FEATURES & ~wire.P_CONFIG
+        peer.close()
 
 
 def test_broken_ring_stops_alone_and_is_told_in_three_ways(back: Serving, area: MappedArea, device: EchoDevice) -> None:

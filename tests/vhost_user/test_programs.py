@@ -19,7 +19,7 @@ from powervio.drivers.block import BlockDriver
 from powervio.drivers.entropy import EntropyDriver
 from powervio.testing.raw import RawDriver
 from powervio.transport.vhost_user import protocol as wire
-from powervio.transport.vhost_user.front_end import PROTOCOL_FEATURES, FrontEnd
+from powervio.transport.vhost_user.front_end import FrontEnd
 from powervio.transport.vhost_user.protocol import FrontEnd as Request
 from powervio.virtio import features as feature
 from powervio.virtio import net
@@ -143,7 +143,7 @@ def test_entropy_device_from_the_table_of_types(tmp_path: Path) -> None:
 
     async def use() -> None:
         driver = EntropyDriver()
-        end = FrontEnd(tmp_path / "s", driver, protocol_features=PROTOCOL_FEATURES & ~wire.P_CONFIG)
+        end = FrontEnd(tmp_path / "s", driver)
         await end.start()
         assert len(set(await driver.read(4096))) == 256
         await end.close()

@@ -109,6 +109,11 @@ class BackEnd:
             feature.offer(self.device.features, self.options.transport_features, self.device.device_id) | _SOCKET_BITS
         )
 
+    @property
+    def offered_protocol(self) -> int:
+        """All feature bits of GET_PROTOCOL_FEATURES. QEMU complains of a config space of a device that has none."""
+        return PROTOCOL_FEATURES if self.device.config("little") else PROTOCOL_FEATURES & ~wire.P_CONFIG
+
     # -- messages
 
     def handle(self, message: Message) -> Message | None:
@@ -162,12 +167,12 @@ class BackEnd:
             self._event(vring, event)
 
     def _get_protocol_features(self, message: Message) -> Payload:
-        return wire.U64(PROTOCOL_FEATURES)
+        return wire.U64(self.offered_protocol)
 
     def _set_protocol_features(self, message: Message) -> None:
         wanted = _u64(message)
-        if wanted & ~PROTOCOL_FEATURES:
-            raise RemoteError(f"protocol features {wanted & ~PROTOCOL_FEATURES:#x} were not offered")
+        if wanted & ~self.offered_protocol:
+            raise RemoteError(f"protocol features {wanted & ~self.offered_protocol:#x} were not offered")
         self.protocol_features = wanted
 
     def _nothing(self, message: Message) -> None:
@@ -357,8 +362,14 @@ class BackEnd:
             self.service.serve(vring)
 
     def _may_run(self, vring: Vring) -> bool:
-        """With STATUS nothing is taken from a ring before DRIVER_OK (virtio 1.4, 2.1.2)."""
-        ready = not self.protocol_features & wire.P_STATUS or self.status & device_status.DRIVER_OK
+        """With STATUS nothing is taken from a ring before DRIVER_OK (virtio 1.4, 2.1.2).
+
+        FEATURES_OK without DRIVER is no driver's status. QEMU says that before it starts the rings, and of devices such
+        as vhost-user-rng nothing more: then kicks have to do, as without STATUS.
+        """
+        done = self.status & device_status.DRIVER_OK
+        half = self.status & (device_status.FEATURES_OK | device_status.DRIVER) == device_status.FEATURES_OK
+        ready = not self.protocol_features & wire.P_STATUS or done or half
         allowed = vring.phase.enabled or self.device.discards
         return bool(ready) and vring.phase.started and allowed and not vring.broken
 
