@@ -1,4 +1,4 @@
-"""Small Linux guests: a root file system with busybox, booted by User-Mode Linux.
+"""Small Linux guests: a root file system with busybox, and two ways to boot it, User-Mode Linux and QEMU.
 
 A guest runs a shell script and ends. Its console is what a test looks at.
 """
@@ -11,8 +11,10 @@ import re
 import shutil
 import signal
 import subprocess
+import tempfile
 import threading
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 from powervio.cli.peers import ADMIN_PATH
@@ -35,7 +37,7 @@ export PATH=/bin:/usr/bin
 mount -t proc none /proc
 mount -t sysfs none /sys
 mount -t devtmpfs none /dev
-for module in /modules/*; do insmod $module; done
+for module in /modules/*; do insmod $module 2>/dev/null; done
 cd /tmp
 """
 
@@ -149,3 +151,98 @@ def uml(folder: Path, initramfs: Path, *arguments: str) -> Guest:
     subprocess.run(["gcc", "-O2", "-Wall", "-Werror", "-shared", "-fPIC", "-o", preloaded, source], check=True)
     command = ["linux.uml", f"mem={UML_MEMORY}", "con=null", "con0=fd:0,fd:1", f"initrd={initramfs}", *arguments]
     return Guest(command, {"LD_PRELOAD": str(preloaded)})
+
+
+# -- Debian's kernel in QEMU
+
+KERNEL = "linux-image-cloud-amd64"
+QEMU_MODULES = (  # of virtio and virtio_ring either needs the other, in one version or another
+    "virtio", "virtio_ring", "virtio", "virtio_pci_legacy_dev", "virtio_pci_modern_dev", "virtio_pci", "virtio_blk",
+    "virtio-rng",
+)  # fmt: skip
+
+
+@dataclass(frozen=True, slots=True)
+class Kernel:
+    """A kernel of Debian, unpacked."""
+
+    image: Path
+    modules: tuple[Path, ...]
+    """Those of `QEMU_MODULES` that are not built in, in an order in which they can be loaded."""
+
+
+def debian_kernel(cache: Path) -> Kernel:
+    """Debian's kernel for virtual machines, unpacked and not installed, from a folder that keeps it between runs."""
+    folder = cache / "kernel"
+    if not folder.is_dir():
+        package = _download_kernel(cache)
+        with tempfile.TemporaryDirectory(dir=cache) as unpacked:
+            wanted = ["./boot/vmlinuz-*", *(f"./lib/modules/*/{name}.ko*" for name in QEMU_MODULES)]
+            archive = subprocess.Popen(["dpkg-deb", "--fsys-tarfile", package], stdout=subprocess.PIPE)
+            subprocess.run(["tar", "-x", "-C", unpacked, "--wildcards", *wanted], stdin=archive.stdout, check=False)
+            assert archive.wait() == 0
+            Path(unpacked).chmod(0o755)
+            shutil.copytree(unpacked, folder)
+        package.unlink()
+    (image,) = folder.glob("boot/vmlinuz-*")
+    modules = []
+    for name in (
+        "virtio",
+        *QEMU_MODULES,
+    ):  # either of virtio and virtio_ring needs the other, in one version or another
+        modules += sorted(folder.glob(f"lib/modules/*/kernel/**/{name}.ko*"))
+    return Kernel(image, tuple(modules))
+
+
+def _download_kernel(cache: Path) -> Path:
+    """Its package, by the system's lists of packages; if these are missing or old, by new lists in the cache."""
+    own = [f"-oDir::State::lists={cache}/lists", f"-oDir::Cache={cache}"]
+    said = ""
+    for options in ([], own):
+        commands = [["apt-get", *options, "update"]] if options else []
+        commands.append(["apt-cache", *options, "depends", KERNEL])
+        for command in commands:
+            result = subprocess.run(command, cwd=cache, capture_output=True, text=True, check=False)
+            said += result.stderr
+        for package in re.findall(r"Depends: (linux-image-\S+)", result.stdout):
+            command = ["apt-get", "-q", *options, "download", package]
+            result = subprocess.run(command, cwd=cache, capture_output=True, text=True, check=False)
+            said += result.stderr
+            for found in cache.glob(f"{package}_*.deb"):
+                if result.returncode == 0:
+                    return found
+    raise AssertionError(f"no {KERNEL}:\n{said}")
+
+
+def make_tools_disk(folder: Path, *programs: str) -> Path:
+    """A file system with programs of the host and their libraries, to be mounted at /usr."""
+    tree = folder / "tools"
+    (tree / "bin").mkdir(parents=True)
+    (tree / "lib").mkdir()
+    for program in programs:
+        shutil.copy(program, tree / "bin")
+        listed = subprocess.run(["ldd", program], capture_output=True, text=True, check=True).stdout
+        for library in re.findall(r"(/\S+) \(0x", listed):
+            shutil.copy(library, tree / "lib")
+    (tree / "lib64").symlink_to("lib")
+    size = sum(path.stat().st_size for path in tree.rglob("*"))
+    image = folder / "tools.img"
+    image.touch()
+    os.truncate(image, size + size // 4 + (4 << 20))
+    options = ["-q", "-F", "-t", "ext4", "-O", "^has_journal", "-d", str(tree)]
+    subprocess.run([admin_program("mke2fs"), *options, image], check=True)
+    return image
+
+
+def qemu(kernel: Kernel, initramfs: Path, tools: Path, *arguments: str) -> Guest:
+    """Boot QEMU with two processors; the disk of tools is vda."""
+    return Guest(
+        [
+            "qemu-system-x86_64", "-accel", "tcg,thread=multi", "-cpu", "max", "-smp", "2", "-m", "512",
+            "-object", "memory-backend-memfd,id=m,size=512M,share=on", "-machine", "q35,memory-backend=m",
+            "-nodefaults", "-nographic", "-no-reboot", "-serial", "stdio",
+            "-kernel", str(kernel.image), "-initrd", str(initramfs), "-append", "console=ttyS0 quiet panic=-1 reboot=t",
+            "-drive", f"if=none,id=tools,file={tools},format=raw,readonly=on", "-device", "virtio-blk-pci,drive=tools",
+            *arguments,
+        ]
+    )  # fmt: skip

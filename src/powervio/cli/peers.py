@@ -54,6 +54,7 @@ PEERS = (
     Peer("qemu-storage-daemon", "qemu-system-common", "qcow2, vmdk and vhdx images behind a VIO server", tests=True),
     Peer("dtc", "device-tree-compiler", "reading the device trees that the hypervisor hands out", tests=True),
     Peer("linux.uml", "user-mode-linux", "a real Linux kernel as the driver of vhost-user devices", tests=True),
+    Peer("qemu-system-x86_64", "qemu-system-x86", "virtual machines that use vhost-user devices", tests=True),
     Peer("busybox", "busybox-static", "the programs of a small Linux guest", tests=True),
     Peer("cpio", "cpio", "the root file system of a small Linux guest", tests=True),
     Peer("nbd-client", "nbd-client", "attached disks as /dev/nbdN (needs the kernel's nbd)"),

@@ -14,7 +14,7 @@ from powervio.cli.main import Options
 from powervio.system import vhost_user as system
 from powervio.system.explain import expected
 from powervio.system.types import AdapterSection, DeviceType
-from powervio.system.vhost_user import FORMATS, BackEndOptions, BlockOptions
+from powervio.system.vhost_user import FORMATS, BackEndOptions, BlockOptions, Limits
 
 BLOCK_CAPABILITIES = {"type": "block", "features": ["read-only", "blk-file"]}
 
@@ -94,6 +94,10 @@ def vhost_user(options: Options) -> None:
 @click.option("--direct", is_flag=True, help="Go around the page cache (O_DIRECT).")
 @click.option("--queues", type=click.IntRange(1, 256), default=1, show_default=True, help="Request queues.")
 @click.option("--queue-size", type=click.IntRange(4, 1024), default=128, show_default=True, help="Entries of each.")
+@click.option("--bytes-per-second", type=click.IntRange(1), help="Most bytes of reads and writes; what is over waits.")
+@click.option("--requests-per-second", type=click.IntRange(1), help="Most requests; what is over waits.")
+@click.option("--burst-bytes", type=click.IntRange(1), help="Bytes at once after a pause.")
+@click.option("--burst-requests", type=click.IntRange(1), help="Requests at once after a pause.")
 @click.option("--serial", default="", help="What the guest reads as the disk's serial number, up to 20 characters.")
 def block(
     socket_path: str | None,
@@ -108,6 +112,10 @@ def block(
     direct: bool,
     queues: int,
     queue_size: int,
+    bytes_per_second: int | None,
+    requests_per_second: int | None,
+    burst_bytes: int | None,
+    burst_requests: int | None,
     serial: str,
 ) -> None:
     """Serve a disk."""
@@ -117,7 +125,14 @@ def block(
     _where(socket_path, fd)
     if image is None:
         raise click.UsageError("expected --image FILE")
-    shape = BlockOptions(serial=serial, read_only=readonly, queues=queues, queue_size=queue_size)
+    limits = Limits(bytes_per_second, requests_per_second, burst_bytes, burst_requests)
+    shape = BlockOptions(
+        serial=serial,
+        read_only=readonly,
+        queues=queues,
+        queue_size=queue_size,
+        limits=None if limits == Limits() else limits,
+    )
     device, backing = system.open_block(image, shape, image_format=image_format, direct=direct)
     try:
         system.serve(

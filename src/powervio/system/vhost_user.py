@@ -15,6 +15,7 @@ from typing import Any
 from powervio.attach.unix_socket import UnixListener
 from powervio.devices.block import BlockDevice, BlockOptions
 from powervio.devices.net import NetDevice
+from powervio.devices.throttle import Limits
 from powervio.errors import LocalError
 from powervio.memory.abstract import Backing
 from powervio.network.loopback import LoopbackPort
@@ -28,7 +29,17 @@ from powervio.transport.vhost_user.server import Server
 from powervio.virtio.device import Device
 from powervio.virtio.net import parse_mac
 
-__all__ = ["FORMATS", "BackEndOptions", "BlockOptions", "make_device", "open_block", "open_net", "rows", "serve"]
+__all__ = [
+    "FORMATS",
+    "BackEndOptions",
+    "BlockOptions",
+    "Limits",
+    "make_device",
+    "open_block",
+    "open_net",
+    "rows",
+    "serve",
+]
 
 SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
 

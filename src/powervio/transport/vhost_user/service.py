@@ -84,6 +84,10 @@ class QueueService:
             ids = used_ids(memory, vring.size)
             again = record.recover(int.from_bytes(memory.used[2:4], "little"), ids)
             self.resubmitted += len(again)
+            if again:
+                _log.warning(
+                    "ring %d: %d requests that were in flight before are served again", vring.index, len(again)
+                )
         ring = make_ring(vring.size, memory, self.features, vring.base, None if again is None else len(again))
         queue = VhostQueue(
             vring, ring, self._memory, self.features, record, again or [], self._queue_broken, self._wake

@@ -1,0 +1,129 @@
+"""QEMU with Debian's kernel: a front end that connects again, and a driver that takes as many queues as it can.
+
+Requests in flight are on a record that QEMU keeps, so the driver of the guest never hears that a back end died.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from tests.vhost_user.linux_guest import LIMIT, debian_kernel, make_initramfs, make_tools_disk, qemu
+
+MIB = 1 << 20
+SIZE = 16 * MIB
+DEPTH = 64
+FIO = (
+    "fio --name=verify --ioengine=libaio --direct=1 --bs=4k --rw=randwrite --verify=crc32c --verify_fatal=1 "
+    f"--iodepth={DEPTH} --size={SIZE}"
+)
+
+
+class BackEnds:
+    """Processes of `powervio vhost-user`; none outlives its test."""
+
+    def __init__(self) -> None:
+        self._all: list[subprocess.Popen[str]] = []
+
+    def start(self, device: str, path: Path, *arguments: str) -> subprocess.Popen[str]:
+        """Serve a device at a socket."""
+        command = [sys.executable, "-m", "powervio", "vhost-user", device, "--socket-path", str(path), *arguments]
+        process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
+        self._all.append(process)
+        assert process.stderr is not None
+        line = process.stderr.readline()
+        assert "serving at" in line, line
+        return process
+
+    def end(self, process: subprocess.Popen[str], number: int) -> str:
+        """End one by a signal; what it said."""
+        process.send_signal(number)
+        assert process.wait(10) == (0 if number == signal.SIGTERM else -number)
+        assert process.stderr is not None
+        with process.stderr as stderr:
+            return stderr.read()
+
+    def close(self) -> None:
+        for process in self._all:
+            if process.poll() is None:
+                print(self.end(process, signal.SIGKILL))
+
+
+@pytest.fixture
+def back_ends() -> Iterator[BackEnds]:
+    made = BackEnds()
+    yield made
+    made.close()
+
+
+def wait_until_written(image: Path, size: int) -> None:
+    """Until the guest has written so many bytes to a sparse image."""
+    deadline = time.monotonic() + LIMIT
+    while image.stat().st_blocks * 512 < size:
+        assert time.monotonic() < deadline
+        time.sleep(0.001)
+
+
+def test_no_write_is_lost_when_the_back_end_is_killed(
+    tmp_path: Path, pytestconfig: pytest.Config, back_ends: BackEnds
+) -> None:
+    script = f"""
+        mount -r /dev/vda /usr
+        export LD_LIBRARY_PATH=/usr/lib
+        echo "QUEUES $(ls /sys/block/vdb/mq | wc -l)"
+        echo "RANDOM $(dd if=/dev/hwrng bs=64 count=4 iflag=fullblock 2>/dev/null | wc -c)"
+        (while sleep 0.1; do read reads writes < /sys/block/vdb/inflight; echo "WRITES $writes"; done) &
+        {FIO} --filename=/dev/vdb --output=log
+        echo "STATUS $?"
+        cat log
+    """
+    assert pytestconfig.cache is not None
+    kernel = debian_kernel(pytestconfig.cache.mkdir("linux"))
+    tools = make_tools_disk(tmp_path, "/usr/bin/fio")
+    initramfs = make_initramfs(tmp_path, script, kernel.modules)
+    image = tmp_path / "image"
+    image.touch()
+    os.truncate(image, SIZE)
+    path = tmp_path / "disk"
+
+    def serve(*arguments: str) -> subprocess.Popen[str]:
+        return back_ends.start("block", path, "--image", str(image), "--queues", "2", *arguments)
+
+    random = back_ends.start("rng", tmp_path / "rng")
+    disk = serve()
+    with qemu(
+        kernel, initramfs, tools,
+        "-chardev", f"socket,id=disk,path={path},reconnect=1",
+        "-device", "vhost-user-blk-pci,chardev=disk,num-queues=2",
+        "-chardev", f"socket,id=rng,path={tmp_path}/rng", "-device", "vhost-user-rng-pci,chardev=rng",
+    ) as guest:  # fmt: skip
+        guest.wait_for("QUEUES 2")
+        guest.wait_for("RANDOM 256")
+        wait_until_written(image, SIZE // 8)
+        back_ends.end(disk, signal.SIGKILL)  # in the middle of it, at full speed
+        before = image.stat().st_mtime_ns
+        disk = serve("--requests-per-second", "1", "--burst-requests", "1")
+        deadline = time.monotonic() + LIMIT
+        while image.stat().st_mtime_ns == before:  # the device has the requests in its hands when it serves the first
+            assert time.monotonic() < deadline
+            time.sleep(0.001)
+        guest.wait_for(f"WRITES {DEPTH}", len(guest.console))
+        back_ends.end(disk, signal.SIGKILL)
+        disk = serve()
+        console = guest.finish()
+    said = back_ends.end(disk, signal.SIGTERM)
+    back_ends.end(random, signal.SIGTERM)
+    assert "STATUS 0" in console, console
+    # one may have ended, and its successor not have come, in the moment of the second death
+    again = sum(map(int, re.findall(r"(\d+) requests that were in flight", said)))
+    assert DEPTH - 1 <= again <= DEPTH, said
+    verify = [*FIO.split(), f"--filename={image}", "--verify_only"]
+    verified = subprocess.run(verify, cwd=tmp_path, capture_output=True, text=True, check=False)
+    assert verified.returncode == 0, verified.stdout + verified.stderr
