@@ -41,6 +41,7 @@ COMPILED = (
     "powervio.vio.slots",
     "powervio.vio.dma",
     "powervio.virtio.device_ring",
+    "powervio.virtio.device_queue",
     "powervio.virtio.driver_ring",
     "powervio.virtio.split_device",
     "powervio.virtio.split_driver",
@@ -49,6 +50,8 @@ COMPILED = (
     "powervio.virtio.packed_driver",
     "powervio.transport.vhost_user.translate",
     "powervio.bench.load",
+    "powervio.transport.vhost_user.payload",
+    "powervio.transport.vhost_user.queue",
     "powervio.transport.vhost_user.inflight",
 )
 """The modules that are compiled; `ext-modules` in pyproject.toml is the same list."""

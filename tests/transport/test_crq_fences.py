@@ -130,7 +130,7 @@ def test_request_in_hand_of_an_ended_queue_reaches_the_client_no_more(
     """P1.5, P5.9, P5.10, P5.11: neither data, status nor used ring; reading is refused too."""
     pair = start(CountingDevice())
     request = hold_one(pair)
-    queue = request._queue
+    queue = request.queue
     end(pair)
     before = memory(pair)
     with pytest.raises(RemoteError, match="queue 0 was reset"):
@@ -182,7 +182,7 @@ def test_queue_that_was_set_up_again_is_not_touched_by_requests_of_the_one_befor
     assert list(pair.server._service.queues) == [0]
     before = bytes(queue.memory.used)
     request.complete(4)
-    request._queue.flush()
+    request.queue.flush()
     pair.settle()
     assert bytes(queue.memory.used) == before
     with pytest.raises(RemoteError):

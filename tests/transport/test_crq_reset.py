@@ -84,7 +84,7 @@ def test_completion_by_the_device_after_a_reset_touches_nothing() -> None:
     pair.settle()
     before = pair.client_partition.port.memory.tobytes()
     late.complete(4)
-    late._queue.flush()
+    late.queue.flush()
     assert pair.client_partition.port.memory.tobytes() == before
     pair.close()
 

@@ -12,7 +12,8 @@ from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
 
 from powervio.errors import RemoteError
 from powervio.memory.area import MappedArea
-from powervio.transport.vhost_user.memory import GuestMemory, GuestPayload, MappedFile
+from powervio.transport.vhost_user.memory import GuestMemory, MappedFile
+from powervio.transport.vhost_user.payload import GuestPayload
 from powervio.transport.vhost_user.protocol import Region
 from powervio.transport.vhost_user.translate import RegionMap, TranslationCache, mark
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 import errno
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
-from typing import ClassVar
+from typing import ClassVar, Protocol
 
 from powervio.memory.space import AddressSpace
 from powervio.memory.target import Target
@@ -65,12 +65,12 @@ class RingMemory(ABC):
         be as they were fetched; after them length, id and flags of slot `first`, with the flags last or all at once."""
 
 
-class Payload(ABC):
+class Payload(Protocol):
     """The readable or the writable part of one request: a run of bytes in somebody's memory.
 
     Offsets count from the first byte of the part, whatever the descriptors look like (virtio 1.4, 2.7.4.1 forbids
     assumptions on framing). Every method raises `RemoteError` when the partner's memory cannot be reached, and
-    `ValueError` for a range outside `length`.
+    `ValueError` for a range outside `length`. It is a protocol and no base class, for some payloads are compiled.
     """
 
     length: int

@@ -33,6 +33,19 @@ static inline hw_u8 *pointer(PyObject *object)
 	return address;
 }
 
+/* The same of a buffer that may be read-only, to read from. */
+static inline hw_u8 *pointer_to_read(PyObject *object)
+{
+	Py_buffer view;
+	hw_u8 *address;
+
+	if (PyObject_GetBuffer(object, &view, PyBUF_SIMPLE) < 0)
+		return NULL;
+	address = (hw_u8 *)view.buf;
+	PyBuffer_Release(&view);
+	return address;
+}
+
 static inline hw_u8 *at(hw_u8 *base, uint64_t offset) { return base + offset; }
 
 /* The same as a number, for tables of {u64 host address, u64 length}. */
@@ -150,6 +163,21 @@ static inline int wait_readable(int fd, int milliseconds)
 	if (ready < 0)
 		return errno == EINTR ? 0 : -errno;
 	return ready;
+}
+
+/* Sleep until one of three descriptors (-1: none) can be read, at most so many
+ * milliseconds (-1: for ever). Returns a bit for each that can, 0 when the time
+ * is up or a signal came, or the negative errno. */
+static inline int wait_any(int first, int second, int third, int milliseconds)
+{
+	struct pollfd all[3] = {
+		{ .fd = first, .events = POLLIN }, { .fd = second, .events = POLLIN }, { .fd = third, .events = POLLIN },
+	};
+	int ready = poll(all, 3, milliseconds);
+
+	if (ready < 0)
+		return errno == EINTR ? 0 : -errno;
+	return !!all[0].revents | !!all[1].revents << 1 | !!all[2].revents << 2;
 }
 
 /* Monotonic time in nanoseconds. */

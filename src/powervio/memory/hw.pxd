@@ -38,9 +38,11 @@ cdef extern from "hw.h" nogil:
     int event_signal(int fd) noexcept
     int event_take(int fd) noexcept
     int wait_readable(int fd, int milliseconds) noexcept
+    int wait_any(int first, int second, int third, int milliseconds) noexcept
     uint64_t clock_ns() noexcept
     void relax() noexcept
     void yield_cpu() noexcept
 
 cdef extern from "hw.h":
     unsigned char *pointer(object buffer) except NULL
+    unsigned char *pointer_to_read(object buffer) except NULL

@@ -36,6 +36,11 @@ def pointer(buffer: _Buffer) -> Pointer:
     return memoryview(buffer).cast("B")
 
 
+def pointer_to_read(buffer: _Buffer) -> Pointer:
+    """The same of a buffer that may be read-only, to read from."""
+    return memoryview(buffer).cast("B")
+
+
 def at(base: Pointer, offset: int) -> Pointer:
     """The address `offset` bytes after `base`."""
     return base[offset:]
@@ -189,6 +194,23 @@ def wait_readable(fd: int, milliseconds: int) -> int:
     poller.register(fd, select.POLLIN)
     try:
         return len(poller.poll(milliseconds))
+    except OSError as error:
+        return -(error.errno or errno.EIO)
+
+
+def wait_any(first: int, second: int, third: int, milliseconds: int) -> int:
+    """Sleep until one of three descriptors (-1: none) can be read, at most so many milliseconds (-1: for ever).
+
+    A bit for each that can, 0 when the time is up, or the negative errno.
+    """
+    poller = select.poll()
+    bits: dict[int, int] = {}
+    for number, fd in enumerate((first, second, third)):
+        if fd >= 0:
+            bits[fd] = bits.get(fd, 0) | 1 << number
+            poller.register(fd, select.POLLIN)
+    try:
+        return sum(bits[fd] for fd, _ in poller.poll(milliseconds))
     except OSError as error:
         return -(error.errno or errno.EIO)
 

@@ -41,10 +41,12 @@ cdef class DeviceRing:
     cdef unsigned int _begins
     cdef int look(self) except? -1 nogil
     cdef int take(self) except? -1 nogil
+    cdef int take_again(self, unsigned int head) except? -1 nogil
     cdef int give(self, unsigned int head, unsigned int written) except? -1 nogil
     cdef int show(self) except? -1 nogil
     cdef int arm(self) except? -1 nogil
     cdef void disarm(self) noexcept nogil
+    cdef unsigned int used_position(self) noexcept nogil
     cdef void _claim(self, unsigned int head) noexcept nogil
     cdef void _begin(self) noexcept nogil
     cdef int _segment(self, unsigned int head, unsigned long long address, unsigned long long length, bint writes) except? -1 nogil

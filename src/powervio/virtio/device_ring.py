@@ -250,6 +250,17 @@ class DeviceRing:
     @cython.cfunc
     @cython.nogil
     @cython.exceptval(-1)
+    def take_again(self, head: cython.uint) -> cython.int:
+        """As `take`, of a buffer that a predecessor of this device took and did not complete; it is counted as taken.
+
+        0 when its indirect table could not be fetched.
+        """
+        with cython.gil:
+            raise NotImplementedError
+
+    @cython.cfunc
+    @cython.nogil
+    @cython.exceptval(-1)
     def show(self) -> cython.int:
         """As `publish`: 1 when the driver has to be notified."""
         with cython.gil:
@@ -274,6 +285,13 @@ class DeviceRing:
     @cython.exceptval(check=False)
     def _use(self, head: cython.uint, written: cython.uint, joins: cython.bint) -> cython.void:
         """Write a used entry that `publish` makes visible; `joins`: it takes the place of the one before (IN_ORDER)."""
+
+    @cython.cfunc
+    @cython.nogil
+    @cython.exceptval(check=False)
+    def used_position(self) -> cython.uint:
+        """`used_index`."""
+        return 0
 
     # -- the books
 

@@ -474,3 +474,10 @@ class PackedDeviceRing(DeviceRing):
     def disarm(self) -> cython.void:
         """See `DeviceRing`."""
         st32(self._used, 0, le32(_DISABLE << 16))
+
+    @cython.cfunc
+    @cython.nogil
+    @cython.exceptval(check=False)
+    def used_position(self) -> cython.uint:
+        """See `DeviceRing`."""
+        return position_of(self._used_slot, self._used_round)

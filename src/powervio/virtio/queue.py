@@ -11,146 +11,22 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Literal, TypeAlias
 
-from powervio.errors import LocalError, RemoteError
-from powervio.memory.abstract import Payload
-from powervio.virtio.batch import Batch
-from powervio.virtio.device_ring import Chain, DeviceRing
+from powervio.errors import LocalError
+from powervio.virtio.device_queue import DeviceQueue, Request, Segment
+
+__all__ = [
+    "Buffer",
+    "BufferSlice",
+    "ByteOrder",
+    "DeviceQueue",
+    "DriverQueue",
+    "DriverTransport",
+    "Request",
+    "Segment",
+]
 
 ByteOrder: TypeAlias = Literal["little", "big"]
 """Of rings, config fields and device structures: little in virtio 1, the guest's own in legacy devices."""
-Segment: TypeAlias = tuple[int, int]
-"""A run of bytes as the device is told of it: device address, length in bytes."""
-
-
-_LEAST_COST = 4096
-
-
-class Request:
-    """One buffer that the driver made available: what the device may read, and what it may write."""
-
-    __slots__ = ("_queue", "head", "readable", "writable")
-
-    def __init__(self, queue: DeviceQueue, head: int, readable: Payload, writable: Payload) -> None:
-        self._queue = queue
-        self.head = head
-        self.readable = readable
-        self.writable = writable
-
-    @property
-    def queue_index(self) -> int:
-        """Number of the queue that it came from."""
-        return self._queue.index
-
-    def charge(self, cost: int) -> None:
-        """Count more than its bytes against this pass: for what takes long and carries little."""
-        if self._queue.allowance is not None:
-            self._queue.allowance -= cost
-
-    def complete(self, written: int) -> None:
-        """Give the buffer back; `written` bytes from the first writable one have been written (never over-report)."""
-        self._queue.complete(self.head, written)
-
-
-class DeviceQueue:
-    """The device side of one virtqueue, for the life of one session between DRIVER_OK and reset."""
-
-    def __init__(
-        self,
-        index: int,
-        ring: DeviceRing,
-        payload: Callable[[DeviceQueue, list[Segment]], Payload],
-        notify: Callable[[int], None],
-        broken: Callable[[int, RemoteError], None] | None = None,
-        wake: Callable[[DeviceQueue], None] | None = None,
-        batch: Batch | None = None,
-    ) -> None:
-        """`payload` makes the transport's `Payload` of descriptor segments; `notify` sends a used notification.
-
-        `broken` is told when completions cannot be made visible, because a completion may come from anywhere.
-        `wake`, called from any thread, gives the device a turn with this queue in the partition's thread.
-        """
-        self.index = index
-        self.ring = ring
-        self.live = True
-        """Whether the queue belongs to a session; afterwards nothing that it handed out touches the driver's memory."""
-        self.allowance: int | None = None
-        """Bytes that may still be popped in this pass, each request counted as one page at least; None: no limit."""
-        self.batch = batch
-        """How to serve several requests together; None where that saves nothing."""
-        self._payload = payload
-        self._notify = notify
-        self._broken = broken
-        self._wake = wake
-        self._wake_is_due = False
-
-    @property
-    def available(self) -> int:
-        """Buffers that `pop` can give now. What a device leaves there stays the driver's until it is popped."""
-        return self.ring.pending
-
-    def wake(self) -> None:
-        """Let the device's `process` be called for this queue soon; from any thread, for a device that has data.
-
-        While the device is suspended and after the end of the session nothing comes of it; RESUME gives every queue
-        a turn.
-        """
-        if self.live and not self._wake_is_due and self._wake is not None:
-            self._wake_is_due = True
-            self._wake(self)
-
-    def woken(self) -> bool:
-        """For the transport: the turn that `wake` asked for begins. False when the session is over."""
-        self._wake_is_due = False
-        return self.live
-
-    def pop(self) -> Request | None:
-        """The next available buffer, or None, also when the allowance is used up.
-
-        Raises `RemoteError` when the driver broke the ring.
-        """
-        if not self.live or (self.allowance is not None and self.allowance <= 0):
-            return None
-        chain = self._next()
-        if chain is None:
-            return None
-        request = self._request(chain)
-        if self.allowance is not None:
-            pieces = len(chain.readable) + len(chain.writable)  # each is a call of the hypervisor at least
-            self.allowance -= max(_LEAST_COST * pieces, request.readable.length + request.writable.length)
-        return request
-
-    def _next(self) -> Chain | None:
-        """For transports: where the next chain comes from."""
-        return self.ring.pop()
-
-    def _request(self, chain: Chain) -> Request:
-        """For transports: a chain with its payloads."""
-        return Request(self, chain.head, self._payload(self, chain.readable), self._payload(self, chain.writable))
-
-    def complete(self, head: int, written: int) -> None:
-        """Put a buffer into the used ring; `flush` makes it visible. After a reset of the queue nothing happens."""
-        if self.live:
-            self.ring.push(head, written)
-
-    def flush(self) -> bool:
-        """Make completed buffers visible to the driver and notify it unless it said it does not want to know.
-
-        With IN_ORDER negotiated these are the ones before which nothing is unfinished.
-
-        False when the driver does not see them and never will: the session is over, by now at the latest.
-        """
-        if not self.live:
-            return False
-        try:
-            published = self.ring.publish()
-        except RemoteError as error:
-            if self._broken is None:
-                raise
-            self._broken(self.index, error)
-            return False
-        if published:
-            self._notify(self.index)
-        return True
 
 
 @dataclass(slots=True)

@@ -190,11 +190,22 @@ class SplitDeviceRing(DeviceRing):
         It is counted in `last_available` already. The rest is as in `pop`; None when its indirect table could not be
         fetched.
         """
-        if self.broken:
-            raise self._again()
-        if head < 0 or head >= self.size or ld8(self._states, head):
+        if head < 0 or head >= self.size:
             raise self._fail(f"head {head} cannot be taken again in a queue of {self.size} descriptors")
-        return self._as_chain() if self._walk(head) else None
+        return self._as_chain() if self.take_again(head) else None
+
+    @cython.cfunc
+    @cython.nogil
+    @cython.exceptval(-1)
+    def take_again(self, head: cython.uint) -> cython.int:
+        """See `DeviceRing`."""
+        if self.broken:
+            with cython.gil:
+                raise self._again()
+        if head >= self.size or ld8(self._states, head):
+            with cython.gil:
+                raise self._fail(f"head {head} cannot be taken again in a queue of {self.size} descriptors")
+        return self._walk(head)
 
     @cython.cfunc
     @cython.nogil
@@ -377,3 +388,10 @@ class SplitDeviceRing(DeviceRing):
         """See `DeviceRing`."""
         if not self._event_idx:
             st16(self._used, 0, be16(1) if self._big else le16(1))
+
+    @cython.cfunc
+    @cython.nogil
+    @cython.exceptval(check=False)
+    def used_position(self) -> cython.uint:
+        """See `DeviceRing`."""
+        return self.used_index

@@ -23,10 +23,11 @@ from powervio.transport.vhost_user.inflight_area import InflightRecord
 from powervio.transport.vhost_user.loop import Loop
 from powervio.transport.vhost_user.memory import MAX_SLOTS, GuestMemory, MappedFile
 from powervio.transport.vhost_user.protocol import BackEndRequest, FrontEnd, Message, Payload, VringState
+from powervio.transport.vhost_user.queue import VhostQueue
 from powervio.transport.vhost_user.ring_state import Event, after
 from powervio.transport.vhost_user.service import QueueService
 from powervio.transport.vhost_user.translate import TranslationCache
-from powervio.transport.vhost_user.vring import VhostQueue, Vring, notification_fd
+from powervio.transport.vhost_user.vring import Vring, notification_fd
 from powervio.virtio import features as feature
 from powervio.virtio import status as device_status
 from powervio.virtio.device import Device

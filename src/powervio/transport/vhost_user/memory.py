@@ -18,10 +18,9 @@ import stat
 from collections.abc import Callable, Iterable, Sequence
 
 from powervio.errors import RemoteError, Verdict
-from powervio.memory.abstract import Backing, Payload, RingMemory
+from powervio.memory.abstract import RingMemory
 from powervio.transport.vhost_user.protocol import ACCESS_READ, ACCESS_WRITE, Region
 from powervio.transport.vhost_user.translate import RegionMap, TranslationCache, mark
-from powervio.virtio.queue import Segment
 
 MAX_SLOTS = 509
 """Regions with CONFIGURE_MEM_SLOTS; what vhost in the Linux kernel takes too."""
@@ -258,80 +257,3 @@ class GuestRing(RingMemory):
         """See `RingMemory`."""
         pieces = self._memory.gather(address, length)
         return pieces[0] if len(pieces) == 1 else memoryview(b"".join(pieces))
-
-
-class GuestPayload(Payload):
-    """Data of a request, where they are in guest memory: the kernel moves them between there and the medium."""
-
-    __slots__ = ("_access", "_memory", "_segments", "length")
-
-    def __init__(self, memory: GuestMemory, segments: list[Segment], access: int) -> None:
-        self._memory = memory
-        self._segments = segments
-        self._access = access
-        self.length = sum(length for _, length in segments)
-
-    def _parts(self, offset: int, length: int) -> list[Segment]:
-        if offset < 0 or length < 0 or offset + length > self.length:
-            raise ValueError(f"{length} bytes at {offset} of a payload of {self.length}")
-        parts = []
-        for address, size in self._segments:
-            if offset >= size:
-                offset -= size
-                continue
-            if not length:
-                break
-            count = min(size - offset, length)
-            parts.append((address + offset, count))
-            length -= count
-            offset = 0
-        return parts
-
-    def _pieces(self, parts: list[Segment]) -> list[memoryview]:
-        gather, access = self._memory.gather, self._access
-        if len(parts) == 1:
-            return gather(parts[0][0], parts[0][1], access)
-        return [piece for address, count in parts for piece in gather(address, count, access)]
-
-    def _written(self, parts: list[Segment]) -> None:
-        if self._memory.logging:
-            for address, count in parts:
-                self._memory.written(address, count)
-
-    def read(self, offset: int, length: int) -> bytes:
-        """See `Payload`."""
-        return b"".join(self._pieces(self._parts(offset, length)))
-
-    def write(self, offset: int, data: bytes) -> None:
-        """See `Payload`."""
-        parts = self._parts(offset, len(data))
-        at = 0
-        for piece in self._pieces(parts):
-            piece[:] = data[at : at + len(piece)]
-            at += len(piece)
-        self._written(parts)
-
-    def fill_from(self, backing: Backing, position: int, offset: int, length: int) -> None:
-        """See `Payload`: straight into guest memory, if the backing does not look at what it moves."""
-        parts = self._parts(offset, length)
-        pieces = self._pieces(parts)
-        try:
-            if backing.vectored:
-                backing.read_vector(position, pieces)
-            else:
-                data = memoryview(bytearray(length))
-                backing.read_into(position, data)
-                at = 0
-                for piece in pieces:
-                    piece[:] = data[at : at + len(piece)]
-                    at += len(piece)
-        finally:
-            self._written(parts)  # also what was written before it failed
-
-    def drain_to(self, backing: Backing, position: int, offset: int, length: int) -> None:
-        """See `Payload`: straight from guest memory, if the backing does not look at what it moves."""
-        pieces = self._pieces(self._parts(offset, length))
-        if backing.vectored:
-            backing.write_vector(position, pieces)
-        else:
-            backing.write_from(position, memoryview(bytearray(b"".join(pieces))))

@@ -21,7 +21,8 @@ from powervio.errors import RemoteError, Verdict
 from powervio.transport.vhost_user.inflight_area import InflightRecord
 from powervio.transport.vhost_user.loop import Loop
 from powervio.transport.vhost_user.memory import GuestMemory, GuestRing
-from powervio.transport.vhost_user.vring import VhostQueue, Vring, base_of, make_ring, used_ids
+from powervio.transport.vhost_user.queue import VhostQueue
+from powervio.transport.vhost_user.vring import Vring, base_of, make_ring, used_ids
 from powervio.virtio import features as feature
 from powervio.virtio.device import Device, DeviceSession
 from powervio.virtio.queue import ByteOrder, DeviceQueue

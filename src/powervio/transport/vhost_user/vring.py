@@ -4,23 +4,20 @@ from __future__ import annotations
 
 import os
 import stat
-from collections import deque
-from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass, field
 
 from powervio.errors import RemoteError, Verdict
 from powervio.memory import hw
 from powervio.memory.abstract import RingMemory
-from powervio.transport.vhost_user.inflight import InflightQueue
-from powervio.transport.vhost_user.memory import GuestMemory, GuestPayload, GuestRing
-from powervio.transport.vhost_user.protocol import ACCESS_READ, ACCESS_WRITE, VRING_F_LOG, VringAddress
+from powervio.transport.vhost_user.memory import GuestMemory, GuestRing
+from powervio.transport.vhost_user.protocol import VRING_F_LOG, VringAddress
+from powervio.transport.vhost_user.queue import VhostQueue
 from powervio.transport.vhost_user.ring_state import Phase
 from powervio.virtio import features as feature
-from powervio.virtio.device_ring import Chain, DeviceRing
+from powervio.virtio.device_ring import DeviceRing
 from powervio.virtio.packed_device import PackedDeviceRing
 from powervio.virtio.packed_layout import EVENT_BYTES, FIRST_POSITION, ring_bytes
-from powervio.virtio.queue import DeviceQueue, Request
 from powervio.virtio.split_device import SplitDeviceRing
 from powervio.virtio.split_layout import available_bytes, descriptors_bytes, used_bytes
 
@@ -62,6 +59,14 @@ class Vring:
             with suppress(OSError):
                 os.write(fd, _ONE)
 
+    def log_used(self, memory: GuestMemory, features: int) -> None:
+        """Mark the ring's own memory that may have been written. Raises `RemoteError` when the log is too small."""
+        address = self.address
+        if address is not None and address.flags & VRING_F_LOG:
+            areas = self.areas(features)
+            # of a packed ring the descriptors are written; the log address is that of the descriptor ring then
+            memory.written_guest(address.log, areas[0][1] if features & feature.RING_PACKED else areas[2][1])
+
     def areas(self, features: int) -> list[tuple[int, int, int, str]]:
         """Address, bytes, alignment and name of the three areas. Raises `RemoteError` when it is not set up."""
         address = self.address
@@ -102,100 +107,6 @@ def notification_fd(fd: int, what: str) -> int:
         os.close(fd)
         raise
     return fd
-
-
-class VhostQueue(DeviceQueue):
-    """The device's side of a ring in shared guest memory, with the record of what is in flight and the dirty log."""
-
-    def __init__(
-        self,
-        vring: Vring,
-        ring: DeviceRing,
-        memory: GuestMemory,
-        features: int,
-        inflight: InflightQueue | None,
-        again: list[int],
-        broken: Callable[[int, RemoteError], None],
-        wake: Callable[[DeviceQueue], None],
-    ) -> None:
-        super().__init__(
-            vring.index,
-            ring,
-            lambda queue, segments: GuestPayload(memory, segments, ACCESS_READ),
-            self._tell_driver,
-            broken,
-            wake,
-        )
-        self.vring = vring
-        self.notifications = 0
-        """Used notifications that were sent."""
-        self.left = 0
-        """Buffers that the device left in the ring when it had its last turn."""
-        self._memory = memory
-        self._features = features
-        self._ring_failed = broken
-        self._inflight = inflight
-        self._again = deque(again)
-
-    @property
-    def available(self) -> int:
-        """See `DeviceQueue`."""
-        return len(self._again) + self.ring.pending
-
-    def _next(self) -> Chain | None:
-        chain: Chain | None = None
-        while self._again and chain is None:
-            assert isinstance(self.ring, SplitDeviceRing)
-            head = self._again.popleft()
-            chain = self.ring.retake(head)
-            if chain is not None:
-                return chain  # it is on record
-            if self._inflight is not None:
-                self._inflight.note_complete(head)
-        chain = self.ring.pop()
-        if chain is not None and self._inflight is not None:
-            self._inflight.note_begin(chain.head)
-        return chain
-
-    def _request(self, chain: Chain) -> Request:
-        return Request(
-            self,
-            chain.head,
-            GuestPayload(self._memory, chain.readable, ACCESS_READ),
-            GuestPayload(self._memory, chain.writable, ACCESS_WRITE),
-        )
-
-    def complete(self, head: int, written: int) -> None:
-        """See `DeviceQueue`."""
-        super().complete(head, written)
-        if self.live and self._inflight is not None:
-            self._inflight.note_complete(head)
-
-    def flush(self) -> bool:
-        """See `DeviceQueue`."""
-        shown = super().flush()
-        if shown and self._inflight is not None:
-            self._inflight.note_published(self.ring.used_index)
-        if shown and self._memory.logging:
-            try:
-                self._log_used()
-            except RemoteError as error:
-                self._ring_failed(self.index, RemoteError(str(error), Verdict.NEEDS_RESET))
-                return False
-        return shown
-
-    def _log_used(self) -> None:
-        """Mark the ring's own memory that may have been written. Raises `RemoteError` when the log is too small."""
-        address = self.vring.address
-        if address is not None and address.flags & VRING_F_LOG:
-            areas = self.vring.areas(self._features)
-            # of a packed ring the descriptors are written; the log address is that of the descriptor ring then
-            packed = self._features & feature.RING_PACKED
-            self._memory.written_guest(address.log, areas[0][1] if packed else areas[2][1])
-
-    def _tell_driver(self, index: int) -> None:
-        self.notifications += 1
-        self.vring.signal("call")
 
 
 def make_ring(size: int, memory: GuestRing, features: int, base: int, again: int | None) -> DeviceRing:

@@ -1,0 +1,35 @@
+from powervio.memory.space cimport AddressSpace
+from powervio.virtio.device_ring cimport DeviceRing
+
+cdef class Request:
+    cdef readonly unsigned int head
+    cdef readonly object readable
+    cdef readonly object writable
+    cdef readonly DeviceQueue queue
+
+cdef class DeviceQueue:
+    cdef readonly unsigned int index
+    cdef readonly DeviceRing ring
+    cdef public bint live
+    cdef public object batch
+    cdef long long _allowance
+    cdef object _payload
+    cdef object _notify
+    cdef object _broken
+    cdef object _wake
+    cdef bint _wake_is_due
+    cdef int take(self) except? -1 nogil
+    cpdef Request request(self)
+    cpdef object complete(self, long long head, long long written)
+
+cdef class MappedQueue(DeviceQueue):
+    cdef public int kick
+    cdef public int call
+    cdef readonly AddressSpace space
+    cdef readonly unsigned long long notifications
+    cdef unsigned int _held_back
+    cdef bint _wanted
+    cdef int finish(self, unsigned int head, unsigned int written) except? -1 nogil
+    cdef void shown(self, int wanted) noexcept nogil
+    cdef void settle(self) noexcept nogil
+    cdef int rest(self, int stop, int other, int milliseconds) noexcept nogil

@@ -1,0 +1,1 @@
+from powervio.transport.vhost_user.queue import *
