@@ -17,12 +17,13 @@ _WIDE = 70
 """Columns of a terminal from which all columns of the tables fit."""
 _COMMANDS = (
     Entry("crq", "cli.bench:crq", "Random reads through virtio over CRQ: rates, and calls per request."),
+    Entry("vhost-user", "cli.compare:vhost_user", "Our vhost-user block back end beside qemu-storage-daemon."),
     Entry("scale", "cli.scale:scale", "Many client partitions on one VIO server: time, memory, calls per request."),
 )
 _UNITS = {"": 1, "k": 1 << 10, "m": 1 << 20, "g": 1 << 30}
 
 
-def _size(context: click.Context, parameter: click.Parameter, value: str) -> int:
+def size_of(context: click.Context, parameter: click.Parameter, value: str) -> int:
     """Bytes, with K, M or G for the binary multiples; whole blocks of 4 KiB."""
     match = re.fullmatch(r"(\d+)([kmg]?)(?:i?b)?", value.strip().lower())
     if match is None:
@@ -44,7 +45,7 @@ def bench() -> None:
     "--seconds", type=click.FloatRange(0.05, 600), default=1.0, show_default=True, help="Time for each of the 8 rows."
 )
 @click.option(
-    "--size", callback=_size, default="64M", metavar="BYTES", show_default=True, help="Of the image that is read."
+    "--size", callback=size_of, default="64M", metavar="BYTES", show_default=True, help="Of the image that is read."
 )
 @click.option("--revision", type=click.IntRange(0, 1), default=1, show_default=True, help="Of the protocol.")
 @click.option(

@@ -53,6 +53,11 @@ _DIE_WITH_PARENT = (
 )
 
 
+def dying_with_us(command: list[str]) -> list[str]:
+    """A command, by the full path of its program, made to be killed when the thread that starts it ends."""
+    return [sys.executable, "-I", "-S", "-c", _DIE_WITH_PARENT, str(os.getpid()), *command]
+
+
 class QemuDaemon:
     """One image served by a daemon that is replaced when it dies, from `__init__` to `stop`."""
 
@@ -174,12 +179,8 @@ class QemuDaemon:
 
     def _run_once(self) -> int:
         """Start a daemon and return its status when it has ended."""
-        command = [
-            *(sys.executable, "-I", "-S", "-c", _DIE_WITH_PARENT, str(os.getpid())),
-            *(self._program, *self._arguments()),
-        ]
         with subprocess.Popen(
-            command,
+            dying_with_us([self._program, *self._arguments()]),
             stdin=subprocess.DEVNULL,
             stdout=subprocess.DEVNULL,
             stderr=subprocess.PIPE,
