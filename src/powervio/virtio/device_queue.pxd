@@ -16,7 +16,7 @@ cdef class DeviceQueue:
     cdef object _payload
     cdef object _notify
     cdef object _broken
-    cdef object _wake
+    cdef public object _wake
     cdef bint _wake_is_due
     cdef int take(self) except? -1 nogil
     cpdef Request request(self)
