@@ -40,6 +40,7 @@ COMPILED = (
     "powervio.phyp.ledger",
     "powervio.vio.slots",
     "powervio.vio.dma",
+    "powervio.virtio.chain_record",
     "powervio.virtio.device_ring",
     "powervio.virtio.device_queue",
     "powervio.virtio.driver_ring",

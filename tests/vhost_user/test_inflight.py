@@ -21,9 +21,11 @@ from powervio.memory import hw
 from powervio.memory.area import MappedArea
 from powervio.testing.echo import EchoDevice, EchoDriver
 from powervio.transport.vhost_user import inflight_area
-from powervio.transport.vhost_user.front_end import FrontEnd
+from powervio.transport.vhost_user.back_end import BackEndOptions
+from powervio.transport.vhost_user.front_end import RING_FEATURES, FrontEnd
 from powervio.transport.vhost_user.inflight import SplitInflight, split_bytes
 from powervio.transport.vhost_user.inflight_area import InflightRecord
+from powervio.virtio import features as feature
 
 pytestmark = pytest.mark.dual
 
@@ -32,7 +34,7 @@ SIZE = 8
 
 @pytest.fixture
 def view() -> Iterator[memoryview]:
-    fd, size = inflight_area.create(2, SIZE)
+    fd, size = inflight_area.create(2, SIZE, packed=False)
     area = MappedArea(fd, size)
     yield area.view[split_bytes(SIZE) :]
     area.close()
@@ -110,7 +112,7 @@ def test_record_of_another_back_end_that_did_not_set_used_idx_loses_nothing(view
 @given(st.data())
 def test_death_at_any_point_loses_nothing_and_repeats_only_what_nobody_saw(data: st.DataObject) -> None:
     """A model of ring and record: the back end dies after any store, and the successor takes what is owed."""
-    fd, size = inflight_area.create(1, SIZE)
+    fd, size = inflight_area.create(1, SIZE, packed=False)
     area = MappedArea(fd, size)
     used_ring, used_index = [0] * SIZE, 0
     queue = SplitInflight(area.view, SIZE)
@@ -140,7 +142,7 @@ def test_death_at_any_point_loses_nothing_and_repeats_only_what_nobody_saw(data:
 
 
 def test_record_that_does_not_fit_is_refused() -> None:
-    fd, size = inflight_area.create(1, SIZE)
+    fd, size = inflight_area.create(1, SIZE, packed=False)
     with pytest.raises(RemoteError, match="for 2 queues"):
         InflightRecord(fd, 0, size, 2, SIZE)
     with pytest.raises(RemoteError, match="of a file of"):
@@ -149,7 +151,7 @@ def test_record_that_does_not_fit_is_refused() -> None:
         InflightRecord(fd, 8, size, 1, SIZE)
     record = InflightRecord(fd, 0, size, 1, SIZE)
     with pytest.raises(RemoteError, match="none for queue 1"):
-        record.queue(1)
+        record.queue(1, SIZE, packed=False)
     record.close()
     area = MappedArea(fd, size)
     hw.st16(area.view, 8, 7)
@@ -175,24 +177,35 @@ def test_number_that_no_buffer_has_is_refused(view: memoryview) -> None:
 
 # -- whole back ends
 
+RINGS = {
+    "split": RING_FEATURES,
+    "split-in-order": RING_FEATURES | feature.IN_ORDER,
+    "packed": RING_FEATURES | feature.RING_PACKED,
+    "packed-chains": (RING_FEATURES | feature.RING_PACKED) & ~feature.INDIRECT_DESC,
+    "packed-in-order": RING_FEATURES | feature.RING_PACKED | feature.IN_ORDER,
+}
+ALL = BackEndOptions(packed=True, in_order=True)
 
-def test_requests_that_the_device_held_are_taken_again_by_the_next(tmp_path: Path) -> None:
+
+@pytest.mark.parametrize("ring", RINGS)
+def test_requests_that_the_device_held_are_taken_again_by_the_next(tmp_path: Path, ring: str) -> None:
     messages = [b"message %d" % number for number in range(64)]
 
     async def use() -> None:
         first = EchoDevice()
         first.hold = True
-        back = Serving(tmp_path / "vhost.sock", first)
+        back = Serving(tmp_path / "vhost.sock", first, ALL)
         driver = EchoDriver()
-        end = FrontEnd(back.path, driver, config_size=8)
+        end = FrontEnd(back.path, driver, config_size=8, ring_features=RINGS[ring])
         await end.start()
+        assert end.features & RINGS[ring] == RINGS[ring]
         driver.send(*messages)
         await until(lambda: len(first.held) == 64)
         order = [bytes(request.readable.read(0, request.readable.length)) for request in first.held]
         back.close()
         await until(lambda: not end.connected)
         second = EchoDevice()
-        with serving(tmp_path, second) as back:
+        with serving(tmp_path, second, ALL) as back:
             await until(lambda: len(driver.answers) == 64)
             assert back.server.link is not None
             assert back.server.link.back_end.service.resubmitted == 64
@@ -235,18 +248,20 @@ def powervio_block(socket_path: Path, image: Path, *options: str) -> subprocess.
     return process
 
 
-@pytest.mark.parametrize("deaths", [3])
-def test_back_end_killed_with_64_writes_in_flight_loses_none(tmp_path: Path, deaths: int) -> None:
-    block, count = 65536, 64
+@pytest.mark.parametrize("ring", ["split", "packed", "packed-chains"])
+def test_back_end_killed_with_64_writes_in_flight_loses_none(tmp_path: Path, ring: str) -> None:
+    block, count, deaths = 65536, 64, 3
+    options = [] if ring == "split" else ["--packed"]
     image = tmp_path / "image"
     image.touch()
     os.truncate(image, 2 * block * count)
 
     async def use() -> None:
-        process = powervio_block(tmp_path / "s", image)
+        process = powervio_block(tmp_path / "s", image, *options)
         driver = BlockDriver(buffers=count, buffer_size=block)
-        end = FrontEnd(tmp_path / "s", driver)
+        end = FrontEnd(tmp_path / "s", driver, ring_features=RINGS[ring], queue_size=256)
         await end.start()
+        assert bool(end.features & feature.RING_PACKED) is (ring != "split")
         for death in range(deaths):
             contents = [os.urandom(block) for _ in range(count)]
             os.kill(process.pid, signal.SIGSTOP)  # so that all of them are in flight
@@ -261,7 +276,7 @@ def test_back_end_killed_with_64_writes_in_flight_loses_none(tmp_path: Path, dea
             process.wait()
             assert process.stderr is not None
             process.stderr.close()
-            process = powervio_block(tmp_path / "s", image)
+            process = powervio_block(tmp_path / "s", image, *options)
             async with asyncio.timeout(20):
                 await asyncio.gather(*tasks)
             await driver.flush()

@@ -1,4 +1,5 @@
 from powervio.memory.space cimport AddressSpace
+from powervio.virtio.chain_record cimport ChainRecord
 
 cdef class Chain:
     cdef readonly unsigned int head
@@ -18,6 +19,7 @@ cdef class DeviceRing:
     cdef unsigned char *chain
     cdef object _memory
     cdef AddressSpace _space
+    cdef ChainRecord _record
     cdef tuple _views
     cdef str _why
     cdef bint _remote
@@ -41,7 +43,7 @@ cdef class DeviceRing:
     cdef unsigned int _begins
     cdef int look(self) except? -1 nogil
     cdef int take(self) except? -1 nogil
-    cdef int take_again(self, unsigned int head) except? -1 nogil
+    cdef int take_again(self, unsigned int note) except? -1 nogil
     cdef int give(self, unsigned int head, unsigned int written) except? -1 nogil
     cdef int show(self) except? -1 nogil
     cdef int arm(self) except? -1 nogil

@@ -38,6 +38,7 @@ from cython.cimports.powervio.memory.hw import (
     st64,
 )
 from cython.cimports.powervio.memory.space import READ, AddressSpace
+from cython.cimports.powervio.virtio.chain_record import ChainRecord
 
 from powervio.errors import LocalError, RemoteError, Verdict
 from powervio.memory.abstract import RingMemory
@@ -90,6 +91,7 @@ class DeviceRing:
     chain: cython.p_uchar
     _memory: RingMemory
     _space: AddressSpace | None
+    _record: ChainRecord | None
     _views: tuple[object, ...]
     _why: str
     _remote: cython.bint
@@ -143,6 +145,7 @@ class DeviceRing:
         the first `readable_count` of them for the device to read. It is there until the next is taken."""
         self._memory = memory
         self._space = memory.space
+        self._record = None
         self._why = ""
         self._remote = memory.remote
         self._event_idx = event_idx
@@ -163,6 +166,12 @@ class DeviceRing:
         self._rooms = pointer(rooms)
         self.head = 0
         self._begin()
+
+    def keep_record(self, record: ChainRecord) -> None:
+        """Tell a record of every chain from here on, before the first is taken. For mapped memory only."""
+        if self.in_hand or self._remote:
+            raise LocalError("a record begins with a ring of mapped memory of which nothing is taken")
+        self._record = record
 
     # -- what each ring does in its own way
 
@@ -203,6 +212,15 @@ class DeviceRing:
         fault alone: it goes back with length 0, is counted in `rejected`, and the next one is taken.
         """
         return self._as_chain() if self.take() else None
+
+    def retake(self, note: int) -> Chain | None:
+        """A buffer that a predecessor of this device popped and did not complete, by what is remembered of it: of a
+        split ring the head, of a packed one what the record calls it.
+
+        It is counted in `last_available` already. The rest is as in `pop`; None when its indirect table could not be
+        fetched.
+        """
+        return self._as_chain() if self.take_again(note) else None
 
     def publish(self) -> bool:
         """Make pushed buffers visible, then tell whether the driver has to be notified (2.7.7.2, 2.8.10).
@@ -250,11 +268,8 @@ class DeviceRing:
     @cython.cfunc
     @cython.nogil
     @cython.exceptval(-1)
-    def take_again(self, head: cython.uint) -> cython.int:
-        """As `take`, of a buffer that a predecessor of this device took and did not complete; it is counted as taken.
-
-        0 when its indirect table could not be fetched.
-        """
+    def take_again(self, note: cython.uint) -> cython.int:
+        """As `retake`: 1 when there is a chain, 0 when it was rejected."""
         with cython.gil:
             raise NotImplementedError
 
@@ -338,6 +353,8 @@ class DeviceRing:
             st8(self._states, head, _DRIVERS)
             self._unpublished += 1
             self._use(head, written, False)
+            if self._record is not None:
+                self._record.complete(head)
             return 0
         st8(self._states, head, _FINISHED)
         st32(self._lengths, 4 * head, written)
@@ -351,6 +368,8 @@ class DeviceRing:
             self._unpublished += 1
             length = ld32(self._lengths, 4 * first)
             self._use(first, length, self._joins)
+            if self._record is not None:
+                self._record.complete(first)
             # a driver takes a buffer without an entry for completely written (2.7.9, 2.8.8)
             self._joins = length == ld64(self._rooms, 8 * first)
         return 0

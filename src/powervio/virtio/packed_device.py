@@ -10,7 +10,9 @@ places as that chain had. What a ring may rely on stands in `device_ring`; here 
    makes its whole chain good. A chain that then runs into a descriptor that is not available is a broken ring.
 2. All available descriptors are copied into private memory by `refresh`, mapped or not; `pop` reads nothing else.
 3. The driver looks at one place only, that of the next used descriptor. So what is written behind it in a batch is not
-   seen, and its places not used again, before the flags of the batch's first descriptor are written, last.
+   seen, and its places not used again, before the flags of the batch's first descriptor are written, last. A ring that
+   goes on for a dead device takes back what that one wrote behind the place, for the driver would see it sooner or
+   later, in another order than the completions that are to come.
 4. Buffer ids are the driver's and given back as they came (2.8.6); the books go by numbers of our own.
 
 Offsets, lengths and addresses are bytes. Ring fields are little-endian. The three areas must be aligned to 16, 4 and 4
@@ -37,8 +39,9 @@ from cython.cimports.powervio.memory.hw import (
     st64,
 )
 from cython.cimports.powervio.virtio.device_ring import DeviceRing
-from cython.cimports.powervio.virtio.packed_layout import event_is_due, position_of, round_of
+from cython.cimports.powervio.virtio.packed_layout import descriptors_between, event_is_due, position_of, round_of
 
+from powervio.errors import LocalError
 from powervio.memory.abstract import RingMemory
 from powervio.virtio.packed_layout import FIRST_POSITION, check_memory
 
@@ -66,8 +69,11 @@ class PackedDeviceRing(DeviceRing):
     _fetched: cython.uint
     _seen: cython.uint
     _pending: cython.uint
-    # Descriptors that were taken and that the driver does not see as used.
+    # Descriptors that were taken and that the driver does not see as used, also by a predecessor.
     _taken: cython.uint
+    # The indirect table of the chain that was read last, in descriptors.
+    _entries: cython.uint
+    _address: cython.ulonglong
     # The used descriptors that are not published: the places of the first and of the last, and how far they lead.
     _first_slot: cython.uint
     _first_round: cython.uint
@@ -95,10 +101,10 @@ class PackedDeviceRing(DeviceRing):
         used_index: int = FIRST_POSITION,
     ) -> None:
         """Start at the given positions: the defaults after a reset, those that were saved when a queue moves to another
-        server (then all that was taken is used).
+        server. What was taken in between and not used is the device's; `retake` is to give it.
 
         `event_idx`, `indirect` and `in_order` say whether the features were negotiated. Raises `LocalError` for a size
-        that is no queue size or an area that is too small.
+        that is no queue size, an area that is too small, or positions that are further apart than the ring is long.
         """
         check_memory(size, memory)
         DeviceRing.__init__(self, size, memory, event_idx, indirect, in_order)
@@ -116,10 +122,32 @@ class PackedDeviceRing(DeviceRing):
         self._round = round_of(last_available)
         self._used_slot = (used_index & 0x7FFF) % size
         self._used_round = round_of(used_index)
-        self._fetched = self._seen = self._pending = self._taken = self._skipped = 0
+        self._fetched = self._seen = self._pending = self._skipped = 0
+        self._taken = descriptors_between(last_available, used_index, size)
+        self._entries = 0
+        self._address = 0
+        if self._taken > size:
+            raise LocalError(f"{self._taken} descriptors taken and not used, in a queue of {size}")
+        if self._taken and not memory.remote:
+            self._take_back()
         self._first_slot = self._first_round = self._first_flags = 0
         self._last_slot = self._last_round = 0
         self._armed = 0
+
+    @cython.cfunc
+    def _take_back(self) -> cython.void:
+        """See 3 above. The driver does not look at these places yet, and writes none of them."""
+        slot: cython.uint = self._used_slot
+        turn: cython.uint = self._used_round
+        flags: cython.uint
+        for _ in range(1, self._taken):
+            slot += 1
+            if slot == self.size:
+                slot = 0
+                turn += 1
+            flags = le16(ld16(self._descriptors, 16 * slot + 14))
+            if flags & (_AVAILABLE | _USED) == (0 if turn & 1 else _AVAILABLE | _USED):
+                st16(self._descriptors, 16 * slot + 14, le16(flags ^ _USED))
 
     @property
     def last_available(self) -> int:
@@ -298,21 +326,62 @@ class PackedDeviceRing(DeviceRing):
         """Take the next chain, there is one; 0 when it was rejected."""
         number: cython.uint = ld16(self._numbers, 2 * (self._free - 1))
         slot: cython.uint = self._slot
+        count: cython.uint = self._read(number, self._copy, slot, self.size)
+        self._free -= 1
+        self._claim(number)
+        self._fetched -= count
+        self._seen -= count
+        self._pending -= 1
+        self._taken += count
+        self._slot += count
+        if self._slot >= self.size:
+            self._slot -= self.size
+            self._round = (self._round + 1) & 0xFFFF
+        if self._record is not None:
+            self._record.begin_chain(number, self._copy, slot, count)
+        return self._complete_chain(number)
+
+    @cython.cfunc
+    @cython.nogil
+    @cython.exceptval(-1)
+    def take_again(self, note: cython.uint) -> cython.int:
+        """See `DeviceRing`: the record has the descriptors, for the ring's own were overwritten by used ones."""
+        number: cython.uint
+        count: cython.uint
+        if self.broken:
+            with cython.gil:
+                raise self._again()
+        if self._record is None or self._free == 0:
+            with cython.gil:
+                raise LocalError(f"chain {note} cannot be taken again: there is no record, or too much is in hand")
+        number = ld16(self._numbers, 2 * (self._free - 1))
+        count = self._record.recall(number, note, self._table)
+        if self._read(number, self._table, 0, count) != count:
+            with cython.gil:
+                raise self._fail(f"chain {note} on record has more descriptors than its flags say")
+        self._free -= 1
+        self._claim(number)
+        return self._complete_chain(number)
+
+    @cython.cfunc
+    @cython.nogil
+    @cython.exceptval(-1)
+    def _read(self, number: cython.uint, table: cython.p_uchar, slot: cython.uint, period: cython.uint) -> cython.int:
+        """Read the descriptors of a chain from `slot` on, in private memory of `period` places; how many they are."""
         count: cython.uint = 0
         place: cython.ulonglong
         address: cython.ulonglong
         length: cython.uint
         flags: cython.uint
-        entries: cython.uint = 0
-        index: cython.uint
         self._begin()
+        self._entries = 0
         while True:
             place = 16 * slot
-            address = le64(ld64(self._copy, place))
-            length = le32(ld32(self._copy, place + 8))
-            flags = le16(ld16(self._copy, place + 14))
+            address = le64(ld64(table, place))
+            length = le32(ld32(table, place + 8))
+            flags = le16(ld16(table, place + 14))
             count += 1
-            slot = slot + 1 if slot + 1 < self.size else 0
+            slot = slot + 1 if slot + 1 < period else 0
             if flags & _INDIRECT:
                 # WRITE means nothing here (2.8.7).
                 if not self._indirect:
@@ -329,28 +398,32 @@ class PackedDeviceRing(DeviceRing):
                         raise self._fail(
                             f"indirect table of {length >> 4} descriptors, queue of {self.size} (virtio 1.4, 2.8.17)"
                         )
-                entries = length >> 4
+                self._entries = length >> 4
+                self._address = address
                 break
             self._segment(number, address, length, flags & _WRITE != 0)
             if not flags & _NEXT:
                 break
-
-        st16(self._ids, 2 * number, ld16(self._copy, place + 12))  # that of the last descriptor counts (2.8.6)
+            if count == period:
+                with cython.gil:
+                    raise self._fail(f"a chain of {count} descriptors that does not end (virtio 1.4, 2.8.6)")
+        st16(self._ids, 2 * number, ld16(table, place + 12))  # that of the last descriptor counts (2.8.6)
         st16(self._counts, 2 * number, count)
-        self._free -= 1
-        self._claim(number)
-        self._fetched -= count
-        self._seen -= count
-        self._pending -= 1
-        self._taken += count
-        if slot <= self._slot:
-            self._round = (self._round + 1) & 0xFFFF
-        self._slot = slot
-        if entries:
-            if not self._fetch_table(number, address, 16 * entries):
+        return count
+
+    @cython.cfunc
+    @cython.nogil
+    @cython.exceptval(-1)
+    def _complete_chain(self, number: cython.uint) -> cython.int:
+        """Read the indirect table of the chain that was read, if it has one; 0 when it was rejected."""
+        place: cython.ulonglong
+        flags: cython.uint
+        index: cython.uint
+        if self._entries:
+            if not self._fetch_table(number, self._address, 16 * self._entries):
                 return 0
             # in the order of the table; of the flags only WRITE means something (2.8.7)
-            for index in range(entries):
+            for index in range(self._entries):
                 place = 16 * index
                 flags = le16(ld16(self._table, place + 14))
                 self._segment(
@@ -402,7 +475,11 @@ class PackedDeviceRing(DeviceRing):
             with cython.gil:
                 self._store()
         else:
+            if self._record is not None:
+                self._record.publishing(self.used_position())
             st16_release(self._descriptors, 16 * self._first_slot + 14, le16(self._first_flags))
+            if self._record is not None:
+                self._record.published(self.used_position())
         self._taken -= skipped
         self._skipped = 0
         self._published()

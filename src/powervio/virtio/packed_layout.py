@@ -69,6 +69,28 @@ def round_of(position: cython.uint) -> cython.uint:
 @cython.ccall
 @cython.nogil
 @cython.exceptval(check=False)
+def place_after(position: cython.uint, count: cython.uint, size: cython.uint) -> cython.uint:
+    """The position `count` descriptors on, at most `size`, in 16 bits."""
+    slot: cython.uint = (position & 0x7FFF) + count
+    if slot < size:
+        return slot | position & 0x8000
+    return (slot - size) | (~position & 0x8000)
+
+
+@cython.ccall
+@cython.nogil
+@cython.exceptval(check=False)
+def descriptors_between(position: cython.uint, start: cython.uint, size: cython.uint) -> cython.uint:
+    """Descriptors from one position to another, which are at most `size` in a ring that is in order."""
+    period: cython.uint = 2 * size
+    here: cython.uint = (position & 0x7FFF) % size + (0 if position & 0x8000 else size)
+    there: cython.uint = (start & 0x7FFF) % size + (0 if start & 0x8000 else size)
+    return (here + period - there) % period
+
+
+@cython.ccall
+@cython.nogil
+@cython.exceptval(check=False)
 def event_is_due(
     event: cython.uint,
     event_idx: cython.bint,

@@ -30,7 +30,7 @@ from cython.cimports.powervio.memory.hw import (
     st16_release,
     st32,
 )
-from cython.cimports.powervio.virtio.device_ring import Chain, DeviceRing
+from cython.cimports.powervio.virtio.device_ring import DeviceRing
 
 from powervio.memory.abstract import RingMemory
 from powervio.virtio.split_layout import check_memory
@@ -180,32 +180,24 @@ class SplitDeviceRing(DeviceRing):
                 with cython.gil:
                     raise self._fail(f"head {head} made available again before it was used (virtio 1.4, 2.7.13)")
             self.last_available = (self.last_available + 1) & 0xFFFF
+            if self._record is not None:
+                self._record.begin(head)
             if self._walk(head):
                 return 1
         return 0
 
-    def retake(self, head: int) -> Chain | None:
-        """A buffer that a predecessor of this device popped and did not complete, by the head that it remembered.
-
-        It is counted in `last_available` already. The rest is as in `pop`; None when its indirect table could not be
-        fetched.
-        """
-        if head < 0 or head >= self.size:
-            raise self._fail(f"head {head} cannot be taken again in a queue of {self.size} descriptors")
-        return self._as_chain() if self.take_again(head) else None
-
     @cython.cfunc
     @cython.nogil
     @cython.exceptval(-1)
-    def take_again(self, head: cython.uint) -> cython.int:
+    def take_again(self, note: cython.uint) -> cython.int:
         """See `DeviceRing`."""
         if self.broken:
             with cython.gil:
                 raise self._again()
-        if head >= self.size or ld8(self._states, head):
+        if note >= self.size or ld8(self._states, note):
             with cython.gil:
-                raise self._fail(f"head {head} cannot be taken again in a queue of {self.size} descriptors")
-        return self._walk(head)
+                raise self._fail(f"head {note} cannot be taken again in a queue of {self.size} descriptors")
+        return self._walk(note)
 
     @cython.cfunc
     @cython.nogil
@@ -320,9 +312,13 @@ class SplitDeviceRing(DeviceRing):
             self.published_index = new
             self._published()
             return 1
+        if self._record is not None:
+            self._record.publishing(new)
         st16_release(self._used, 2, be16(new) if self._big else le16(new))
         self.published_index = new
         self._published()
+        if self._record is not None:
+            self._record.published(new)
         fence()  # idx is visible before the driver's wish is read; the driver does the same in the other order
         value = ld16(self._available, 4 + 2 * self.size if self._event_idx else 0)
         value = be16(value) if self._big else le16(value)

@@ -49,7 +49,7 @@ class BackEndOptions:
     """What a back end offers and how it waits."""
 
     packed: bool = False
-    """Whether packed rings are offered. Requests in them are not on record for a successor."""
+    """Whether packed rings are offered."""
     in_order: bool = False
     """Whether IN_ORDER is offered: a slow request then holds up those behind it."""
     platform: bool = False
@@ -355,6 +355,8 @@ class BackEnd:
         if not vring.phase.started:
             self.service.stop(vring)
             vring.broken = ""
+            if event in (Event.STATUS_RESET, Event.RESET_DEVICE):
+                vring.forgotten = True
             if before.started and vring.kick >= 0:
                 self._wait_for_kick(vring)
         elif self._may_run(vring) and vring.queue is None:
@@ -446,9 +448,8 @@ class BackEnd:
         assert isinstance(wanted, wire.Inflight)
         if not 0 < wanted.queues <= len(self.vrings) or not 0 < wanted.queue_size <= 32768:
             raise RemoteError(f"{wanted.queues} queues of {wanted.queue_size} entries; there are {len(self.vrings)}")
-        if self.features & feature.RING_PACKED:
-            return wire.Inflight(0, 0, wanted.queues, wanted.queue_size)
-        fd, size = inflight_area.create(wanted.queues, wanted.queue_size)
+        packed = bool(self.features & feature.RING_PACKED)
+        fd, size = inflight_area.create(wanted.queues, wanted.queue_size, packed=packed)
         reply = wire.Inflight(size, 0, wanted.queues, wanted.queue_size)
         return Message(message.request, reply, [fd], reply=True)
 
@@ -460,6 +461,8 @@ class BackEnd:
         record = InflightRecord(message.fds[0], area.offset, area.size, area.queues, area.queue_size)
         self._close_inflight()
         self.service.inflight = record
+        for vring in self.vrings:
+            vring.forgotten = False
 
     def _reset_device(self, message: Message) -> None:
         for vring in self.vrings:

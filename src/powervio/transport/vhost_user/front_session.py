@@ -29,6 +29,7 @@ from powervio.transport.vhost_user.protocol import BACK_END_MESSAGES, FRONT_END_
 from powervio.transport.vhost_user.protocol import FrontEnd as Request
 from powervio.virtio import features as feature
 from powervio.virtio import status as device_status
+from powervio.virtio.packed_driver import PackedDriverRing
 
 REPLY_LIMIT = 10.0
 """Seconds for a back end to answer."""
@@ -158,9 +159,12 @@ class FrontSession:
             self._send(request, wire.U64(index), [fd])
 
     def _base(self, queue: VhostDriverQueue) -> int:
-        """Where the back end begins: a split ring where its used ring ends, for what is not there is on record."""
-        if self.features & feature.RING_PACKED:
-            return 0x8000_8000
+        """Where the back end begins: a split ring where its used ring ends, for what is not there is on record.
+
+        Of a packed ring only the record says where a back end that died was: this is how far the driver has seen it.
+        """
+        if isinstance(queue.ring, PackedDriverRing):
+            return queue.ring.last_used << 16 | queue.ring.last_used
         return int.from_bytes(queue.memory.used[2:4], "little")
 
     def send_address(self, queue: VhostDriverQueue, *, logging: bool) -> None:

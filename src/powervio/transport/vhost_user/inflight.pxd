@@ -1,6 +1,7 @@
 cimport cython
+from powervio.virtio.chain_record cimport ChainRecord
 
-cdef class InflightQueue:
+cdef class InflightQueue(ChainRecord):
     cdef readonly unsigned int size
     cdef object _view
     cdef object _books
@@ -8,11 +9,25 @@ cdef class InflightQueue:
     cdef unsigned char *_completed
     cdef unsigned int _count
     cdef unsigned long long _counter
-    cdef int begin(self, unsigned int head) except? -1 nogil
-    cdef int complete(self, unsigned int head) except? -1 nogil
-    cdef int published(self, unsigned int used_index) except? -1 nogil
     cdef object _unknown(self, unsigned int head)
 
 @cython.final
 cdef class SplitInflight(InflightQueue):
     cdef unsigned int _batch
+
+@cython.final
+cdef class PackedInflight(InflightQueue):
+    cdef unsigned int _period
+    cdef unsigned char *_header
+    cdef unsigned char *_next
+    cdef unsigned char *_lasts
+    cdef unsigned char *_counts
+    cdef unsigned char *_entries
+    cdef unsigned int _free
+    cdef unsigned int _room
+    cdef unsigned int _taken
+    cdef object _more_books
+    cdef int _check(self, unsigned int slot) except? -1
+    cdef void _stand(self, unsigned int position) noexcept nogil
+    cdef void _settle(self) noexcept nogil
+    cdef void _store_head(self, unsigned int at) noexcept nogil

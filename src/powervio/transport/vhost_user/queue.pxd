@@ -1,4 +1,3 @@
-from powervio.transport.vhost_user.inflight cimport InflightQueue
 from powervio.virtio.device_queue cimport MappedQueue
 
 cdef class VhostQueue(MappedQueue):
@@ -7,7 +6,6 @@ cdef class VhostQueue(MappedQueue):
     cdef object _memory
     cdef object _features
     cdef object _ring_failed
-    cdef InflightQueue _inflight
     cdef bytearray _heads
     cdef unsigned char *_head_table
     cdef unsigned int _again

@@ -1,8 +1,8 @@
 # cython: language_level=3, boundscheck=False, wraparound=False, cdivision=True, initializedcheck=False, nonecheck=False
-"""The device's side of a ring in shared guest memory, with the record of what is in flight and the dirty log.
+"""The device's side of a ring in shared guest memory, with what a predecessor had in flight and the dirty log.
 
-The order of notes on the record and of stores in the ring is that of `inflight`. The dirty log is Python's: while it is
-kept, no compiled loop serves a queue.
+What is in flight is on the record of the ring (`DeviceRing.keep_record`). The dirty log is Python's: while it is kept,
+no compiled loop serves a queue.
 This file is compiled (Cython pure mode) and also runs interpreted.
 """
 
@@ -13,7 +13,6 @@ from typing import TYPE_CHECKING, Any
 
 import cython
 from cython.cimports.powervio.memory.hw import ld16, pointer, st16
-from cython.cimports.powervio.transport.vhost_user.inflight import InflightQueue
 from cython.cimports.powervio.transport.vhost_user.payload import payload_of
 from cython.cimports.powervio.virtio.device_queue import DeviceQueue, MappedQueue, Request
 from cython.cimports.powervio.virtio.device_ring import DeviceRing
@@ -40,7 +39,6 @@ class VhostQueue(MappedQueue):
     left: cython.uint
     _memory: Any
     _ring_failed: Any
-    _inflight: InflightQueue | None
     _features: Any
     _heads: bytearray
     _head_table: cython.p_uchar
@@ -53,12 +51,11 @@ class VhostQueue(MappedQueue):
         ring: DeviceRing,
         memory: GuestMemory,
         features: int,
-        inflight: InflightQueue | None,
         again: list[int],
         broken: Callable[[int, RemoteError], None],
         wake: Callable[[DeviceQueue], None],
     ) -> None:
-        """`again` are the heads that a predecessor had in flight, oldest first; they are on the record."""
+        """`again` is what `retake` is to be given first, oldest first; it is on the record."""
         number: cython.uint
         MappedQueue.__init__(self, vring.index, ring, _no_payload, broken, wake, memory.space)
         self.vring = vring
@@ -69,7 +66,6 @@ class VhostQueue(MappedQueue):
         self._memory = memory
         self._features = features
         self._ring_failed = broken
-        self._inflight = inflight
         self._heads = bytearray(2 * len(again) + 2)
         self._again = 0
         self._again_end = len(again)
@@ -80,7 +76,12 @@ class VhostQueue(MappedQueue):
     @property
     def available(self) -> int:
         """See `DeviceQueue`."""
-        return self._again_end - self._again + self.ring.pending
+        return self.owed + self.ring.pending
+
+    @property
+    def owed(self) -> int:
+        """Buffers that a predecessor had in flight and the device was not given yet."""
+        return self._again_end - self._again
 
     @cython.cfunc
     @cython.nogil
@@ -89,25 +90,17 @@ class VhostQueue(MappedQueue):
         """See `DeviceQueue`."""
         if self._again < self._again_end and self._take_again():
             return 1
-        if not self.ring.take():
-            return 0
-        if self._inflight is not None:
-            self._inflight.begin(self.ring.head)
-        return 1
+        return self.ring.take()
 
     @cython.cfunc
     @cython.nogil
     @cython.exceptval(-1)
     def _take_again(self) -> cython.int:
         """A buffer that a predecessor had."""
-        head: cython.uint
         while self._again < self._again_end:
-            head = ld16(self._head_table, 2 * self._again)
             self._again += 1
-            if self.ring.take_again(head):
-                return 1  # it is on record
-            if self._inflight is not None:
-                self._inflight.complete(head)
+            if self.ring.take_again(ld16(self._head_table, 2 * (self._again - 1))):
+                return 1
         return 0
 
     @cython.ccall
@@ -116,22 +109,6 @@ class VhostQueue(MappedQueue):
         ring: DeviceRing = self.ring
         readable = payload_of(self._memory, self.space, ring, False)
         return Request(self, ring.head, readable, payload_of(self._memory, self.space, ring, True))
-
-    @cython.cfunc
-    @cython.nogil
-    @cython.exceptval(-1)
-    def finish(self, head: cython.uint, written: cython.uint) -> cython.int:
-        """See `MappedQueue`."""
-        wanted: cython.int
-        self.ring.give(head, written)
-        if self._inflight is None:
-            wanted = self.ring.show()
-        else:
-            self._inflight.complete(head)
-            wanted = self.ring.show()
-            self._inflight.published(self.ring.used_position())
-        self.shown(wanted)
-        return 0
 
     def flush(self) -> bool:
         """See `DeviceQueue`."""

@@ -22,7 +22,7 @@ from powervio.transport.vhost_user.inflight_area import InflightRecord
 from powervio.transport.vhost_user.loop import Loop
 from powervio.transport.vhost_user.memory import GuestMemory, GuestRing
 from powervio.transport.vhost_user.queue import VhostQueue
-from powervio.transport.vhost_user.vring import Vring, base_of, make_ring, used_ids
+from powervio.transport.vhost_user.vring import Vring, base_of, make_ring
 from powervio.virtio import features as feature
 from powervio.virtio.device import Device, DeviceSession
 from powervio.virtio.queue import ByteOrder, DeviceQueue
@@ -76,23 +76,15 @@ class QueueService:
         assert vring.queue is None
         areas = vring.areas(self.features)
         memory = GuestRing(self._memory, areas)
-        packed = self.features & feature.RING_PACKED
-        record, again = None, None
-        if self.inflight is not None and not packed:
-            record = self.inflight.queue(vring.index)
-            if vring.size > self.inflight.queue_size:
-                raise RemoteError(f"ring {vring.index} has {vring.size} entries, its record {self.inflight.queue_size}")
-            ids = used_ids(memory, vring.size)
-            again = record.recover(int.from_bytes(memory.used[2:4], "little"), ids)
-            self.resubmitted += len(again)
-            if again:
-                _log.warning(
-                    "ring %d: %d requests that were in flight before are served again", vring.index, len(again)
-                )
-        ring = make_ring(vring.size, memory, self.features, vring.base, None if again is None else len(again))
-        queue = VhostQueue(
-            vring, ring, self._memory, self.features, record, again or [], self._queue_broken, self._wake
-        )
+        record = None
+        if self.inflight is not None:
+            record = self.inflight.queue(vring.index, vring.size, packed=bool(self.features & feature.RING_PACKED))
+        ring, again = make_ring(vring.size, memory, self.features, vring.base, record, vring.forgotten)
+        vring.forgotten = False
+        self.resubmitted += len(again)
+        if again:
+            _log.warning("ring %d: %d requests that were in flight before are served again", vring.index, len(again))
+        queue = VhostQueue(vring, ring, self._memory, self.features, again, self._queue_broken, self._wake)
         vring.queue = queue
         vring.places = self._places(vring)
         self._vrings[vring.index] = vring
@@ -106,6 +98,8 @@ class QueueService:
                 raise
         if vring.kick >= 0:
             self._loop.add_reader(vring.kick, partial(self._kicked, vring))
+        if record is not None:
+            vring.signal("call")  # what a predecessor showed before it died the driver may not have been told
         self._poll()
         self.serve(vring)
 
@@ -131,6 +125,7 @@ class QueueService:
         if queue.ring.in_hand:
             _log.warning("ring %d: stopped with %d requests in the device's hands", vring.index, queue.ring.in_hand)
         vring.base = base_of(queue.ring, self.features)
+        vring.forgotten = not queue.ring.in_hand and not queue.owed
         self._forget(vring, queue)
 
     def _forget(self, vring: Vring, queue: VhostQueue) -> None:

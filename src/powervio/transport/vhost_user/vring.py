@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 from powervio.errors import RemoteError, Verdict
 from powervio.memory import hw
 from powervio.memory.abstract import RingMemory
+from powervio.transport.vhost_user.inflight import InflightQueue, PackedInflight, SplitInflight
 from powervio.transport.vhost_user.memory import GuestMemory, GuestRing
 from powervio.transport.vhost_user.protocol import VRING_F_LOG, VringAddress
 from powervio.transport.vhost_user.queue import VhostQueue
@@ -17,7 +18,7 @@ from powervio.transport.vhost_user.ring_state import Phase
 from powervio.virtio import features as feature
 from powervio.virtio.device_ring import DeviceRing
 from powervio.virtio.packed_device import PackedDeviceRing
-from powervio.virtio.packed_layout import EVENT_BYTES, FIRST_POSITION, ring_bytes
+from powervio.virtio.packed_layout import EVENT_BYTES, FIRST_POSITION, descriptors_between, ring_bytes
 from powervio.virtio.split_device import SplitDeviceRing
 from powervio.virtio.split_layout import available_bytes, descriptors_bytes, used_bytes
 
@@ -41,6 +42,9 @@ class Vring:
     broken: str = ""
     """Why it is not served any more until it is stopped."""
     queue: VhostQueue | None = None
+    forgotten: bool = False
+    """Whether what is on record of it is void at the next start: `base` says where it stands, and nothing is in flight.
+    So it is after a reset, and after a stop with nothing left; not with a record that the front end brought since."""
     places: list[object] = field(default_factory=list)
     """Which bytes of which files the areas of `queue` are."""
 
@@ -109,36 +113,60 @@ def notification_fd(fd: int, what: str) -> int:
     return fd
 
 
-def make_ring(size: int, memory: GuestRing, features: int, base: int, again: int | None) -> DeviceRing:
-    """The ring that was negotiated, the one place that chooses it. It goes on at `base`.
+def make_ring(
+    size: int, memory: GuestRing, features: int, base: int, record: InflightQueue | None, forgotten: bool
+) -> tuple[DeviceRing, list[int]]:
+    """The ring that was negotiated, the one place that chooses it, and what `retake` is to be given first, in order.
 
-    With a record of requests in flight it goes on where the used ring and the record say: `again` buffers were taken
-    and not given back.
+    It goes on at `base`; with a record of requests in flight, where the used ring and the record say. `forgotten`: what
+    is on record is void, and it begins anew at `base`. Raises `RemoteError` for a ring and a record that do not fit.
     """
     event_idx = bool(features & feature.EVENT_IDX)
     indirect = bool(features & feature.INDIRECT_DESC)
     in_order = bool(features & feature.IN_ORDER)
+    again: list[int] = []
+    ring: DeviceRing
     if features & feature.RING_PACKED:
         base = packed_base(base, size, memory)
-        return PackedDeviceRing(
+        used_index, last_available = base >> 16, base & 0xFFFF
+        if isinstance(record, PackedInflight):
+            if record.begun and not forgotten:
+                again = record.recover(memory.descriptors, used_index)
+                used_index, last_available = record.used_index, record.last_available
+            else:
+                record.start(used_index)
+        if descriptors_between(last_available, used_index, size) > size:
+            raise RemoteError(f"base {base:#x} of a packed ring of {size} entries", Verdict.NEEDS_RESET)
+        ring = PackedDeviceRing(
             size,
             memory,
             event_idx=event_idx,
             indirect=indirect,
             in_order=in_order,
-            last_available=base & 0xFFFF,
-            used_index=base >> 16,
+            last_available=last_available,
+            used_index=used_index,
         )
-    used_index = hw.le16(hw.ld16(memory.used, 2))
-    return SplitDeviceRing(
-        size,
-        memory,
-        event_idx=event_idx,
-        indirect=indirect,
-        in_order=in_order,
-        last_available=base if again is None else used_index + again,
-        used_index=used_index,
-    )
+    else:
+        used_index = hw.le16(hw.ld16(memory.used, 2))
+        last_available = base
+        if isinstance(record, SplitInflight):
+            if forgotten:
+                record.start(used_index)
+            else:
+                again = record.recover(used_index, used_ids(memory, size), in_order)
+                last_available = used_index + len(again)
+        ring = SplitDeviceRing(
+            size,
+            memory,
+            event_idx=event_idx,
+            indirect=indirect,
+            in_order=in_order,
+            last_available=last_available,
+            used_index=used_index,
+        )
+    if record is not None:
+        ring.keep_record(record)
+    return ring, again
 
 
 def packed_base(base: int, size: int, memory: RingMemory) -> int:
