@@ -546,10 +546,12 @@ def test_descriptor_of_a_port_is_waited_for_only_while_there_are_buffers() -> No
 
 def test_queue_that_gets_no_turn_does_not_make_the_loop_spin() -> None:
     port, device, driver, link = at_socket()
+    link.disconnect()
+    link.woken = lambda queue: None  # type: ignore[method-assign]  # as while the device is suspended
+    link.connect()
     driver.send([], [1600], net.RECEIVE)
     link.run()
     port.other.send(ethernet(46))
-    link.device_queues[net.RECEIVE]._wake = lambda queue: None  # as while the device is suspended
     link.scheduler.run()
     assert not link.scheduler.busy
     device.close()

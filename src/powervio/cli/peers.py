@@ -57,6 +57,9 @@ PEERS = (
     Peer("qemu-system-x86_64", "qemu-system-x86", "virtual machines that use vhost-user devices", tests=True),
     Peer("busybox", "busybox-static", "the programs of a small Linux guest", tests=True),
     Peer("cpio", "cpio", "the root file system of a small Linux guest", tests=True),
+    Peer("dpdk-testpmd", "dpdk-dev", "DPDK's virtio-user driver at vhost-user network devices", tests=True),
+    Peer("ip", "iproute2", "TAP interfaces in a network of their own", tests=True),
+    Peer("ping", "iputils-ping", "a kernel's own network stack behind a TAP", tests=True),
     Peer("nbd-client", "nbd-client", "attached disks as /dev/nbdN (needs the kernel's nbd)"),
 )
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import logging
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import click
@@ -153,6 +154,7 @@ def block(
 @click.option("--loopback", is_flag=True, help="Give every frame back to the guest, for measurements.")
 @click.option("--mac", metavar="ADDRESS", help="Of the guest's adapter; made up if not given. QEMU has its own.")
 @click.option("--mtu", type=click.IntRange(68, 65535), help="Bytes; the TAP's if not given, or 1500.")
+@click.option("--no-indirect", is_flag=True, help="Offer no INDIRECT_DESC: for DPDK 22.11 with packed rings.")
 def net(
     socket_path: str | None,
     fd: int | None,
@@ -164,6 +166,7 @@ def net(
     loopback: bool,
     mac: str | None,
     mtu: int | None,
+    no_indirect: bool,
 ) -> None:
     """Serve a network adapter. What was lost is told at the end."""
     if print_capabilities:
@@ -178,7 +181,7 @@ def net(
             device,
             path=socket_path,
             fd=fd,
-            options=_back_end_options(spin_us, packed, access_platform),
+            options=replace(_back_end_options(spin_us, packed, access_platform), indirect=not no_indirect),
             on_ready=_ready(f"network at {device.port.name}, MTU {device.mtu}", socket_path, fd),
         )
     finally:

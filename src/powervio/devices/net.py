@@ -298,7 +298,7 @@ class NetDevice(Device):
             if not self._collect(frame, queue):
                 break
             self._frame = None
-            if self._held and self._place(frame):
+            if self._held and self._place(frame, queue):
                 frames += 1
                 count += len(frame.data)
         else:
@@ -348,8 +348,8 @@ class NetDevice(Device):
         for request in held:
             request.complete(0)
 
-    def _place(self, frame: Frame) -> bool:
-        """Put a frame into the buffers that are held for it; the next flush shows them."""
+    def _place(self, frame: Frame, queue: DeviceQueue) -> bool:
+        """Put a frame into the buffers that are held for it; the driver sees all of them by the next flush, or none."""
         held, self._held = self._held, []
         data = self._with_header(frame, len(held))
         lengths = []
@@ -363,8 +363,10 @@ class NetDevice(Device):
         except RemoteError:
             lengths = [0] * len(held)  # not a part of a frame
             self.to_driver.drop("memory")
-        for request, length in zip(held, lengths, strict=True):
-            request.complete(length)
+        if len(held) == 1:
+            held[0].complete(lengths[0])
+        else:
+            queue.complete_together(list(zip(held, lengths, strict=True)))
         return lengths[0] > 0
 
     def _with_header(self, frame: Frame, buffers: int) -> bytes:

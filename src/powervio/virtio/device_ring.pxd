@@ -45,6 +45,7 @@ cdef class DeviceRing:
     cdef int take(self) except? -1 nogil
     cdef int take_again(self, unsigned int note) except? -1 nogil
     cdef int give(self, unsigned int head, unsigned int written) except? -1 nogil
+    cdef void part(self) noexcept nogil
     cdef int show(self) except? -1 nogil
     cdef int arm(self) except? -1 nogil
     cdef void disarm(self) noexcept nogil

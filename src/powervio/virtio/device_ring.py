@@ -275,6 +275,13 @@ class DeviceRing:
 
     @cython.cfunc
     @cython.nogil
+    @cython.exceptval(check=False)
+    def part(self) -> cython.void:
+        """Let what is given next have a used entry of its own, whatever IN_ORDER would spare."""
+        self._joins = False
+
+    @cython.cfunc
+    @cython.nogil
     @cython.exceptval(-1)
     def show(self) -> cython.int:
         """As `publish`: 1 when the driver has to be notified."""

@@ -52,6 +52,9 @@ class BackEndOptions:
     """Whether packed rings are offered."""
     in_order: bool = False
     """Whether IN_ORDER is offered: a slow request then holds up those behind it."""
+    indirect: bool = True
+    """Whether INDIRECT_DESC is offered. In tables for packed rings DPDK's virtio-user (22.11) marks a frame's header as
+    writable, which breaks the ring (virtio 1.4, 2.7.4.2); without tables it does it right."""
     platform: bool = False
     """Whether ACCESS_PLATFORM is offered: addresses go through the front end's IOMMU. A driver that accepts it needs
     a front end that sends translations."""
@@ -61,7 +64,7 @@ class BackEndOptions:
     @property
     def transport_features(self) -> int:
         """The ring and transport bits."""
-        bits = feature.VERSION_1 | feature.INDIRECT_DESC | feature.EVENT_IDX
+        bits = feature.VERSION_1 | feature.EVENT_IDX | (feature.INDIRECT_DESC if self.indirect else 0)
         bits |= feature.RING_PACKED if self.packed else 0
         bits |= feature.IN_ORDER if self.in_order else 0
         return bits | (feature.ACCESS_PLATFORM if self.platform else 0)
