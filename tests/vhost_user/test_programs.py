@@ -8,12 +8,12 @@ import os
 import signal
 import socket
 import subprocess
-import sys
 import time
 from pathlib import Path
 
 import pytest
 from tests.vhost_user.harness import RawFrontEnd, until
+from tests.vhost_user.program import finish, run, start
 
 from powervio.drivers.block import BlockDriver
 from powervio.drivers.entropy import EntropyDriver
@@ -23,31 +23,6 @@ from powervio.transport.vhost_user.front_end import FrontEnd
 from powervio.transport.vhost_user.protocol import FrontEnd as Request
 from powervio.virtio import features as feature
 from powervio.virtio import net
-
-COMMAND = [sys.executable, "-m", "powervio", "vhost-user"]
-
-
-def run(*arguments: str) -> subprocess.CompletedProcess[str]:
-    return subprocess.run([*COMMAND, *arguments], capture_output=True, text=True, check=False, timeout=20)
-
-
-def start(*arguments: str, pass_fds: tuple[int, ...] = ()) -> subprocess.Popen[str]:
-    process = subprocess.Popen([*COMMAND, *arguments], stderr=subprocess.PIPE, text=True, pass_fds=pass_fds)
-    assert process.stderr is not None
-    line = process.stderr.readline()
-    assert "serving at" in line, line
-    return process
-
-
-def finish(process: subprocess.Popen[str], number: int = signal.SIGTERM) -> int:
-    began = time.monotonic()
-    process.send_signal(number)
-    status = process.wait(10)
-    assert time.monotonic() - began < 5
-    assert process.stderr is not None
-    assert "Traceback" not in process.stderr.read()
-    process.stderr.close()
-    return status
 
 
 @pytest.fixture

@@ -9,13 +9,13 @@ import os
 import re
 import signal
 import subprocess
-import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 from tests.vhost_user.linux_guest import LIMIT, debian_kernel, make_initramfs, make_tools_disk, qemu
+from tests.vhost_user.program import end, finish, start
 
 MIB = 1 << 20
 SIZE = 16 * MIB
@@ -34,26 +34,14 @@ class BackEnds:
 
     def start(self, device: str, path: Path, *arguments: str) -> subprocess.Popen[str]:
         """Serve a device at a socket."""
-        command = [sys.executable, "-m", "powervio", "vhost-user", device, "--socket-path", str(path), *arguments]
-        process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
+        process = start(device, "--socket-path", str(path), *arguments)
         self._all.append(process)
-        assert process.stderr is not None
-        line = process.stderr.readline()
-        assert "serving at" in line, line
         return process
-
-    def end(self, process: subprocess.Popen[str], number: int) -> str:
-        """End one by a signal; what it said."""
-        process.send_signal(number)
-        assert process.wait(10) == (0 if number == signal.SIGTERM else -number)
-        assert process.stderr is not None
-        with process.stderr as stderr:
-            return stderr.read()
 
     def close(self) -> None:
         for process in self._all:
             if process.poll() is None:
-                print(self.end(process, signal.SIGKILL))
+                print(end(process, signal.SIGKILL))
 
 
 @pytest.fixture
@@ -107,7 +95,7 @@ def test_no_write_is_lost_when_the_back_end_is_killed(
         guest.wait_for("QUEUES 2")
         guest.wait_for("RANDOM 256")
         wait_until_written(image, SIZE // 8)
-        back_ends.end(disk, signal.SIGKILL)  # in the middle of it, at full speed
+        end(disk, signal.SIGKILL)  # in the middle of it, at full speed
         before = image.stat().st_mtime_ns
         disk = serve("--requests-per-second", "1", "--burst-requests", "1")
         deadline = time.monotonic() + LIMIT
@@ -115,11 +103,11 @@ def test_no_write_is_lost_when_the_back_end_is_killed(
             assert time.monotonic() < deadline
             time.sleep(0.001)
         guest.wait_for(f"WRITES {DEPTH}", len(guest.console))
-        back_ends.end(disk, signal.SIGKILL)
+        end(disk, signal.SIGKILL)
         disk = serve()
         console = guest.finish()
-    said = back_ends.end(disk, signal.SIGTERM)
-    back_ends.end(random, signal.SIGTERM)
+    status, said = end(disk)
+    assert (status, finish(random)) == (0, 0)
     assert "STATUS 0" in console, console
     # one may have ended, and its successor not have come, in the moment of the second death
     again = sum(map(int, re.findall(r"(\d+) requests that were in flight", said)))

@@ -8,12 +8,15 @@ from __future__ import annotations
 
 import hashlib
 import os
+import socket
 import subprocess
+from contextlib import closing
 from pathlib import Path
 
 import pytest
 from tests.vhost_user.harness import recorded_sessions, serving
-from tests.vhost_user.linux_guest import admin_program, make_initramfs, uml, uml_module
+from tests.vhost_user.linux_guest import LIMIT, admin_program, make_initramfs, uml, uml_module
+from tests.vhost_user.program import finish, start
 
 from powervio.devices.block import BlockDevice, BlockOptions
 from powervio.storage.image import open_image
@@ -122,3 +125,45 @@ def test_ext4_that_linux_wrote_is_sound(tmp_path: Path) -> None:
         check=True,
     )
     assert (tmp_path / "dumped").read_bytes() == content[: (files - 3) << 14], dump.stderr
+
+
+def test_linux_and_its_operator_talk_over_our_console(tmp_path: Path) -> None:
+    console, data = tmp_path / "console", tmp_path / "data"
+    script = """
+        # the port comes after the console, whose driver throws away what is written before it is ready
+        until grep -q data /sys/class/virtio-ports/vport0p1/name 2>/dev/null; do sleep 0.05; done
+        exec 3<>/dev/hvc0
+        stty raw -echo <&3
+        echo 'Linux is here' >&3
+        read line <&3
+        echo "HEARD $line"
+        echo "$line" | tr a-z A-Z >&3
+        cat /content > /dev/vport0p1
+        echo "DATA $(head -c 1048576 /dev/vport0p1 | md5sum)"
+        read line <&3
+    """
+    content, answer = os.urandom(MIB), os.urandom(MIB)
+    initramfs = make_initramfs(tmp_path, script, [uml_module("virtio_console")], {"content": content})
+    process = start(
+        *("console", "--socket-path", str(tmp_path / "s"), "--console-socket", str(console), "--port", f"data={data}")
+    )
+    with (
+        closing(socket.socket(socket.AF_UNIX)) as operator,
+        closing(socket.socket(socket.AF_UNIX)) as stream,
+        uml(tmp_path, initramfs, f"virtio_uml.device={tmp_path / 's'}:3") as guest,
+    ):
+        for end, path in ((operator, console), (stream, data)):
+            end.settimeout(LIMIT)
+            end.connect(str(path))
+        terminal = operator.makefile("rwb", buffering=0)
+        assert terminal.readline() == b"Linux is here\n"
+        terminal.write(b"hello guest\n")
+        assert terminal.readline() == b"HELLO GUEST\n"
+        assert stream.makefile("rb").read(MIB) == content
+        stream.sendall(answer)
+        guest.wait_for(f"DATA {hashlib.md5(answer).hexdigest()}")
+        terminal.write(b"bye\n")
+        text = guest.finish()
+        terminal.close()
+    assert "HEARD hello guest" in text
+    assert finish(process) == 0

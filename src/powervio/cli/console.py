@@ -31,14 +31,14 @@ def console(client: str, port: str, name: str | None) -> int:
     closes. Exit status: 0 detached or closed by the client, 1 the system ended.
     """
     connection = control.converse(control.choose(name), "console", {"client": client, "port": port})
-    with connection, _raw() as is_terminal:
+    with connection, raw_terminal() as is_terminal:
         if is_terminal:
             click.echo(f"attached to {client}; ~. at the start of a line, or Ctrl-], detaches\r", err=True)
         return _Session(connection, is_terminal).run()
 
 
 @contextmanager
-def _raw() -> Iterator[bool]:
+def raw_terminal() -> Iterator[bool]:
     """The terminal in raw mode, and as it was afterwards, whatever happens; whether there is one."""
     fd = sys.stdin.fileno()
     if not os.isatty(fd):

@@ -4,13 +4,19 @@ from __future__ import annotations
 
 import json
 import logging
+import os
+import signal
+import sys
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import click
 import msgspec
 
+from powervio.cli.console import Keys, raw_terminal
 from powervio.cli.main import Options
 from powervio.system import vhost_user as system
 from powervio.system.explain import expected
@@ -59,16 +65,16 @@ def _ready(what: str, socket_path: str | None, fd: int | None) -> Callable[[], N
 
 
 class DeviceGroup(click.Group):
-    """`block`, `net`, and a command for each row of the table of device types that serves alone."""
+    """Commands of their own, and one for each row of the table of device types that serves alone."""
 
     def list_commands(self, context: click.Context) -> list[str]:
         """The names."""
-        return ["block", "net", *system.rows()]
+        return [*_COMMANDS, *system.rows()]
 
     def get_command(self, context: click.Context, name: str) -> click.Command | None:
         """The command of that name."""
-        if name in ("block", "net"):
-            return block if name == "block" else net
+        if name in _COMMANDS:
+            return _COMMANDS[name]
         row = system.rows().get(name)
         return None if row is None else _command_of(row)
 
@@ -188,6 +194,68 @@ def net(
         device.close()
         for line in device.report():
             click.echo(line, err=True)
+
+
+@vhost_user.command()
+@_common
+@click.option("--console-socket", type=click.Path(dir_okay=False), help="A Unix socket where operators attach.")
+@click.option("--exec", "command", help="A program that reads what the guest writes and writes what it reads.")
+@click.option("--port", "ports", multiple=True, metavar="NAME=SOCKET", help="A further stream, at a socket of its own.")
+def console(
+    socket_path: str | None,
+    fd: int | None,
+    print_capabilities: bool,
+    spin_us: int,
+    packed: bool,
+    access_platform: bool,
+    console_socket: str | None,
+    command: str | None,
+    ports: tuple[str, ...],
+) -> None:
+    """Serve a console, to standard input and output if nothing else is said.
+
+    On a terminal, `~.` at the start of a line, or Ctrl-], ends it. One operator at a time is attached to a socket; what
+    the guest writes meanwhile is kept, the newest 64 KiB of it.
+    """
+    if print_capabilities:
+        click.echo(json.dumps({"type": "console", "features": []}))
+        return
+    _where(socket_path, fd)
+    if console_socket is not None and command is not None:
+        raise click.UsageError("expected one of --console-socket and --exec")
+    streams = dict(port.partition("=")[::2] for port in ports)
+    if len(streams) < len(ports) or not all(streams.values()):
+        raise click.UsageError("expected --port NAME=SOCKET, each name once")
+    ends = system.ConsoleEnds(listen=console_socket, command=command, ports=streams)
+    serve = partial(
+        system.serve, ends.device, path=socket_path, fd=fd, options=_back_end_options(spin_us, packed, access_platform)
+    )
+    if console_socket is not None or command is not None:
+        serve(attach=ends.attach, on_ready=_ready("console", socket_path, fd))
+        return
+    with raw_terminal() as is_terminal:
+        if not is_terminal:
+            serve(attach=ends.attach, on_ready=_ready("console", socket_path, fd))
+            return
+
+        def tell_size(*_: object) -> None:
+            with suppress(OSError):
+                ends.resize(*os.get_terminal_size(sys.stdin.fileno()))
+
+        def ready() -> None:
+            click.echo(
+                f"console: serving at {socket_path or fd}; ~. at the start of a line, or Ctrl-], ends it\r", err=True
+            )
+            tell_size()
+
+        before = signal.signal(signal.SIGWINCH, tell_size)
+        try:
+            serve(attach=partial(ends.attach, typed=Keys().pass_on), on_ready=ready)
+        finally:
+            signal.signal(signal.SIGWINCH, before)
+
+
+_COMMANDS: dict[str, click.Command] = {"block": block, "net": net, "console": console}
 
 
 def _command_of(row: DeviceType) -> click.Command:

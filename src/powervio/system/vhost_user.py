@@ -22,6 +22,7 @@ from powervio.network.loopback import LoopbackPort
 from powervio.network.tap import TapPort
 from powervio.storage.open import open_disk
 from powervio.storage.qemu_daemon import FORMATS
+from powervio.system.console_ends import ConsoleEnds
 from powervio.system.types import TYPES, DeviceType
 from powervio.transport.vhost_user.back_end import BackEndOptions
 from powervio.transport.vhost_user.loop import Loop
@@ -33,6 +34,7 @@ __all__ = [
     "FORMATS",
     "BackEndOptions",
     "BlockOptions",
+    "ConsoleEnds",
     "Limits",
     "make_device",
     "open_block",
@@ -88,11 +90,13 @@ def serve(
     fd: int | None,
     options: BackEndOptions,
     backing: Backing | None = None,
+    attach: Callable[[Loop, ExitStack], None] = lambda loop, undo: None,
     on_ready: Callable[[], None] = lambda: None,
 ) -> None:
     """Serve at a socket `path`, or over the socket that descriptor `fd` is; return when a signal ended it.
 
-    A socket that is connected already is served until its front end is gone. Raises `LocalError`.
+    `attach` makes what else the device has in this loop, and says how it is undone. A socket that is connected already
+    is served until its front end is gone. Raises `LocalError`.
     """
     with ExitStack() as undo:
         loop = Loop()
@@ -100,6 +104,7 @@ def serve(
         listener, connected = _socket(path, fd, undo)
         server = Server(device, loop, listener, options, None if connected is None else loop.stop)
         undo.callback(server.close)
+        attach(loop, undo)
         before = {number: signal.signal(number, lambda *_: loop.stop()) for number in SIGNALS}
         try:
             if connected is not None:
