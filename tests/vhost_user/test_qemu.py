@@ -18,7 +18,7 @@ from tests.vhost_user.linux_guest import LIMIT, debian_kernel, make_initramfs, m
 from tests.vhost_user.program import end, finish, start
 
 MIB = 1 << 20
-SIZE = 16 * MIB
+SIZE = 32 * MIB
 DEPTH = 64
 FIO = (
     "fio --name=verify --ioengine=libaio --direct=1 --bs=4k --rw=randwrite --verify=crc32c --verify_fatal=1 "
@@ -59,13 +59,14 @@ def wait_until_written(image: Path, size: int) -> None:
         time.sleep(0.001)
 
 
+@pytest.mark.parametrize("packed", [False, True], ids=["split", "packed"])
 def test_no_write_is_lost_when_the_back_end_is_killed(
-    tmp_path: Path, pytestconfig: pytest.Config, back_ends: BackEnds
+    tmp_path: Path, pytestconfig: pytest.Config, back_ends: BackEnds, packed: bool
 ) -> None:
     script = f"""
         mount -r /dev/vda /usr
         export LD_LIBRARY_PATH=/usr/lib
-        echo "QUEUES $(ls /sys/block/vdb/mq | wc -l)"
+        echo "QUEUES $(ls /sys/block/vdb/mq | wc -l) PACKED $(cut -c 35 /sys/block/vdb/device/features)"
         echo "RANDOM $(dd if=/dev/hwrng bs=64 count=4 iflag=fullblock 2>/dev/null | wc -c)"
         (while sleep 0.1; do read reads writes < /sys/block/vdb/inflight; echo "WRITES $writes"; done) &
         {FIO} --filename=/dev/vdb --output=log
@@ -80,19 +81,20 @@ def test_no_write_is_lost_when_the_back_end_is_killed(
     image.touch()
     os.truncate(image, SIZE)
     path = tmp_path / "disk"
+    rings = ["--packed"] if packed else []
 
     def serve(*arguments: str) -> subprocess.Popen[str]:
-        return back_ends.start("block", path, "--image", str(image), "--queues", "2", *arguments)
+        return back_ends.start("block", path, "--image", str(image), "--queues", "2", *rings, *arguments)
 
     random = back_ends.start("rng", tmp_path / "rng")
     disk = serve()
     with qemu(
         kernel, initramfs, tools,
         "-chardev", f"socket,id=disk,path={path},reconnect=1",
-        "-device", "vhost-user-blk-pci,chardev=disk,num-queues=2",
+        "-device", f"vhost-user-blk-pci,chardev=disk,num-queues=2,packed={'on' if packed else 'off'}",
         "-chardev", f"socket,id=rng,path={tmp_path}/rng", "-device", "vhost-user-rng-pci,chardev=rng",
     ) as guest:  # fmt: skip
-        guest.wait_for("QUEUES 2")
+        guest.wait_for(f"QUEUES 2 PACKED {int(packed)}")
         guest.wait_for("RANDOM 256")
         wait_until_written(image, SIZE // 8)
         end(disk, signal.SIGKILL)  # in the middle of it, at full speed

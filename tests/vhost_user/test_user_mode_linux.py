@@ -1,7 +1,8 @@
 """User-Mode Linux: the drivers of a real Linux kernel on our back end (`virtio_uml.device=`).
 
 It has one processor, so its virtio_blk takes one queue, whatever MQ offers (QEMU's guests take more: `test_qemu`).
-Whatever the back end offers of ring features it passes on, packed rings too, which it starts with a base of 0.
+Whatever the back end offers of ring features it passes on, packed rings too, which it starts with a base of 0. It does
+not connect again to a back end that was killed, and has no driver for an entropy device; QEMU does, and its guest has.
 """
 
 from __future__ import annotations
