@@ -51,6 +51,7 @@ COMPILED = (
     "powervio.virtio.packed_driver",
     "powervio.transport.vhost_user.translate",
     "powervio.bench.load",
+    "powervio.testing.torture",
     "powervio.transport.vhost_user.payload",
     "powervio.transport.vhost_user.queue",
     "powervio.transport.vhost_user.inflight",

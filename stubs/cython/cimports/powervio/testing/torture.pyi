@@ -1,0 +1,1 @@
+from powervio.testing.torture import *
