@@ -239,6 +239,7 @@ def test_wrong_data_is_noticed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
         if position == 0 and self.read_only:
             buffer[5] ^= 1
 
+    monkeypatch.setattr(Image, "target", None)  # all data by the methods
     monkeypatch.setattr(Image, "read_into", wrong)
     report = run_demo(programs(), path, 0, Watcher())
     assert not report.read_matches

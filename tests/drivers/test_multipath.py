@@ -336,6 +336,7 @@ def test_error_status_is_an_answer_and_not_tried_elsewhere(rig: TwoServers, monk
     def broken(self: Image, position: int, buffer: memoryview) -> None:
         raise OSError(errno.EIO, "the medium is broken")
 
+    monkeypatch.setattr(Image, "target", None)  # all data by the methods
     monkeypatch.setattr(Image, "write_from", broken)
     monkeypatch.setattr(Image, "write_vector", broken)
     request = rig.submit(blk.T_OUT, 0, bytes(BLOCK))

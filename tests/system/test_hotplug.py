@@ -285,6 +285,7 @@ class Stuck:
                 assert self.go.wait(30)
             write_from(image, position, buffer)
 
+        monkeypatch.setattr(Image, "target", None)  # all data by the methods
         monkeypatch.setattr(Image, "write_from", write)
 
 

@@ -216,6 +216,7 @@ class SlowImage:
             wait(image)
             original_one(image, position, buffer)
 
+        monkeypatch.setattr(Image, "target", None)  # all data by the methods
         monkeypatch.setattr(Image, "write_vector", write_vector)
         monkeypatch.setattr(Image, "write_from", write_from)
 

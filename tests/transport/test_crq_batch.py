@@ -204,21 +204,26 @@ def test_status_that_cannot_be_written_is_that_requests_loss(connect: Connected)
     assert rig.client.used() == COUNT
 
 
-def test_flush_among_writes_follows_what_was_before_it(connect: Connected, monkeypatch: pytest.MonkeyPatch) -> None:
+class Noting(Image):
+    """An image that notes what is done to it."""
+
+    done: list[str]
+
+    def write_from(self, position: int, buffer: memoryview) -> None:
+        self.done.append(f"write {position // BLOCK}")
+        super().write_from(position, buffer)
+
+    def flush(self) -> None:
+        self.done.append("flush")
+        super().flush()
+
+
+@pytest.mark.parametrize("redirect", [False, True], ids=["copied", "redirected"])
+def test_flush_among_writes_follows_what_was_before_it(connect: Connected, image: Image, redirect: bool) -> None:
+    image.__class__ = Noting
     done: list[str] = []
-    write, flush = Image.write_from, Image.flush
-
-    def note_write(image: Image, position: int, buffer: memoryview) -> None:
-        done.append(f"write {position // BLOCK}")
-        write(image, position, buffer)
-
-    def note_flush(image: Image) -> None:
-        done.append("flush")
-        flush(image)
-
-    monkeypatch.setattr(Image, "write_from", note_write)
-    monkeypatch.setattr(Image, "flush", note_flush)
-    rig = connect(redirect=False)
+    image.done = done  # type: ignore[attr-defined]
+    rig = connect(redirect=redirect)
     rig.write(0, 0, bytes(BLOCK))
     rig.write(1, 1, bytes(BLOCK))
     rig.client.put((rig.header(2, blk.T_FLUSH, 0), 16, 0), (STATUSES + 2, 1, WRITE), head=6)
@@ -269,3 +274,81 @@ def test_header_of_a_lone_request_comes_with_its_descriptors(connect: Connected)
         assert rig.page(0) == numbered(step)
         if step:
             assert "H_READ_RDMA" not in calls
+
+
+def test_more_pages_than_a_list_holds_are_redirected_in_two_groups(connect: Connected) -> None:
+    rig = connect()
+    pages = 40  # of each request: 12 of them fill a list of 512
+    for number in range(COUNT):
+        place = DATA + 0x80000 + number * pages * BLOCK
+        header = rig.header(number, blk.T_IN, 2 * number)
+        rig.client.put((header, 16, 0), (place, pages * BLOCK, WRITE), (STATUSES + number, 1, WRITE), head=3 * number)
+    calls = rig.kick()
+    assert rig.statuses() == [0] * COUNT
+    for number in range(COUNT):
+        place = DATA + 0x80000 + number * pages * BLOCK
+        found = bytes(rig.client.view[place : place + pages * BLOCK])
+        assert found == b"".join(numbered(2 * number + page) for page in range(pages))
+    assert (calls["H_PUT_RTCE"], calls["H_REMOVE_RTCE"]) == (2, 2)
+    assert rig.client.pair.client_adapter.ledger.snapshot()["redirected_pages"] == COUNT * pages
+
+
+def test_request_that_names_a_page_twice_or_no_page_at_all_is_copied_or_fails_alone(connect: Connected) -> None:
+    rig = connect()
+    beyond = {5: (1 << 64) - BLOCK, 6: (1 << 64) - 100, 7: 1 << 62}
+    for number in range(COUNT):
+        header, status = rig.header(number, blk.T_IN, number), (STATUSES + number, 1, WRITE)
+        place = PAGES + BLOCK * number
+        data = [(place, BLOCK, WRITE)]
+        if number == 4:
+            data = [(place + 2048, 2048, WRITE), (place, 2048, WRITE)]
+        if number in beyond:
+            data = [(beyond[number] - rig.client.address(0), BLOCK, WRITE)]
+        rig.client.put((header, 16, 0), *data, status, head=4 * number)
+    calls = rig.kick()
+    assert rig.statuses() == [blk.S_IOERR if number in beyond else 0 for number in range(COUNT)]
+    halves = numbered(4)
+    assert rig.page(4) == halves[2048:] + halves[:2048]
+    assert rig.page(8) == numbered(8)
+    assert rig.device.counters.errors == {"memory": 3}
+    assert calls["H_PUT_RTCE_INDIRECT"] == calls["H_REMOVE_RTCE"] == 1
+
+
+def test_header_in_pieces_and_data_in_many_are_served_with_the_others(connect: Connected) -> None:
+    for redirect in (False, True):
+        rig = connect(redirect=redirect)
+        for number in range(8):
+            header = rig.header(number, blk.T_IN, number)
+            place = PAGES + BLOCK * number
+            parts = [
+                (place + 3 * piece * 512, 512, WRITE) for piece in range(2)
+            ]  # of which neither continues the other
+            chain = [(header, 7, 0), (HEADERS + 0x800 + 16 * number, 9, 0), *parts, (STATUSES + number, 1, WRITE)]
+            rest = HEADERS + 0x800 + 16 * number
+            rig.client.view[rest : rest + 9] = rig.client.view[header + 7 : header + 16]
+            rig.client.view[header + 7 : header + 16] = b"\xee" * 9
+            rig.client.put(*chain, head=8 * number)
+        rig.kick()
+        assert rig.statuses(8) == [0] * 8
+        for number in range(8):
+            page = rig.page(number)
+            assert page[:512] + page[1536:2048] == numbered(number)[:1024]
+
+
+def test_queue_full_of_requests_with_indirect_tables_is_served_in_one_pass(connect: Connected) -> None:
+    """More segments than a table of requests has room for at first."""
+    rig = connect()
+    tables = DATA + 0x200000
+    for number in range(64):
+        table, header, place = tables + 1024 * number, rig.header(number, blk.T_IN, number), PAGES + BLOCK * number
+        parts = [(header, 16, 1), *((place + 256 * piece, 128, 3) for piece in range(32)), (STATUSES + number, 1, 2)]
+        for index, (at, length, flags) in enumerate(parts):
+            entry = struct.pack("<QIHH", rig.client.address(at), length, flags, index + 1 if flags & 1 else 0)
+            rig.client.view[table + 16 * index : table + 16 * index + 16] = entry
+        rig.client.put((table, 16 * len(parts), 4), head=number)
+    rig.kick()
+    assert rig.statuses(64) == [0] * 64
+    assert rig.device.counters.bytes_read == 64 * 4096
+    for number in range(64):
+        page = rig.page(number)
+        assert b"".join(page[256 * piece : 256 * piece + 128] for piece in range(8)) == numbered(number)[:1024]

@@ -15,18 +15,18 @@ import errno
 from collections import deque
 
 from powervio.devices.block_options import SECTOR, BlockCounters, BlockOptions, check_options
+from powervio.devices.block_table import BlockRules, complete, fail_written, has_written, judge, mark, usual_end
 from powervio.devices.throttle import Throttle, Waiting
 from powervio.errors import LocalError, RemoteError
 from powervio.memory.abstract import Backing, Payload
 from powervio.virtio import block as blk
-from powervio.virtio.batch import Batch, Transfer
+from powervio.virtio.batch import Batch
 from powervio.virtio.device import Cancellable, Device, DeviceSession
 from powervio.virtio.queue import ByteOrder, DeviceQueue, Request
+from powervio.virtio.request_table import ROWS, RequestTable, borrow, give_back
 
 __all__ = ["BlockCounters", "BlockDevice", "BlockOptions"]
 
-_BATCH = 128
-"""Requests that are served together at most."""
 _FLUSH_COST = 1 << 20
 """What a flush takes of a pass, in bytes that could be moved meanwhile."""
 _STATUS = tuple(bytes([status]) for status in range(256))
@@ -55,6 +55,7 @@ class BlockDevice(Device):
         self._writeback = options.writeback
         self._header = blk.REQUEST_HEADER["little"]
         self._segment = blk.SEGMENT["little"]
+        self._rules = BlockRules(options.max_request, read_only=self.read_only)
         self._negotiated = 0
         self._throttle = None if options.limits is None else Throttle(options.limits)
         self._throttle_timer: Cancellable | None = None
@@ -134,6 +135,7 @@ class BlockDevice(Device):
         self._negotiated = session.features
         if not session.features & blk.F_FLUSH:
             self._writeback = False
+        self._rules.big_endian = session.byteorder == "big"
         self._header = blk.REQUEST_HEADER[session.byteorder]
         self._segment = blk.SEGMENT[session.byteorder]
 
@@ -236,46 +238,44 @@ class BlockDevice(Device):
         """Serve what is available, as many requests at once as there are."""
         if not self._serve_left(queue):
             return
-        requests: list[Request] = []
+        table = borrow()
         try:
-            while True:
-                request = queue.pop()
-                if request is not None:
-                    requests.append(request)
-                if requests and (request is None or len(requests) == _BATCH):
-                    now, requests = requests, []
-                    self._handle_batch(queue, now, batch)
-                if request is None or queue.index in self._left:
-                    return
-        except RemoteError:
-            if requests:  # the ring broke behind them
-                self._handle_batch(queue, requests, batch)
-            raise
+            full = True
+            while full and queue.index not in self._left:
+                try:
+                    full = table.fill(queue) == ROWS
+                except RemoteError:
+                    if table.count:  # the ring broke behind them
+                        self._serve_table(queue, table, batch)
+                    raise
+                if table.count:
+                    self._serve_table(queue, table, batch)
+        finally:
+            give_back(table)
 
-    def _handle_batch(self, queue: DeviceQueue, requests: list[Request], batch: Batch) -> None:
+    def _serve_table(self, queue: DeviceQueue, table: RequestTable, batch: Batch) -> None:
         """Serve these. Reads and writes have no order among each other; all else has its place between them.
 
         What takes long and was not charged for when it was popped may end the pass: the rest is for the next one.
         """
-        headers = iter(batch.read([(one.readable, 0, 16) for one in requests if one.readable.length >= 16]))
-        rest = deque((one, next(headers) if one.readable.length >= 16 else b"") for one in requests)
-        group: list[tuple[Request, Transfer]] = []
-        while rest:
-            request, header = rest.popleft()
-            transfer = self._transfer(request, header) if header else None
-            if transfer is not None:
-                group.append((request, transfer))
+        rules = self._rules
+        rules.capacity = self._capacity
+        batch.fetch(table)
+        mark(table, rules)
+        row, count = 0, table.count
+        while row < count:
+            end = usual_end(table, row)
+            if end > row:
+                self._carry_out(table, row, end, batch)
+                row = end
                 continue
-            if group:
-                self._carry_out(group, batch)
-                group = []
-            self._handle(request, header)
-            if rest and queue.allowance is not None and queue.allowance <= 0:
+            self._handle(table.request(row), table.header(row))
+            row += 1
+            if row < count and queue.allowance is not None and queue.allowance <= 0:
+                rest = deque((table.request(one), table.header(one)) for one in range(row, count))
                 self._left[queue.index] = queue, rest
                 queue.wake()
                 return
-        if group:
-            self._carry_out(group, batch)
 
     def _serve_left(self, queue: DeviceQueue, *, all_of_it: bool = False) -> bool:
         """Serve what is left of an earlier pass; whether that is all of it."""
@@ -288,61 +288,23 @@ class BlockDevice(Device):
                 return False
         return True
 
-    def _transfer(self, request: Request, header: bytes) -> Transfer | None:
-        """The data of a read or write that can be carried out; None for everything that is not as usual."""
-        kind, _, sector = self._header.unpack(header)
-        position = sector * SECTOR
-        room = request.writable.length - 1
-        if kind == blk.T_IN:
-            payload, offset, length = request.writable, 0, room
-        elif kind == blk.T_OUT and not self.read_only and room >= 0:
-            payload, offset, length = request.readable, 16, request.readable.length - 16
-        else:
-            return None
-        most = max(room, request.readable.length - 16)
-        if length <= 0 or length % SECTOR or position + length > self._capacity or most > self.options.max_request:
-            return None
-        return Transfer(payload, offset, length, position, kind == blk.T_IN)
+    def _carry_out(self, table: RequestTable, first: int, end: int, batch: Batch) -> None:
+        """Serve usual rows."""
+        batch.move(table, first, end, self.backing)
+        if not self._writeback and has_written(table, first, end):
+            self._flush_written(table, first, end)
+        judge(table, first, end, self.counters)
+        self.requests += end - first
+        batch.store(table, first, end)
+        complete(table, first, end, self.counters)
 
-    def _carry_out(self, group: list[tuple[Request, Transfer]], batch: Batch) -> None:
-        counters = self.counters
-        transfers = [transfer for _, transfer in group]
-        batch.move(transfers, self.backing)
-        if not self._writeback:
-            self._flush_written(group)
-        ends: list[tuple[Payload, int, bytes]] = []
-        for request, transfer in group:
-            status = blk.S_OK
-            if transfer.error is not None:
-                status = -self._failed("backing" if isinstance(transfer.error, OSError) else "memory", blk.S_IOERR)
-            elif transfer.to_driver:
-                counters.reads += 1
-                counters.bytes_read += transfer.length
-            else:
-                counters.writes += 1
-                counters.bytes_written += transfer.length
-            ends.append((request.writable, request.writable.length - 1, _STATUS[status]))
-        self.requests += len(group)
-        for (request, transfer), written in zip(group, batch.write(ends), strict=True):
-            if not written:
-                self._count("no status")
-                request.complete(0)
-                continue
-            # as in `_handle`: the status counts only if nothing before it is left out
-            filled = transfer.length if transfer.to_driver and transfer.error is None else 0
-            request.complete(filled + 1 if filled == request.writable.length - 1 else filled)
-
-    def _flush_written(self, group: list[tuple[Request, Transfer]]) -> None:
+    def _flush_written(self, table: RequestTable, first: int, end: int) -> None:
         """Make the writes of a group stable: one flush covers all of them."""
-        written = [pair for pair in group if not pair[1].to_driver and pair[1].error is None]
-        if not written:
-            return
-        written[0][0].charge(_FLUSH_COST)
+        table.charge(_FLUSH_COST)
         try:
             self.backing.flush()
         except OSError as error:
-            for _, transfer in written:
-                transfer.error = error
+            fail_written(table, first, end, error.errno or errno.EIO)
 
     def _serve(self, request: Request, readable: Payload, writable: Payload, room: int, header: bytes) -> int:
         """Do it; returns the bytes of data written to the driver, or the status of a failure, negative."""
@@ -512,5 +474,4 @@ class BlockDevice(Device):
         return -status
 
     def _count(self, kind: str) -> None:
-        errors = self.counters.errors
-        errors[kind] = errors.get(kind, 0) + 1
+        self.counters.count(kind)

@@ -77,6 +77,11 @@ class BlockCounters:
     errors: dict[str, int] = field(default_factory=dict)
     """Failed requests by kind: `malformed`, `range`, `read-only`, `unsupported`, `backing`, `memory`, `no status`."""
 
+    def count(self, kind: str, failed: int = 1) -> None:
+        """So many more requests failed in this way; none changes nothing."""
+        if failed:
+            self.errors[kind] = self.errors.get(kind, 0) + failed
+
 
 def check_options(options: BlockOptions, block_size: int) -> bytes:
     """The serial as GET_ID answers it. Raises `LocalError` for options that make no device."""

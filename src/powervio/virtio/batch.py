@@ -1,52 +1,27 @@
-"""Several requests served together, by devices whose transport charges for each step and not for each byte.
+"""What a transport does for several requests of one queue at once, if it charges for each step and not for each byte.
 
-A device that can pops what is available, reads what it has to know of all of it, moves all data, writes all statuses,
-and completes. Each of the three is one call here, which a transport does in as few steps as it has for it
-(`DeviceQueue.batch`); where memory is mapped there is nothing to gain, and no batch.
+A device that can fills a `RequestTable`, has the headers fetched, moves all data and stores all statuses; each of the
+three is one call here, which a transport does in as few steps as it has for it (`DeviceQueue.batch`). Where memory is
+mapped there is nothing to gain, and no batch.
 """
 
 from __future__ import annotations
 
-from abc import ABC, abstractmethod
-from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import TypeAlias
+from typing import TYPE_CHECKING, Protocol
 
-from powervio.errors import RemoteError
-from powervio.memory.abstract import Backing, Payload
-
-Piece: TypeAlias = tuple[Payload, int, int]
-"""A part of a payload: payload, offset, length in bytes."""
+if TYPE_CHECKING:
+    from powervio.memory.abstract import Backing
+    from powervio.virtio.request_table import RequestTable
 
 
-@dataclass(slots=True)
-class Transfer:
-    """Data between a request and a backing."""
+class Batch(Protocol):
+    """Nothing is kept between two calls. It is a protocol and no base class, for implementations are compiled."""
 
-    payload: Payload
-    offset: int
-    """Of the first byte in the payload."""
-    length: int
-    """Bytes."""
-    position: int
-    """Of the first byte in the backing."""
-    to_driver: bool
-    """Whether the backing is read and the driver's memory written."""
-    error: OSError | RemoteError | None = None
-    """What went wrong, after `Batch.move`; the other transfers are not touched by it."""
+    def fetch(self, table: RequestTable) -> None:
+        """Bring the first 16 readable bytes of every row that has so many; `presence` says what is there."""
 
+    def move(self, table: RequestTable, first: int, end: int, backing: Backing) -> None:
+        """Carry out what rows `first` to before `end` are for, in any order; each has its result on return."""
 
-class Batch(ABC):
-    """What a transport does with many requests of one queue at once. Nothing is kept between two calls."""
-
-    @abstractmethod
-    def read(self, pieces: Sequence[Piece]) -> list[bytes | None]:
-        """The bytes of each piece; None for one that the driver took away."""
-
-    @abstractmethod
-    def move(self, transfers: Sequence[Transfer], backing: Backing) -> None:
-        """Carry the transfers out, in any order; each is done or has its `error` on return."""
-
-    @abstractmethod
-    def write(self, pieces: Sequence[tuple[Payload, int, bytes]]) -> list[bool]:
-        """Write bytes at an offset of each payload; whether the driver's memory was there."""
+    def store(self, table: RequestTable, first: int, end: int) -> None:
+        """Store the status byte of each of these rows; `stored` says which the driver's memory was there for."""

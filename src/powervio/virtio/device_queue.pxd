@@ -19,7 +19,10 @@ cdef class DeviceQueue:
     cdef public object _wake
     cdef bint _wake_is_due
     cdef int take(self) except? -1 nogil
+    cdef int take_allowed(self) except? -1
     cpdef Request request(self)
+    cpdef Request request_of(self, unsigned int head, list readable, list writable)
+    cpdef object payload_of(self, list segments)
     cpdef object complete(self, long long head, long long written)
 
 cdef class MappedQueue(DeviceQueue):

@@ -141,15 +141,21 @@ class DeviceQueue:
 
         Raises `RemoteError` when the driver broke the ring.
         """
-        pieces: cython.uint
+        return self.request() if self.take_allowed() else None
+
+    @cython.cfunc
+    @cython.exceptval(-1)
+    def take_allowed(self) -> cython.int:
+        """As `take`; the buffer counts against this pass, and there is none when the pass or the session is over."""
+        pieces: cython.longlong
         cost: cython.longlong
         if not self.live or self._allowance <= 0 or not self.take():
-            return None
+            return 0
         if self._allowance != _UNLIMITED:
             pieces = self.ring.segment_count  # each is a call of the hypervisor at least
             cost = self.ring.readable_bytes + self.ring.writable_bytes
             self._allowance -= max(_LEAST_COST * pieces, cost)
-        return self.request()
+        return 1
 
     @cython.cfunc
     @cython.nogil
@@ -162,7 +168,17 @@ class DeviceQueue:
     def request(self) -> Request:
         """The buffer that was taken last, as an object."""
         chain: Chain = self.ring._as_chain()
-        return Request(self, chain.head, self._payload(self, chain.readable), self._payload(self, chain.writable))
+        return self.request_of(chain.head, chain.readable, chain.writable)
+
+    @cython.ccall
+    def request_of(self, head: cython.uint, readable: list[Segment], writable: list[Segment]) -> Request:
+        """A buffer that was taken, as an object."""
+        return Request(self, head, self._payload(self, readable), self._payload(self, writable))
+
+    @cython.ccall
+    def payload_of(self, segments: list[Segment]) -> Any:
+        """The transport's `Payload` of these segments."""
+        return self._payload(self, segments)
 
     @cython.ccall
     def complete(self, head: cython.longlong, written: cython.longlong) -> object:

@@ -14,22 +14,21 @@ one request, copied and redirected: reads of 64 KiB 57 and 62 us, 128 KiB 69 and
 from __future__ import annotations
 
 import logging
-import os
+from array import array
 from collections.abc import Sequence
-from struct import pack_into
 
 from powervio.errors import RemoteError
 from powervio.memory.abstract import Backing
 from powervio.papr.codes import ReturnCode
-from powervio.papr.engine import MOVE, MOVE_CONTINUES, MOVE_TO_MEMORY, DmaFault, DmaSegment
+from powervio.papr.engine import DmaFault, DmaSegment
 from powervio.papr.nodes import VdeviceNode
 from powervio.papr.port import HcallPort
 from powervio.papr.tce import MULTI_TCE_LIMIT, TCE_PAGE_SHIFT, TCE_PAGE_SIZE
+from powervio.transport.crq.page_list import MoveList, consecutive_from, write_list
 from powervio.transport.crq.remote import RdmaPayload, RemoteWindow
 from powervio.vio.dma import PartitionPages
 from powervio.vio.engine import EngineWindow
 from powervio.vio.ranges import RangeExhausted
-from powervio.virtio.batch import Transfer
 from powervio.virtio.queue import DeviceQueue
 
 REDIRECT_MIN = 64 * TCE_PAGE_SIZE
@@ -71,7 +70,8 @@ class Redirector:
             address, length = pieces[0]
             lead = address & _OFFSET
             count = (lead + length + _OFFSET) >> TCE_PAGE_SHIFT
-            return self._move([address >> TCE_PAGE_SHIFT], count, [(lead, length)], backing, position, to_memory)
+            first = address >> TCE_PAGE_SHIFT
+            return self._move(range(first, first + count), [(lead, length)], backing, position, to_memory)
         numbers: list[int] = []
         places: list[DmaSegment] = []
         end = -1
@@ -84,29 +84,28 @@ class Redirector:
                 places.append(((len(numbers) << TCE_PAGE_SHIFT) | (address & _OFFSET), length))
             end = address + length
             numbers.extend(range(first, (end + _OFFSET) >> TCE_PAGE_SHIFT))
-        count = len(numbers)
-        if numbers == list(range(numbers[0], numbers[0] + count)):
-            del numbers[1:]
-        return self._move(numbers, count, places, backing, position, to_memory)
+        return self._move(numbers, places, backing, position, to_memory)
 
     def _move(
         self,
-        numbers: list[int],
-        count: int,
+        numbers: Sequence[int],
         places: list[DmaSegment],
         backing: Backing,
         position: int,
         to_memory: bool,
     ) -> bool:
-        """`count` pages of the partner's window, consecutive from the first if `numbers` is only that; `places` are
-        offsets and lengths in them."""
+        """`numbers` are pages of the partner's window, `places` offsets and lengths in them."""
+        if max(numbers) >> 52:  # no address at all
+            return self._copy()
+        count = len(numbers)
+        pages = bytearray(array("Q", numbers))
         try:
             start = self._engine.allocate(count)
         except RangeExhausted:
             return self._copy()
         free = False
         try:
-            mapped = self._map(numbers, count, start)
+            mapped = self._map(pages, count, start)
             if mapped < count:
                 free = self._unmap(start, mapped)
                 return self._copy()
@@ -123,45 +122,29 @@ class Redirector:
                 self._engine.free(start, count)
         return True
 
-    def move_all(
-        self, transfers: Sequence[tuple[Transfer, list[DmaSegment]]], numbers: list[int], backing: Backing
-    ) -> bool:
-        """Carry out several transfers together: `numbers` are the pages of the partner's window that they take, each
-        once and at most a list of H_PUT_RTCE_INDIRECT; the segments are offsets in these and lengths.
+    def carry_out(self, group: MoveList, backing: Backing) -> bool:
+        """Carry out several requests together; their results are in the list.
 
-        False when nothing was moved and all of it has to be copied; each transfer that fails has its `error`.
+        False when nothing was moved and all of it has to be copied.
         """
-        count = len(numbers)
+        count = group.count
         try:
             start = self._engine.allocate(count)
         except RangeExhausted:
             return self._copy()
-        if numbers[-1] - numbers[0] == count - 1 and numbers == list(range(numbers[0], numbers[0] + count)):
-            numbers = numbers[:1]
         free = False
         try:
-            mapped = self._map(numbers, count, start)
+            mapped = self._map(group.pages, count, start)
             if mapped < count:
                 free = self._unmap(start, mapped)
                 return self._copy()
-            moves = bytearray()
-            firsts: list[int] = []
-            for transfer, places in transfers:
-                flags = MOVE_TO_MEMORY if transfer.to_driver else 0
-                firsts.append(len(moves))
-                for at, length in places:
-                    moves += MOVE.pack(transfer.position, start + at, length, flags, 0)
-                    flags |= MOVE_CONTINUES
+            group.shift(start)
             try:
-                failed = self._engine.engine.move_all(backing, moves, len(moves) // MOVE.size)
+                self._engine.engine.move_all(backing, group.moves, group.move_count)
             except DmaFault:
                 return False  # one of them names what it must not touch: each by itself will tell which
             finally:
                 free = self._unmap(start, count)
-            if failed:
-                for (transfer, _), first in zip(transfers, firsts, strict=True):
-                    code = MOVE.unpack_from(moves, first)[4]
-                    transfer.error = OSError(code, os.strerror(code)) if code else None
         finally:
             if free:
                 self._engine.free(start, count)
@@ -171,18 +154,16 @@ class Redirector:
         self.copied += 1
         return False
 
-    def _map(self, numbers: list[int], count: int, start: int) -> int:
+    def _map(self, pages: bytearray, count: int, start: int) -> int:
         """Put these pages of the partner's window into the engine's; how many are mapped."""
-        if len(numbers) == 1:
-            code, done = self._port.put_rtce(
-                self._remote, numbers[0] << TCE_PAGE_SHIFT, self._engine.liobn, start, count
-            )
-        elif count > MULTI_TCE_LIMIT or max(numbers) >> 52:  # more than a list holds, or no address at all
+        first = consecutive_from(pages, count)
+        if first >= 0:
+            code, done = self._port.put_rtce(self._remote, first << TCE_PAGE_SHIFT, self._engine.liobn, start, count)
+        elif count > MULTI_TCE_LIMIT:  # more than a list holds
             return 0
         else:
             list_address = self._pages.list_address
-            addresses = [number << TCE_PAGE_SHIFT for number in numbers]
-            pack_into(f">{count}Q", self._pages.memory, list_address, *addresses)
+            write_list(self._pages.memory, list_address, pages, count)
             code, done = self._port.put_rtce_indirect(list_address, self._remote, self._engine.liobn, start, count)
         return done if code else count
 

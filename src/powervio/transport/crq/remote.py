@@ -1,10 +1,17 @@
+# cython: language_level=3, boundscheck=False, wraparound=False, cdivision=True, initializedcheck=False, nonecheck=False
 """The client's memory as the server reaches it: by remote DMA through the second pane, in as few calls as possible.
 
 `RemoteWindow` wraps the RDMA hcalls, `RdmaPayload` is the data of one request; the memory of virtqueues is in
 `remote_ring`. Every call here crosses the hypervisor once; nothing of the client is ever mapped.
+This file is compiled (Cython pure mode) and also runs interpreted.
 """
 
 from __future__ import annotations
+
+from typing import Any
+
+import cython
+from cython.cimports.powervio.memory.hw import pointer
 
 from powervio.errors import RemoteError
 from powervio.memory.abstract import Backing, Payload
@@ -21,10 +28,22 @@ _WRITE_LIMIT = 48
 _READ_LIMIT = 72
 """Bytes that H_READ_RDMA carries in registers (papr-vio 4.3)."""
 _NO_LIMIT = 1 << 62
+_REGISTER = 0xFFFF_FFFF_FFFF_FFFF
+"""What of a sum of addresses arrives at the hypervisor."""
 
 
+@cython.final
+@cython.cclass
 class RemoteWindow:
     """RDMA between the partner's window and local DMA memory of one server adapter."""
+
+    bounce: Any
+    base: cython.p_uchar
+    _port: Any
+    _local: Any
+    _remote: Any
+    _limit: cython.ulonglong
+    _dma: Any
 
     def __init__(self, port: HcallPort, node: VdeviceNode, dma: DmaSpace) -> None:
         self._port = port
@@ -32,7 +51,9 @@ class RemoteWindow:
         self._remote = node.windows[1].liobn
         self._limit = port.max_virtual_dma_size or _NO_LIMIT
         self._dma = dma
-        self.bounce = dma.share(BOUNCE_SIZE)
+        self.bounce: DmaMemory = dma.share(BOUNCE_SIZE)
+        self.base = pointer(self.bounce.view)
+        """The bounce area's first byte."""
 
     def release(self) -> None:
         """Give back the bounce area; the window is not used afterwards."""
@@ -48,37 +69,47 @@ class RemoteWindow:
 
     def fetch(self, address: int, length: int, memory: DmaMemory, offset: int = 0) -> None:
         """Copy from the partner into local DMA memory; one call unless the platform limits the length of one."""
-        local = memory.ioba + offset
-        while length > self._limit:
-            self._check(
-                self._port.copy_rdma(self._limit, self._remote, address, self._local, local),
-                address,
-                self._limit,
-                "reading",
-            )
-            address += self._limit
-            local += self._limit
-            length -= self._limit
-        code = self._port.copy_rdma(length, self._remote, address, self._local, local)
-        if code:
-            self._check(code, address, length, "reading")
+        self.copy_in(address & _REGISTER, length, memory.ioba + offset)
 
     def store(self, address: int, length: int, memory: DmaMemory, offset: int = 0) -> None:
         """Copy from local DMA memory to the partner; one call unless the platform limits the length of one."""
-        local = memory.ioba + offset
-        while length > self._limit:
-            self._check(
-                self._port.copy_rdma(self._limit, self._local, local, self._remote, address),
-                address,
-                self._limit,
-                "writing",
-            )
-            address += self._limit
-            local += self._limit
-            length -= self._limit
-        code = self._port.copy_rdma(length, self._local, local, self._remote, address)
-        if code:
-            self._check(code, address, length, "writing")
+        self.copy_out(address & _REGISTER, length, memory.ioba + offset)
+
+    @cython.ccall
+    @cython.exceptval(-1)
+    def copy_in(self, address: cython.ulonglong, length: cython.ulonglong, local: cython.ulonglong) -> cython.int:
+        """As `fetch`, to an I/O address of this side."""
+        part: cython.ulonglong = length
+        while True:
+            if length > self._limit:
+                part = self._limit
+            code = self._port.copy_rdma(part, self._remote, address, self._local, local)
+            if code:
+                self._check(code, address, part, "reading")
+            if part == length:
+                return 0
+            address += part
+            local += part
+            length -= part
+            part = length
+
+    @cython.ccall
+    @cython.exceptval(-1)
+    def copy_out(self, address: cython.ulonglong, length: cython.ulonglong, local: cython.ulonglong) -> cython.int:
+        """As `store`, from an I/O address of this side."""
+        part: cython.ulonglong = length
+        while True:
+            if length > self._limit:
+                part = self._limit
+            code = self._port.copy_rdma(part, self._local, local, self._remote, address)
+            if code:
+                self._check(code, address, part, "writing")
+            if part == length:
+                return 0
+            address += part
+            local += part
+            length -= part
+            part = length
 
     def read(self, address: int, length: int) -> bytes:
         """A piece of the partner's memory as bytes, at most the bounce area's size."""
@@ -86,7 +117,8 @@ class RemoteWindow:
             code, data = self._port.read_rdma(self._remote, address, length)
             if code:
                 self._check(code, address, length, "reading")
-            return data
+            found: bytes = data
+            return found
         if length > BOUNCE_SIZE:
             raise RemoteError(f"a block of {length} bytes is too long; expected at most {BOUNCE_SIZE}")
         self.fetch(address, length, self.bounce)

@@ -10,13 +10,11 @@ from typing import ClassVar
 
 from powervio.errors import RemoteError, Verdict
 from powervio.memory.abstract import RingMemory
+from powervio.transport.crq.annex import ANNEX_LIMIT, Annex
 from powervio.transport.crq.protocol import QueueAddresses
 from powervio.transport.crq.remote import RemoteWindow
 from powervio.vio.dma import DmaSpace
 from powervio.virtio import packed_layout, split_layout
-
-_ANNEX_LIMIT = 12 * 1024
-"""Bytes of one copy of descriptors with small buffers behind them."""
 
 
 class RemoteRing(RingMemory):
@@ -36,44 +34,33 @@ class RemoteRing(RingMemory):
         self._used_at = (self._available_at + available_bytes + 7) & ~7
         self._table_at = (self._used_at + used_bytes + 15) & ~15
         self._shadow = dma.allocate(self._table_at + 16 * size)
-        self._annex_at = 0
-        self._annex = b""
-        self._noted = (1 << 64, 0)
-        """From where to where small buffers were read; `(0, 0)` when they are not to be copied along."""
+        self.annex = Annex()
+        """What came along with the newest descriptors."""
         view = self._shadow.view
         self.descriptors = view[: self._available_at]
         self.available = view[self._available_at : self._available_at + available_bytes]
         self.used = view[self._used_at : self._used_at + used_bytes]
         self._table = view[self._table_at :]
 
-    def at_hand(self, address: int, length: int) -> bytes | None:
-        """What the client had at an address when the newest descriptors were copied, if that was copied along.
-
-        Descriptors are only used when they were available before a copy of them began; so were the buffers they name.
-        """
-        self._noted = (min(self._noted[0], address), max(self._noted[1], address + length))
-        at = address - self._annex_at
-        return self._annex[at : at + length] if at >= 0 and at + length <= len(self._annex) else None
-
     def _fetch_with_annex(self, address: int, length: int, offset: int) -> None:
         """As `_fetch`, and what lies behind it up to the small buffers that were read before, if that is near: a client
         with a few slots for headers uses the same ones again, and one copy brings them with the descriptors."""
-        low, high = self._noted
+        annex = self.annex
+        low, high = annex.low, annex.high
         end = address + length
-        if not end <= low < high <= address + _ANNEX_LIMIT:
-            self._annex = b""
+        annex.drop()
+        if not end <= low < high <= address + ANNEX_LIMIT:
             self._fetch(address, length, offset)
             return
         bounce = self._window.bounce
         try:
             self._window.fetch(address, high - address, bounce)
-        except RemoteError:  # what is between is not mapped: never try again
-            self._noted = (0, 0)
-            self._annex = b""
+        except RemoteError:  # what is between is not mapped
+            annex.forbid()
             self._fetch(address, length, offset)
             return
         self._shadow.view[offset : offset + length] = bounce.view[:length]
-        self._annex_at, self._annex = low, bytes(bounce.view[low - address : high - address])
+        annex.keep(low, bounce.view[low - address : high - address])
 
     def release(self) -> None:
         """Give back the shadows; the ring is not used afterwards."""
