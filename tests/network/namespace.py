@@ -13,7 +13,7 @@ from typing import ParamSpec
 import pytest
 
 P = ParamSpec("P")
-LIMIT = 60.0
+LIMIT = 110.0
 _CLONE_NEWNET = 0x4000_0000
 
 

@@ -292,6 +292,20 @@ def test_front_end_that_does_not_answer_a_miss_loses_that_request_or_itself(
         ring.close()
 
 
+def test_ring_may_be_enabled_before_features_are_set(back: Serving, area: MappedArea) -> None:
+    # as QEMU does it for a network
+    peer = RawFrontEnd(back.path, USUAL)
+    peer.send(FrontEnd.SET_VRING_ENABLE, VringState(0, 1))
+    assert peer.done(FrontEnd.SET_FEATURES, wire.U64(feature.VERSION_1 | wire.F_PROTOCOL_FEATURES))
+    table = wire.MemoryTable((wire.Region(GUEST, area.size, USER, 0),))
+    assert peer.done(FrontEnd.SET_MEM_TABLE, table, [area.fd])
+    ring = Ring(peer, area).set_up()
+    ring.add(b"early")
+    ring.wait(1)
+    peer.close()
+    ring.close()
+
+
 def test_without_protocol_features_rings_are_enabled_at_once(back: Serving, area: MappedArea) -> None:
     peer = RawFrontEnd(back.path)
     peer.send(FrontEnd.SET_OWNER)

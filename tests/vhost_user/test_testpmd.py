@@ -15,7 +15,7 @@ from pathlib import Path
 
 import pytest
 from tests.network.namespace import ip, isolated
-from tests.vhost_user.harness import Serving, serving
+from tests.vhost_user.harness import Serving, recorded_sessions, serving
 
 from powervio.devices.net import NetDevice
 from powervio.network.loopback import LoopbackPort
@@ -24,7 +24,6 @@ from powervio.network.tap import TapPort
 from powervio.transport.vhost_user.back_end import BackEndOptions
 from powervio.virtio import features as feature
 from powervio.virtio import net
-from powervio.virtio.device import DeviceSession
 
 LIMIT = 20.0
 OFFERED = BackEndOptions(packed=True, in_order=True)
@@ -134,16 +133,6 @@ def until(condition: Callable[[], object]) -> None:
         time.sleep(0.005)
 
 
-class Watched(NetDevice):
-    """It remembers what was negotiated."""
-
-    negotiated = 0
-
-    def start(self, session: DeviceSession) -> None:
-        self.negotiated = session.features
-        super().start(session)
-
-
 def settle(tester: Testpmd, device: NetDevice) -> tuple[int, int]:
     """Have the driver take whatever is on its way to it; what it counts then."""
     tester.forward("rxonly")
@@ -175,7 +164,8 @@ MODES = [
 
 @pytest.mark.parametrize(("options", "expected"), MODES)
 def test_frames_go_round_and_both_ends_count_the_same(tmp_path: Path, options: str, expected: int) -> None:
-    device = Watched(LoopbackPort())
+    device = NetDevice(LoopbackPort())
+    sessions = recorded_sessions(device)
     with serving(tmp_path, device, OFFERED) as back, testpmd(back, options) as tester:
         tester.forward("io", "start tx_first 4")
         until(lambda: device.to_driver.frames > 2000)  # several times around each ring
@@ -185,7 +175,7 @@ def test_frames_go_round_and_both_ends_count_the_same(tmp_path: Path, options: s
         assert device.to_driver.bytes == device.from_driver.bytes == 64 * sent
         assert device.from_driver.dropped == device.to_driver.dropped == device.port.dropped == {}
     chosen = feature.RING_PACKED | feature.IN_ORDER | net.F_MRG_RXBUF
-    assert device.negotiated & chosen == expected
+    assert sessions[-1] & chosen == expected
 
 
 @pytest.mark.parametrize(
@@ -278,7 +268,8 @@ def udp(length: int) -> tuple[bytes, int]:
 @pytest.mark.parametrize("options", ["packed_vq=0", "packed_vq=1"])
 def test_partial_checksums_go_in_and_out(tmp_path: Path, options: str) -> None:
     wire = Wire()
-    device = Watched(wire)
+    device = NetDevice(wire)
+    sessions = recorded_sessions(device)
     more = ("--rx-offloads=0x4", "--tx-offloads=0x4")  # UDP checksums
     with serving(tmp_path, device, OFFERED) as back, testpmd(back, options, *more) as tester:
         tester.run("port stop 0", "Done")
@@ -290,7 +281,7 @@ def test_partial_checksums_go_in_and_out(tmp_path: Path, options: str) -> None:
             wire.put(Frame(frame, (34, 6)))
         until(lambda: len(wire.out) == 10)
         tester.stop()
-        assert device.negotiated & (net.F_CSUM | net.F_GUEST_CSUM) == net.F_CSUM | net.F_GUEST_CSUM
+        assert sessions[-1] & (net.F_CSUM | net.F_GUEST_CSUM) == net.F_CSUM | net.F_GUEST_CSUM
     assert {(sent.partial, sent.data[40:42]) for sent in wire.out} == {((34, 6), total.to_bytes(2, "big"))}
 
 

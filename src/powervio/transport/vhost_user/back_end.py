@@ -88,6 +88,8 @@ class BackEnd:
         self.device = device
         self.options = options
         self.features = 0
+        self.negotiated = False
+        """Whether the front end has set features."""
         self.protocol_features = 0
         self.status = 0
         self.memory = GuestMemory()
@@ -162,6 +164,7 @@ class BackEnd:
             extra = ", ".join(feature.names(wanted & ~self.offered, self.device.device_id))
             raise RemoteError(f"{extra}: not offered")
         self.features = wanted
+        self.negotiated = True
         self.service.features = wanted & _RING_BITS
         self.memory.logging = bool(wanted & wire.F_LOG_ALL)
         if bool(wanted & feature.ACCESS_PLATFORM) is not (self.memory.iotlb is not None):
@@ -346,7 +349,8 @@ class BackEnd:
 
     def _set_vring_enable(self, message: Message) -> None:
         state = _state(message)
-        if not self.features & wire.F_PROTOCOL_FEATURES:
+        # QEMU enables the rings of a network before it sets features for the first time
+        if self.negotiated and not self.features & wire.F_PROTOCOL_FEATURES:
             raise RemoteError("PROTOCOL_FEATURES was not negotiated")
         if state.value > 1:
             raise RemoteError(f"{state.value}; expected 0 or 1")
