@@ -55,6 +55,7 @@ COMPILED = (
     "powervio.transport.crq.remote",
     "powervio.transport.crq.page_list",
     "powervio.transport.crq.batch",
+    "powervio.devices.block_loop",
     "powervio.transport.vhost_user.translate",
     "powervio.bench.load",
     "powervio.testing.torture",

@@ -265,6 +265,7 @@ def test_back_end_killed_with_64_writes_in_flight_loses_none(tmp_path: Path, rin
         for death in range(deaths):
             contents = [os.urandom(block) for _ in range(count)]
             os.kill(process.pid, signal.SIGSTOP)  # so that all of them are in flight
+            os.waitid(os.P_PID, process.pid, os.WSTOPPED)
             tasks = [
                 asyncio.ensure_future(driver.write(number * block, content)) for number, content in enumerate(contents)
             ]

@@ -63,7 +63,8 @@ class VhostUserDisk:
     def _negotiate(session: FrontSession, ring_features: int) -> int:
         offered = session.greet()
         # the rings need one region only, and nothing of the block device's own is used
-        features = feature.choose(offered, ring_features, blk.DEVICE_ID)
+        # a driver that cannot flush has every write made stable before it completes (virtio 1.4, 5.2.6.2)
+        features = feature.choose(offered, ring_features | blk.F_FLUSH, blk.DEVICE_ID)
         session.accept(features)
         return features
 

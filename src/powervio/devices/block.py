@@ -12,16 +12,21 @@ and writes are served in groups; each of them has the result that it would have 
 from __future__ import annotations
 
 import errno
+import threading
 from collections import deque
+from dataclasses import replace
 
+from powervio.devices.block_loop import BlockLoop
 from powervio.devices.block_options import SECTOR, BlockCounters, BlockOptions, check_options
 from powervio.devices.block_table import BlockRules, complete, fail_written, has_written, judge, mark, usual_end
 from powervio.devices.throttle import Throttle, Waiting
 from powervio.errors import LocalError, RemoteError
 from powervio.memory.abstract import Backing, Payload
+from powervio.memory.target import FileTarget
 from powervio.virtio import block as blk
 from powervio.virtio.batch import Batch
-from powervio.virtio.device import Cancellable, Device, DeviceSession
+from powervio.virtio.device import Cancellable, Device, DeviceSession, QueueLoop
+from powervio.virtio.device_queue import MappedQueue
 from powervio.virtio.queue import ByteOrder, DeviceQueue, Request
 from powervio.virtio.request_table import ROWS, RequestTable, borrow, give_back
 
@@ -43,7 +48,7 @@ class BlockDevice(Device):
         options = BlockOptions() if options is None else options
         self.backing = backing
         self.options = options
-        self.counters = BlockCounters()
+        self._counters = BlockCounters()
         self.read_only = options.read_only or backing.read_only
         self.block_size = options.block_size or backing.block_size
         self.queue_count = options.queues
@@ -61,6 +66,8 @@ class BlockDevice(Device):
         self._throttle_timer: Cancellable | None = None
         # who handles requests in a way of their own gets them one by one
         self._handles_batches = type(self).handle is BlockDevice.handle
+        self._loops: list[BlockLoop] = []
+        self._apart_lock = threading.Lock()
         self._left: dict[int, tuple[DeviceQueue, deque[tuple[Request, bytes | None]]]] = {}
         """By queue: what was popped and not served when the pass was over, with its header."""
 
@@ -126,6 +133,7 @@ class BlockDevice(Device):
         self._writeback = bool(data[0])
         if self.session is not None and not self._negotiated & blk.F_FLUSH:
             self._writeback = False
+        self._tell_loops()
 
     def start(self, session: DeviceSession) -> None:
         """Without FLUSH the driver cannot ask for stability, so every write is stable when it completes (5.2.6.2)."""
@@ -149,7 +157,51 @@ class BlockDevice(Device):
             self._negotiated = 0
         self._writeback = self.options.writeback
 
+    # Loops
+
+    def loop(self, queue: MappedQueue, spin: float) -> QueueLoop | None:
+        """See `Device`: where the backing can be reached by descriptor and nothing is limited."""
+        target, session = self.backing.target, self.session
+        own = type(self)._handle is BlockDevice._handle and type(self).handle is BlockDevice.handle
+        if not isinstance(target, FileTarget) or self._throttle is not None or not own:
+            return None
+        if session is None or session.byteorder != "little":
+            return None
+        rules = BlockRules(self.options.max_request, read_only=self.read_only)
+        loop = BlockLoop(queue, target, rules, self._serve_apart, spin=spin)
+        self._loops.append(loop)
+        self._tell_loops()
+        return loop
+
+    def loop_ended(self, loop: QueueLoop) -> None:
+        """See `Device`."""
+        assert isinstance(loop, BlockLoop)
+        self._loops.remove(loop)
+        loop.add_to(self._counters)
+        self.requests += loop.requests
+
+    def _tell_loops(self) -> None:
+        """The loops go by the disk as it is now."""
+        for loop in self._loops:
+            loop.rules.capacity = self._capacity
+            loop.writeback = self._writeback
+
+    def _serve_apart(self, request: Request) -> None:
+        """What a loop hands over, from its thread: one at a time, for what follows knows of no threads."""
+        with self._apart_lock:
+            self._handle(request, b"")
+
     # What the operator does
+
+    @property
+    def counters(self) -> BlockCounters:
+        """What the device has done, loops that are at work included."""
+        if not self._loops:
+            return self._counters
+        both = replace(self._counters, errors=dict(self._counters.errors))
+        for loop in list(self._loops):
+            loop.add_to(both)
+        return both
 
     @property
     def capacity(self) -> int:
@@ -172,6 +224,7 @@ class BlockDevice(Device):
             )
         if size != self._capacity:
             self._capacity = size
+            self._tell_loops()
             self.config_changed()
 
     def state(self) -> dict[str, object]:
@@ -293,10 +346,10 @@ class BlockDevice(Device):
         batch.move(table, first, end, self.backing)
         if not self._writeback and has_written(table, first, end):
             self._flush_written(table, first, end)
-        judge(table, first, end, self.counters)
+        judge(table, first, end, self._counters)
         self.requests += end - first
         batch.store(table, first, end)
-        complete(table, first, end, self.counters)
+        complete(table, first, end, self._counters)
 
     def _flush_written(self, table: RequestTable, first: int, end: int) -> None:
         """Make the writes of a group stable: one flush covers all of them."""
@@ -308,7 +361,7 @@ class BlockDevice(Device):
 
     def _serve(self, request: Request, readable: Payload, writable: Payload, room: int, header: bytes) -> int:
         """Do it; returns the bytes of data written to the driver, or the status of a failure, negative."""
-        counters = self.counters
+        counters = self._counters
         length = readable.length - 16
         if length < 0:
             return self._failed("malformed", blk.S_IOERR)
@@ -356,7 +409,7 @@ class BlockDevice(Device):
 
     def _change_ranges(self, request: Request, readable: Payload, length: int, kind: int) -> int:
         """DISCARD, WRITE_ZEROES and SECURE_ERASE: all ranges are checked before the first is touched."""
-        options, size, counters = self.options, self._segment.size, self.counters
+        options, size, counters = self.options, self._segment.size, self._counters
         if self.read_only:
             return self._failed("read-only", blk.S_IOERR)
         if length == 0 or length % size or length > options.max_segments * size:
@@ -428,7 +481,7 @@ class BlockDevice(Device):
                 throttle.add(new[-1])
         finally:  # also when the driver broke the ring: what waits needs its timer
             self._serve_waiting(throttle)
-            self.counters.throttled += sum(not waiting.served for waiting in new)
+            self._counters.throttled += sum(not waiting.served for waiting in new)
 
     def _serve_waiting(self, throttle: Throttle, *, unlimited: bool = False) -> None:
         """Serve what may go now, and come again when there is more that may."""
@@ -437,7 +490,7 @@ class BlockDevice(Device):
         now = scheduler.clock()
         touched: set[DeviceQueue] = set()
         while isinstance(found := throttle.next(now, unlimited=unlimited), Waiting):
-            self.counters.throttled_seconds += now - found.since
+            self._counters.throttled_seconds += now - found.since
             self._handle(found.request, found.header)
             touched.add(found.queue)
         self._stop_timer()
@@ -474,4 +527,4 @@ class BlockDevice(Device):
         return -status
 
     def _count(self, kind: str) -> None:
-        self.counters.count(kind)
+        self._counters.count(kind)

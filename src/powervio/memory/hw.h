@@ -14,6 +14,7 @@
 #include <stdint.h>
 #include <string.h>
 #include <sys/uio.h>
+#include <sys/vfs.h>
 #include <time.h>
 #include <unistd.h>
 
@@ -205,6 +206,38 @@ static inline void relax(void)
 
 /* Let others run on this processor. */
 static inline void yield_cpu(void) { sched_yield(); }
+
+/* As `hw_preadv` and `hw_pwritev`, but only what can be done without waiting
+ * for a medium: -EAGAIN for what cannot, -EOPNOTSUPP where a file system has
+ * no way to tell. */
+static inline int64_t preadv_at_once(int fd, const hw_u8 *table, uint32_t count, uint64_t position)
+{
+	ssize_t done = preadv2(fd, (const struct iovec *)table, (int)count, (off_t)position, RWF_NOWAIT);
+
+	return done < 0 ? -errno : done;
+}
+
+static inline int64_t pwritev_at_once(int fd, const hw_u8 *table, uint32_t count, uint64_t position)
+{
+	ssize_t done = pwritev2(fd, (const struct iovec *)table, (int)count, (off_t)position, RWF_NOWAIT);
+
+	return done < 0 ? -errno : done;
+}
+
+/* Whether a file's bytes are in memory and nowhere else (tmpfs, ramfs,
+ * hugetlbfs): then no access to it waits for a medium. */
+static inline int is_in_memory(int fd)
+{
+	struct statfs fs;
+
+	return fstatfs(fd, &fs) == 0 &&
+	       ((uint32_t)fs.f_type == 0x01021994u || (uint32_t)fs.f_type == 0x858458f6u ||
+		(uint32_t)fs.f_type == 0x958458f6u);
+}
+
+/* One byte at an address of this process. */
+static inline void put8(uint64_t address, uint8_t value)
+{ __atomic_store_n((uint8_t *)(uintptr_t)address, value, __ATOMIC_RELAXED); }
 
 /* Bytes of a file or block device, or the negative errno. */
 static inline int64_t file_end(int fd)

@@ -34,6 +34,10 @@ cdef extern from "hw.h" nogil:
     uint64_t address_of(const unsigned char *base, uint64_t offset) noexcept
     int64_t preadv "hw_preadv"(int fd, const unsigned char *table, uint32_t count, uint64_t position) noexcept
     int64_t file_end(int fd) noexcept
+    int64_t preadv_at_once(int fd, const unsigned char *table, uint32_t count, uint64_t position) noexcept
+    int64_t pwritev_at_once(int fd, const unsigned char *table, uint32_t count, uint64_t position) noexcept
+    int is_in_memory(int fd) noexcept
+    void put8(uint64_t address, uint8_t value) noexcept
     int64_t pwritev "hw_pwritev"(int fd, const unsigned char *table, uint32_t count, uint64_t position) noexcept
     int event_signal(int fd) noexcept
     int event_take(int fd) noexcept

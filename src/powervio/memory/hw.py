@@ -70,6 +70,35 @@ def pwritev(fd: int, table: Pointer, count: int, position: int) -> int:
         return -(error.errno or errno.EIO)
 
 
+def preadv_at_once(fd: int, table: Pointer, count: int, position: int) -> int:
+    """As `preadv`, but only what can be done without waiting for a medium (-EAGAIN, -EOPNOTSUPP otherwise)."""
+    try:
+        return os.preadv(fd, _memory_of(table, count), position, os.RWF_NOWAIT)
+    except OSError as error:
+        return -(error.errno or errno.EIO)
+
+
+def pwritev_at_once(fd: int, table: Pointer, count: int, position: int) -> int:
+    """As `pwritev`, but only what can be done without waiting: nothing, as Python has no such call."""
+    return -errno.EOPNOTSUPP
+
+
+_FILE_SYSTEMS_IN_MEMORY = (0x01021994, 0x858458F6, 0x958458F6)  # tmpfs, ramfs, hugetlbfs
+
+
+def is_in_memory(fd: int) -> int:
+    """Whether a file's bytes are in memory and nowhere else: then no access to it waits for a medium."""
+    status = ctypes.create_string_buffer(256)
+    if ctypes.CDLL(None, use_errno=True).fstatfs(fd, status):
+        return 0
+    return int(struct.unpack_from("@L", status)[0] & 0xFFFF_FFFF in _FILE_SYSTEMS_IN_MEMORY)
+
+
+def put8(address: int, value: int) -> None:
+    """One byte at an address of this process."""
+    ctypes.c_ubyte.from_address(address).value = value & 0xFF
+
+
 def file_end(fd: int) -> int:
     """Bytes of a file or block device, or the negative errno."""
     try:

@@ -17,6 +17,7 @@ from __future__ import annotations
 import contextlib
 import errno
 import fcntl
+import mmap
 import os
 import stat
 from collections.abc import Sequence
@@ -48,7 +49,9 @@ class Image(Backing):
 
     vectored = True
 
-    def __init__(self, fd: int, path: str, *, read_only: bool, direct: bool, lock_fd: int = -1) -> None:
+    def __init__(
+        self, fd: int, path: str, *, read_only: bool, direct: bool, lock_fd: int = -1, map_file: bool = False
+    ) -> None:
         """Take over `fd`, and `lock_fd` if the lock is another open file's. Raises `OSError`, `LocalError`."""
         self.path = path
         self.read_only = read_only
@@ -61,7 +64,6 @@ class Image(Backing):
         self._lock_fd = lock_fd
         self._length = os.lseek(fd, 0, os.SEEK_END)  # of a block device too, where st_size is 0
         self.size = self._length + -self._length % SECTOR
-        self._flush_error: OSError | None = None
         self._sector = hostfile.logical_sector(fd) if self.is_block_device else 1
         self._direct_file = DirectFile(fd, path, self._sector) if direct else None
         self.block_size = SECTOR if self._direct_file is None else self._direct_file.alignment
@@ -71,9 +73,23 @@ class Image(Backing):
             raise LocalError(
                 f"image {path}: direct I/O wants a multiple of {self.block_size} bytes, not {self._length}"
             )
-        self._target = None if direct else FileTarget(fd, self.size, self._length)
+        self._target = self._make_target(map_file=map_file)
         self.can_discard = not read_only and self._probe_discard(status)
         self.can_secure_erase = self.is_block_device and not read_only and hostfile.block_device_secure_erases(fd)
+
+    def _make_target(self, *, map_file: bool) -> FileTarget:
+        if not map_file:
+            alignment = self.block_size if self.direct else 0
+            return FileTarget(self._fd, self.size, self._length, read_only=self.read_only, alignment=alignment)
+        if self.is_block_device or self.direct or not FileTarget(self._fd, 0, 0).in_memory:
+            raise LocalError(
+                f"image {self.path}: only a file in memory (tmpfs, hugetlbfs) can be mapped: of any other one a page"
+                " that is not in the page cache would hold up all requests, and an error of its medium end the process"
+            )
+        access = mmap.PROT_READ | (0 if self.read_only else mmap.PROT_WRITE)
+        # a private mapping of what may only be read would not see what others write
+        mapping = mmap.mmap(self._fd, self._length, mmap.MAP_SHARED, access)
+        return FileTarget(self._fd, self.size, self._length, read_only=self.read_only, mapping=mapping)
 
     def _probe_discard(self, status: os.stat_result) -> bool:
         if self.is_block_device:
@@ -171,12 +187,12 @@ class Image(Backing):
         """See `Backing`: fdatasync. After one failure every later call fails."""
         if self.read_only:
             return
-        if self._flush_error is not None:
-            raise OSError(self._flush_error.errno, "an earlier flush failed and data was lost", self.path)
+        if self._target.lost:
+            raise OSError(self._target.lost, "an earlier flush failed and data was lost", self.path)
         try:
             os.fdatasync(self._fd)
         except OSError as error:
-            self._flush_error = error
+            self._target.lost = error.errno or errno.EIO
             raise
 
     def discard(self, position: int, length: int) -> None:
@@ -294,13 +310,11 @@ class Image(Backing):
 
     def _has(self, length: int, size: int) -> None:
         self._length, self.size = length, size
-        if self._target is not None:
-            self._target.length, self._target.size = length, size
+        self._target.length, self._target.size = length, size
 
     def close(self) -> None:
         """See `Backing`. The lock is gone with it; a second call does nothing."""
-        if self._target is not None:
-            self._target.fd = -1
+        self._target.release()
         if self._fd >= 0:
             os.close(self._fd)
             self._fd = -1
@@ -318,13 +332,15 @@ def open_image(
     lock: bool = True,
     wait: float = 0.0,
     share: int | None = None,
+    map_file: bool = False,
 ) -> Image:
     """Open a raw image file or a block device.
 
     With `create_size` (bytes, a multiple of 512) a missing file is made, sparse; one that exists must have that size.
-    `direct` goes around the page cache (O_DIRECT). A block device that is mounted is not opened for writing. `wait` is
-    the seconds that another user of the image gets to end (`hostfile.lock_image`). `share` is the descriptor of an open
-    file that has the image locked already (`share.ImageShare`): its lock is kept, too, for as long as this one is open.
+    `direct` goes around the page cache (O_DIRECT); `map_file` maps a file that is in memory (`FileTarget`). A block
+    device that is mounted is not opened for writing. `wait` is the seconds that another user of the image gets to end
+    (`hostfile.lock_image`). `share` is the descriptor of an open file that has the image locked already
+    (`share.ImageShare`): its lock is kept, too, for as long as this one is open.
 
     Raises `LocalError` with the reason, `ImageBusy` (a `LocalError`) when somebody else uses the image.
     """
@@ -346,7 +362,7 @@ def open_image(
             lock_fd = fcntl.fcntl(share, fcntl.F_DUPFD_CLOEXEC, 0)
         elif lock:
             hostfile.lock_image(fd, name, read_only=read_only, wait=wait)
-        image = Image(fd, name, read_only=read_only, direct=direct, lock_fd=lock_fd)
+        image = Image(fd, name, read_only=read_only, direct=direct, lock_fd=lock_fd, map_file=map_file)
         if create_size is not None and image.size != create_size:
             raise LocalError(f"image {name} exists and has {image.size} bytes, not {create_size}")
     except BaseException as error:

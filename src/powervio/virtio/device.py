@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import ClassVar, Protocol
 
 from powervio.errors import LocalError
+from powervio.virtio.device_queue import MappedQueue
 from powervio.virtio.queue import ByteOrder, DeviceQueue, Request
 
 
@@ -48,6 +49,22 @@ class Scheduler(Protocol):
 
     def remove_reader(self, fd: int) -> None:
         """End that, before the descriptor is closed; harmless when there is no reader."""
+
+
+class QueueLoop(Protocol):
+    """What a device serves a queue with, without the interpreter lock; run in a thread of its own."""
+
+    def run(self) -> None:
+        """Serve until `stop`; nothing of the queue is touched after it returned or raised.
+
+        Raises `RemoteError` when the driver broke the ring, `OSError` when there are no kicks any more.
+        """
+
+    def stop(self) -> None:
+        """Make `run` return soon; from another thread."""
+
+    def close(self) -> None:
+        """Give back what the loop has, after `run`."""
 
 
 class Device(ABC):
@@ -126,6 +143,16 @@ class Device(ABC):
     def handle(self, request: Request) -> None:
         """Serve one request and complete it, now or later. Must not raise for anything a driver can send."""
         raise NotImplementedError  # a device overrides `handle` or `process`
+
+    def loop(self, queue: MappedQueue, spin: float) -> QueueLoop | None:
+        """What serves a mapped queue from now on in place of `process`; None: `process` does.
+
+        `spin` is the seconds for which an empty queue is looked at before the loop sleeps. `loop_ended` follows.
+        """
+        return None
+
+    def loop_ended(self, loop: QueueLoop) -> None:
+        """A loop that `loop` gave is not used any more."""
 
     def config_changed(self) -> None:
         """To be called by the device itself, in its partition's thread, after its config became another."""

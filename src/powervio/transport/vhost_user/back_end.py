@@ -166,7 +166,8 @@ class BackEnd:
         self.features = wanted
         self.negotiated = True
         self.service.features = wanted & _RING_BITS
-        self.memory.logging = bool(wanted & wire.F_LOG_ALL)
+        with self.service.still():
+            self.memory.logging = bool(wanted & wire.F_LOG_ALL)
         if bool(wanted & feature.ACCESS_PLATFORM) is not (self.memory.iotlb is not None):
             self.memory.iotlb = TranslationCache() if wanted & feature.ACCESS_PLATFORM else None
         event = Event.SET_FEATURES if wanted & wire.F_PROTOCOL_FEATURES else Event.SET_FEATURES_PLAIN
@@ -192,21 +193,24 @@ class BackEnd:
 
     def _set_mem_table(self, message: Message) -> None:
         assert isinstance(message.payload, wire.MemoryTable)
-        self.memory.set_table(message.payload.regions, message.fds)
-        self._regions_changed()
+        with self.service.still():
+            self.memory.set_table(message.payload.regions, message.fds)
+            self._regions_changed()
 
     def _get_max_mem_slots(self, message: Message) -> Payload:
         return wire.U64(MAX_SLOTS)
 
     def _add_mem_reg(self, message: Message) -> None:
         assert isinstance(message.payload, wire.SingleRegion)
-        self.memory.add(message.payload.region, message.fds[0])
-        self._regions_changed()
+        with self.service.still():
+            self.memory.add(message.payload.region, message.fds[0])
+            self._regions_changed()
 
     def _rem_mem_reg(self, message: Message) -> None:
         assert isinstance(message.payload, wire.SingleRegion)
-        self.memory.remove(message.payload.region)
-        self._regions_changed()
+        with self.service.still():
+            self.memory.remove(message.payload.region)
+            self._regions_changed()
 
     def _regions_changed(self) -> None:
         """A started ring goes on where it is, unless its addresses are other memory now: then it is set up anew."""
@@ -323,7 +327,7 @@ class BackEnd:
         vring.replace_fd("kick", fd)
         vring.polled = fd < 0
         if vring.queue is not None:
-            self.service.resume(vring)
+            self.service.update(vring)
         elif fd >= 0:
             self._event(vring, Event.SET_VRING_KICK)
             self._wait_for_kick(vring)
@@ -332,7 +336,10 @@ class BackEnd:
 
     def _set_vring_call(self, message: Message) -> None:
         vring, fd = self._ring_fd(message, "call")
-        vring.replace_fd("call", fd)
+        with self.service.still([vring]):
+            vring.replace_fd("call", fd)
+            if vring.queue is not None:
+                vring.queue.call = fd
 
     def _set_vring_err(self, message: Message) -> None:
         vring, fd = self._ring_fd(message, "error")
@@ -368,8 +375,8 @@ class BackEnd:
                 self._wait_for_kick(vring)
         elif self._may_run(vring) and vring.queue is None:
             self._start(vring)
-        elif before != vring.phase and vring.phase.enabled:
-            self.service.serve(vring)
+        elif before != vring.phase:
+            self.service.update(vring)
 
     def _may_run(self, vring: Vring) -> bool:
         """With STATUS nothing is taken from a ring before DRIVER_OK (virtio 1.4, 2.1.2).

@@ -1,8 +1,12 @@
-"""The request path of a back end: from a kick to the used ring, for all queues of a device, in one thread.
+"""The request path of a back end: from a kick to the used ring, for all queues of a device.
 
 `QueueService` runs the rings that `back_end` says may run. What it needs of a ring is its `Vring`; what it needs of the
-world is the loop. A service that gives each queue a compiled loop in a thread of its own has the same five methods:
-`start`, `stop`, `serve`, `pause` and `before_sleep`, and `stop` returns when nothing touches the ring any more.
+world is the loop. There are two ways to serve a ring, and it may go from one to the other at any time (`update`):
+
+- The device has a compiled loop for it (`Device.loop`): a thread of its own serves the queue, kicks and all, and nobody
+  else touches ring or queue until it has been stopped.
+- Else the device is called in the one thread of all: also while a dirty log is kept, while addresses have to be asked
+  for (IOTLB), and for rings without kicks.
 
 A queue that is found empty is looked at for `spin` seconds more before kicks are asked for and the loop sleeps. One
 front end's queues share that: it is the thread that spins.
@@ -12,8 +16,8 @@ from __future__ import annotations
 
 import logging
 import os
-from collections.abc import Callable
-from contextlib import suppress
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager, suppress
 from functools import partial
 from types import MappingProxyType
 
@@ -22,6 +26,7 @@ from powervio.transport.vhost_user.inflight_area import InflightRecord
 from powervio.transport.vhost_user.loop import Loop
 from powervio.transport.vhost_user.memory import GuestMemory, GuestRing
 from powervio.transport.vhost_user.queue import VhostQueue
+from powervio.transport.vhost_user.queue_thread import QueueThread
 from powervio.transport.vhost_user.vring import Vring, base_of, make_ring
 from powervio.virtio import features as feature
 from powervio.virtio.device import Device, DeviceSession
@@ -64,6 +69,7 @@ class QueueService:
         self._queues: dict[int, VhostQueue] = {}
         self._again: set[int] = set()
         self._polling = False
+        self._threads: dict[int, QueueThread] = {}
         loop.before_sleep = self.before_sleep
 
     @property
@@ -96,12 +102,75 @@ class QueueService:
             except BaseException:
                 self._forget(vring, queue)
                 raise
-        if vring.kick >= 0:
-            self._loop.add_reader(vring.kick, partial(self._kicked, vring))
         if record is not None:
             vring.signal("call")  # what a predecessor showed before it died the driver may not have been told
+        self.update(vring)
+
+    def update(self, vring: Vring) -> None:
+        """Serve a started ring in the way that suits it now."""
+        queue = vring.queue
+        if queue is None:
+            return
+        queue.kick, queue.call = vring.kick, vring.call
+        if vring.index in self._threads:
+            if self._suits_a_thread(vring, queue):
+                return
+            self._end_thread(vring)
+        elif self._suits_a_thread(vring, queue):
+            loop = self._device.loop(queue, self._spin)
+            if loop is not None:
+                self._loop.remove_reader(vring.kick)
+                self._again.discard(vring.index)
+                name = f"queue {vring.index}"
+                self._threads[vring.index] = QueueThread(name, loop, partial(self._thread_ended, vring, queue))
+                return
+        if vring.kick >= 0:
+            self._loop.add_reader(vring.kick, partial(self._kicked, vring))
         self._poll()
         self.serve(vring)
+
+    def _suits_a_thread(self, vring: Vring, queue: VhostQueue) -> bool:
+        return bool(
+            vring.phase.enabled
+            and not vring.broken
+            and vring.kick >= 0
+            and queue.space is not None
+            and self._memory.iotlb is None
+            and not self._memory.logging
+        )
+
+    def _end_thread(self, vring: Vring) -> bool:
+        thread = self._threads.pop(vring.index, None)
+        if thread is None:
+            return False
+        thread.stop()
+        self._device.loop_ended(thread.loop)
+        return True
+
+    def _thread_ended(self, vring: Vring, queue: VhostQueue, error: BaseException) -> None:
+        """In the queue's thread: it cannot go on."""
+        self._loop.call_soon_threadsafe(partial(self._thread_failed, vring, queue, error))
+
+    def _thread_failed(self, vring: Vring, queue: VhostQueue, error: BaseException) -> None:
+        if vring.queue is not queue or not self._end_thread(vring):
+            return
+        if isinstance(error, RemoteError):
+            self._queue_broken(vring.index, error)
+        elif isinstance(error, OSError):
+            _log.error("ring %d: no kicks any more: %s", vring.index, error.strerror)
+        else:
+            _log.error("ring %d: the device failed", vring.index, exc_info=error)
+            self._on_broken(vring, "the device failed")
+
+    @contextmanager
+    def still(self, vrings: Iterable[Vring] | None = None) -> Iterator[None]:
+        """No thread serves these rings (by default none of them) meanwhile: what they use is about to change."""
+        halted = [vring for vring in (self._vrings.values() if vrings is None else vrings) if self._end_thread(vring)]
+        try:
+            yield
+        finally:
+            for vring in halted:
+                self.update(vring)
 
     def _places(self, vring: Vring) -> list[object]:
         return [self._memory.identity(address, length) for address, length, _, _ in vring.areas(self.features)]
@@ -115,6 +184,7 @@ class QueueService:
         queue = vring.queue
         if queue is None:
             return
+        self._end_thread(vring)
         if vring.kick >= 0:
             self._loop.remove_reader(vring.kick)
             with suppress(OSError):  # a kick of before must not start it again
@@ -149,17 +219,9 @@ class QueueService:
         self._loop.remove_reader(vring.kick)
 
     def pause(self, vring: Vring) -> None:
-        """Do not serve a broken or a disabled ring: kicks are not even read."""
-        if vring.kick >= 0 and vring.queue is not None:
+        """Do not serve a ring: kicks are not even read. `update` ends that."""
+        if not self._end_thread(vring) and vring.kick >= 0 and vring.queue is not None:
             self._loop.remove_reader(vring.kick)
-
-    def resume(self, vring: Vring) -> None:
-        """Serve a ring that was paused, or that has another descriptor of kicks now."""
-        if vring.queue is not None:
-            if vring.kick >= 0:
-                self._loop.add_reader(vring.kick, partial(self._kicked, vring))
-            self._poll()
-            self.serve(vring)
 
     # -- turns
 
@@ -179,7 +241,7 @@ class QueueService:
     def serve(self, vring: Vring) -> None:
         """Give the device turns with a queue while there is something in it, within limits."""
         queue = vring.queue
-        if queue is None or vring.broken:
+        if queue is None or vring.broken or vring.index in self._threads:
             return
         if vring.phase.enabled:
             self._spin_until = self._loop.clock() + self._spin
@@ -243,7 +305,9 @@ class QueueService:
 
     def _woken(self, queue: DeviceQueue) -> None:
         vring = self._vrings.get(queue.index)
-        if queue.woken() and vring is not None and not vring.broken and vring.phase.enabled:
+        if vring is None or vring.index in self._threads:
+            return  # a queue that a loop serves wakes for nobody
+        if queue.woken() and not vring.broken and vring.phase.enabled:
             queue.allowance = _PASS_BYTES
             assert isinstance(queue, VhostQueue)
             self._guarded(vring, partial(self._turn, queue))
@@ -261,14 +325,15 @@ class QueueService:
             return True
         if self._asleep:
             return False
-        for vring in list(self._vrings.values()):
+        vrings = [vring for index, vring in self._vrings.items() if index not in self._threads]
+        for vring in vrings:
             queue = vring.queue
             if queue is not None and not vring.broken and self._guarded(vring, queue.ring.refresh) != queue.left:
                 self.serve(vring)
         if self._loop.clock() < self._spin_until:
             return True
         self._asleep = True
-        for vring in list(self._vrings.values()):
+        for vring in vrings:
             queue = vring.queue
             if queue is not None and not vring.broken:
                 more = self._guarded(vring, queue.ring.enable_notifications)

@@ -1,0 +1,1 @@
+from powervio.devices.block_loop import *
