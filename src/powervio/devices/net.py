@@ -321,7 +321,7 @@ class NetDevice(Device):
         held = self._held
         needed = len(self._header) + len(frame.data)
         least = len(self._header) if self._features & net.F_MRG_RXBUF else needed
-        room = sum(request.writable.length for request in held)
+        room = sum(request.writable.length for request in held) if held else 0
         while room < needed:
             request = queue.pop()
             if request is None:
