@@ -23,6 +23,8 @@ from powervio.testing.direct import DirectDriverQueue, DirectLink, bytewise, who
 from powervio.virtio import block as blk
 from powervio.virtio.queue import Buffer, BufferSlice, ByteOrder, DriverQueue, DriverTransport
 
+pytestmark = pytest.mark.dual
+
 MIB = 1 << 20
 SIZE = 4 * MIB
 BLOCK = 4096
@@ -369,6 +371,27 @@ def test_impossible_request_is_a_local_error(make: Callable[..., Disk]) -> None:
     request = disk.submit(blk.T_IN, 0, 512, buffer)
     with pytest.raises(LocalError, match="submitted before"):
         driver.submit(request)
+
+
+def test_place_that_no_disk_has_is_an_error(disk: Disk) -> None:
+    for position in (1 << 70, -(1 << 70)):
+        with pytest.raises(BlockError) as caught:
+            disk.driver.submit(BlockRequest(blk.T_IN, position, 512, ((disk.buffer(), 0, 512),)))
+        assert caught.value.errno == errno.EINVAL
+
+
+def test_range_that_does_not_fit_into_a_request_fails_though_it_came_before_the_limits(
+    make: Callable[..., Disk],
+) -> None:
+    disk = make()
+    request = BlockRequest(blk.T_DISCARD, 0, (1 << 32) * 512)
+    disk.driver.submit(request)
+    assert not request.done
+    disk.link.connect()
+    disk.link.run()
+    assert request.error is not None
+    assert request.error.errno == errno.EINVAL
+    assert disk.driver.in_flight == disk.driver.pending == 0
 
 
 def test_slice_outside_its_buffer_fails_the_request(disk: Disk) -> None:

@@ -18,6 +18,8 @@ from powervio.transport.crq.driver_queue import IndirectPolicy
 from powervio.virtio import block as blk
 from powervio.virtio.queue import Buffer
 
+pytestmark = pytest.mark.dual
+
 BLOCK = 4096
 COUNT = 32
 
@@ -153,6 +155,51 @@ def test_turn_that_the_device_asked_for_before_ff09_serves_nothing_after_it(tmp_
         disk.pair.advance(60)
         assert sorted(map(id, disk.done)) == sorted(map(id, requests))
         assert [request.error for request in requests] == [None] * len(requests)
+        disk.pair.close()
+
+
+@pytest.mark.parametrize("place", [(-512, 512), (BLOCK - 512, 1024), (0, BLOCK + 512)], ids=str)
+def test_slice_that_is_not_in_its_buffer_fails_its_request_alone(disk: Disk, place: tuple[int, int]) -> None:
+    """What is beside the buffer is somebody else's, and would be mapped or is."""
+    for mapped in (False, True):
+        buffer = disk.pair.client.allocate(BLOCK, mapped=mapped)
+        wrong = BlockRequest(blk.T_IN, 0, place[1], ((buffer, *place),))
+        disk.driver.submit(wrong)
+        assert wrong.error is not None
+        assert wrong.error.errno == errno.EINVAL
+        assert "of a buffer of 4096" in str(wrong.error)
+    requests = disk.write_all()
+    disk.pair.settle()
+    assert [request.error for request in requests] == [None] * COUNT
+
+
+@pytest.mark.parametrize("indirect", ["auto", "always", "never"])
+def test_requests_of_many_slices_leave_nothing_mapped(tmp_path: Path, indirect: IndirectPolicy) -> None:
+    """More mappings than buffers, in flight together and taken away together."""
+    with open_image(tmp_path / "disk.img", create_size=4 << 20) as image:
+        disk = Disk(image, 1, False, indirect)
+        space = disk.pair.client._queues[0]._dma
+        buffers = [disk.pair.client.allocate(BLOCK, mapped=False) for _ in range(40)]
+        before = space.free_pages
+        for count in (1, 17, 40, 3):
+            disk.done.clear()
+            slices = [(buffer, 0, BLOCK) for buffer in buffers[:count]]
+            for buffer in buffers:
+                buffer.view[:] = os.urandom(BLOCK)
+            writes = [
+                BlockRequest(blk.T_OUT, at * count * BLOCK, count * BLOCK, slices, disk.done.append) for at in range(8)
+            ]
+            disk.driver.submit_many(writes)
+            disk.driver.kick()
+            assert space.free_pages <= before - disk.driver.in_flight * count
+            disk.pair.settle()
+            assert [request.error for request in writes] == [None] * 8
+            assert len(disk.done) == 8
+            written = bytearray(8 * count * BLOCK)
+            image.read_into(0, memoryview(written))
+            assert bytes(written) == b"".join(bytes(buffer.view) for buffer in buffers[:count]) * 8
+            tables = before - space.free_pages
+            assert tables == 0 if indirect == "never" else tables <= 8
         disk.pair.close()
 
 

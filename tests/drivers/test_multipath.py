@@ -15,6 +15,7 @@ from powervio.drivers.block_request import BlockError, BlockRequest
 from powervio.drivers.multipath import MultipathCore
 from powervio.errors import LocalError
 from powervio.storage.image import Image, open_image
+from powervio.transport.crq.driver_queue import CrqDriverQueue
 from powervio.virtio import block as blk
 
 from .two_servers import BLOCK, INTERVAL, SIZE, Make, TwoServers
@@ -104,8 +105,11 @@ def test_requests_of_a_dead_path_keep_their_order(rig: TwoServers) -> None:
     rig.servers[0].die()
     rig.servers[1].hangs = True
     rig.settle()
-    assert rig.paths[1].in_flight == 8
-    assert sorted(rig.paths[1]._in_flight) == list(rig.paths[1]._in_flight)
+    queue = rig.paths[1]._rings[0].queue
+    assert isinstance(queue, CrqDriverQueue)
+    orders = [request.order for request in queue.ring.in_flight if isinstance(request, BlockRequest)]
+    assert len(orders) == rig.paths[1].in_flight == 8
+    assert sorted(orders) == orders
 
 
 def test_with_all_servers_dead_requests_wait_and_are_done_in_the_end(rig: TwoServers) -> None:
@@ -460,9 +464,9 @@ def _run(rig: TwoServers, steps: list[str], blocks: object) -> None:
                 continue
             busy.remove(block)
             if request.kind == blk.T_OUT:
-                newest[block] = bytes(buffer.view)  # type: ignore[attr-defined]
+                newest[block] = bytes(buffer.view)
             else:
-                assert bytes(buffer.view) == newest.get(block, bytes(BLOCK))  # type: ignore[attr-defined]
+                assert bytes(buffer.view) == newest.get(block, bytes(BLOCK))
         seen = len(rig.done)
 
     for number, step in enumerate(steps):

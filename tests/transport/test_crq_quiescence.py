@@ -268,7 +268,7 @@ def test_disk_request_that_the_device_holds_is_cancelled_by_a_reset_of_its_queue
         assert [request.error for request in requests[1:]] == [None] * 5
         assert len(done) == 6
         assert (driver.resubmitted, driver.in_flight, driver.pending) == (6 // queues - 1, 0, 0)
-        assert driver._load == [0] * queues
+        assert [ring.load for ring in driver._rings] == [0] * queues
         assert pair.client.sessions == 1
         back = bytearray(6 * 4096)
         image.read_into(0, memoryview(back))

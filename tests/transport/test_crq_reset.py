@@ -157,19 +157,13 @@ def test_request_with_an_address_that_is_not_mapped_fails_alone() -> None:
     driver.send(b"before")
     pair.settle()
     queue = pair.client._queues[0]
-    queue.ring.add([(0x00F0_0000, 16), (0x00F1_0000, 16)], 1, _entry())
+    queue.ring.add([(0x00F0_0000, 16), (0x00F1_0000, 16)], 1, -1)
     queue.kick()
     pair.settle()
     assert len(device.failures) == 1
     assert "H_PERMISSION" in str(device.failures[0])
     assert pair.server.state == "running"
     pair.close()
-
-
-def _entry() -> object:
-    from powervio.transport.crq.driver_queue import _InFlight
-
-    return _InFlight(-1, [], None)
 
 
 @pytest.mark.parametrize(("revision", "big_endian"), FORMATS)

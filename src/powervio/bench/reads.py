@@ -7,10 +7,11 @@ every block has to carry its own number (`write_numbered`, whose `first` it need
 from __future__ import annotations
 
 import asyncio
-import math
 import random
+import sys
 import time
 from functools import cache
+from itertools import cycle
 from pathlib import Path
 from struct import Struct
 from typing import Protocol
@@ -28,9 +29,11 @@ BLOCK = 4096
 
 _NUMBER = Struct("<Q")
 _LAST = BLOCK - _NUMBER.size
+_READ = blk.T_IN
 _POSITIONS = 1 << 14
 _SEED = 4096
 _NO_NUMBER = 0xFFFF_FFFF_FFFF_FFFF
+_NO_LIMIT = 1 << 62
 
 
 def write_numbered(path: Path, size: int, first: int = 0) -> None:
@@ -109,62 +112,92 @@ class _Reader:
         self.buffers.clear()
 
 
+class _Lane:
+    """One of the reads that a `BatchReader` keeps going, with a buffer of its own."""
+
+    __slots__ = ("buffer", "number", "slices", "words")
+
+    def __init__(self, buffer: Buffer) -> None:
+        self.buffer = buffer
+        self.slices = ((buffer, 0, BLOCK),)
+        self.words = buffer.view.cast("Q")
+        self.words[0] = self.words[-1] = _NO_NUMBER
+        self.number = 0
+        """What the block that is read has to hold, in this machine's byte order."""
+
+
+def _as_stored(number: int) -> int:
+    """The number as a word of an image, read in this machine's byte order."""
+    return number if sys.byteorder == "little" else int.from_bytes(_NUMBER.pack(number), "big")
+
+
 class BatchReader(_Reader):
     """Reads by callback: what completed in one turn is submitted again in the same turn and kicked once."""
 
     def __init__(self, disk: Disk, depth: int, *, numbered: bool = False, keep_mapped: bool = False) -> None:
         super().__init__(disk, depth, numbered=numbered, keep_mapped=keep_mapped)
         self._rig = disk.rig
+        self._lanes = [_Lane(buffer) for buffer in self.buffers]
+        self._places = cycle([(place, _as_stored(self.first + place // BLOCK)) for place in self._positions])
 
     def run_for(self, seconds: float) -> int:
         """Read until so much time has passed; returns how many reads completed.
 
         Raises `LocalError` when one fails, carries wrong data, or does not come back.
         """
-        return self._run(math.inf, time.monotonic() + seconds)
+        return self._run(_NO_LIMIT, time.monotonic() + seconds)
 
     def run(self, requests: int) -> int:
         """Read so many times; returns that number. Raises as `run_for`."""
-        return self._run(requests, math.inf)
+        return self._run(requests, float("inf"))
 
-    def _run(self, left: float, end: float) -> int:
-        driver = self.driver
-        done = in_flight = 0
+    def _run(self, left: int, end: float) -> int:
+        # What is here for every read is kept short, for it is on the account of the driver.
+        take, places, numbered = self.driver.submit, self._places, self.numbered
+        submitted = done = 0
         failure: Exception | None = None
 
-        def submit(buffer: Buffer) -> None:
-            nonlocal in_flight, left
-            in_flight += 1
-            left -= 1
-            slices = ((buffer, 0, BLOCK),)
-            driver.submit(BlockRequest(blk.T_IN, self.position(), BLOCK, slices, completed, context=buffer))
+        def submit(lane: _Lane) -> None:
+            nonlocal submitted
+            submitted += 1
+            position, lane.number = next(places)
+            take(BlockRequest(_READ, position, BLOCK, lane.slices, completed, context=lane))
 
         def completed(request: BlockRequest) -> None:
-            nonlocal done, failure, in_flight, left
+            nonlocal done, failure, left
             done += 1
-            in_flight -= 1
-            buffer = request.slices[0][0]
+            lane = request.context
             if request.error is not None:
                 failure, left = request.error, 0
-            elif self.numbered and not self.is_right(request.position, buffer):
-                failure, left = self.wrong(request.position, buffer), 0
-            if left > 0:
-                submit(buffer)
+            elif numbered:
+                words, number = lane.words, lane.number
+                if words[0] != number or words[-1] != number:
+                    failure, left = self.wrong(request.position, lane.buffer), 0
+                words[0] = words[-1] = _NO_NUMBER
+            if submitted < left:
+                submit(lane)
 
         def out_of_time() -> bool:
             nonlocal left
             if time.monotonic() >= end:
                 left = 0
-            return in_flight == 0
+            return done == submitted
 
-        for buffer in self.buffers:
-            if left > 0:
-                submit(buffer)
-        driver.kick()
+        for lane in self._lanes:
+            if submitted < left:
+                submit(lane)
+        self.driver.kick()
         self._rig.wait_until(out_of_time, "a read")
         if failure is not None:
             raise failure if isinstance(failure, LocalError) else LocalError(str(failure))
         return done
+
+    def close(self) -> None:
+        """Give the buffers back."""
+        for lane in self._lanes:
+            lane.words.release()
+        self._lanes.clear()
+        super().close()
 
 
 class LoopReader(_Reader):

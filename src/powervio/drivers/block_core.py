@@ -23,21 +23,21 @@ so the device never has a slot that somebody writes.
 from __future__ import annotations
 
 import errno
-from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from functools import partial
-from itertools import chain, count
+from itertools import chain
 from operator import attrgetter
 
-from powervio.drivers.block_limits import SECTOR, BlockLimits
-from powervio.drivers.block_request import NOT_WRITTEN, BlockRequest, Slot, failure, meaning, slot_bytes
+from powervio.drivers.block_limits import SECTOR
+from powervio.drivers.block_request import BlockRequest, Slot, slot_bytes
+from powervio.drivers.block_rings import BlockRings, Ring
 from powervio.errors import LocalError, RemoteError
 from powervio.virtio import block as blk
 from powervio.virtio.driver import Driver
-from powervio.virtio.queue import Buffer, BufferSlice, ByteOrder, DriverQueue, DriverTransport
+from powervio.virtio.queue import Buffer, ByteOrder, DriverTransport
 
 
-class BlockCore(BlockLimits, Driver):
+class BlockCore(BlockRings, Driver):
     """A disk for callers that keep many requests going and are told by callback.
 
     Everything is called in the partition's thread. Before the first session the limits below are not known yet, and
@@ -52,28 +52,10 @@ class BlockCore(BlockLimits, Driver):
         `numbers` gives each request its place in the order of submission; cores that pass requests on to each other
         share one.
         """
-        super().__init__()
+        super().__init__(numbers)
         self.max_queues = max_queues
-        self.requests = 0
-        """Completed by the device."""
-        self.failed = 0
-        """Completed, by the device or here, with an error."""
-        self.resubmitted = 0
-        """Put back when a session was lost or a queue was reset."""
-        self._transport: DriverTransport | None = None
-        self._queues: Sequence[DriverQueue] = ()
-        self._load: list[int] = []
-        self._unkicked: set[int] = set()
-        self._pending: deque[BlockRequest] = deque()
-        self._in_flight: dict[int, BlockRequest] = {}
-        self._numbers = count() if numbers is None else numbers
-        self._slots: list[Slot] = []
-        self._free_slots: deque[Slot] = deque()  # first in, first out: requests of one batch have neighbours
-        self._unmade_slots: Iterator[Slot] = iter(())
         self._slot_room = 0
         self._slot_memory: list[Buffer] = []
-        self._header = blk.REQUEST_HEADER["little"]
-        self._segment = blk.SEGMENT["little"]
 
     # What the disk is
 
@@ -81,16 +63,6 @@ class BlockCore(BlockLimits, Driver):
     def connected(self) -> bool:
         """Whether a session is on."""
         return self._transport is not None
-
-    @property
-    def in_flight(self) -> int:
-        """Requests that the device has."""
-        return len(self._in_flight)
-
-    @property
-    def pending(self) -> int:
-        """Requests that wait for room or for a session."""
-        return len(self._pending)
 
     # Sessions
 
@@ -113,10 +85,8 @@ class BlockCore(BlockLimits, Driver):
     def start(self, transport: DriverTransport) -> None:
         """Learn what the disk is and place what is pending. Raises `RemoteError` for a config that cannot be."""
         self.features = transport.features
-        self._header = blk.REQUEST_HEADER[transport.byteorder]
-        self._segment = blk.SEGMENT[transport.byteorder]
-        self._queues = transport.queues
-        self._load = [0] * len(transport.queues)
+        self._big_endian = transport.byteorder == "big"
+        self._rings = [Ring(queue) for queue in transport.queues]
         self._make_slots(transport, sum(queue.size for queue in transport.queues))
         self._read_config(transport)
         self._transport = transport
@@ -127,14 +97,9 @@ class BlockCore(BlockLimits, Driver):
     def stop(self) -> None:
         """The session is lost: what the device had is pending again, in front and in its old order."""
         self._transport = None
-        self._queues = ()
-        self._load = []
-        self._unkicked.clear()
-        lost = list(self._in_flight.values())
-        self._in_flight.clear()
-        for request in lost:
-            request.slot = None
-        self._put_back(lost)
+        self._rings = []
+        self._unkicked = False
+        self._put_back(self._free_all())
 
     def reset_queue(self, index: int) -> None:
         """Take back what the device has in one queue, and submit it again, but for what was withdrawn.
@@ -144,19 +109,10 @@ class BlockCore(BlockLimits, Driver):
         """
         if self._transport is None:
             raise LocalError("there is no session, and so no queue to reset")
-        self._transport.reset_queue(self._queues[index], partial(self._came_back, index))
+        self._transport.reset_queue(self._rings[index].queue, partial(self._came_back, index))
 
     def _came_back(self, index: int, tokens: list[object]) -> None:
-        back: list[BlockRequest] = []
-        for request in tokens:
-            assert isinstance(request, BlockRequest)
-            assert request.slot is not None
-            self._free_slots.append(request.slot)
-            request.slot = None
-            del self._in_flight[request.order]
-            back.append(request)
-        self._load[index] -= len(back)
-        self._put_back(back)
+        self._put_back(self._came_out(index, tokens))
         self._place_pending()
         self.kick()
 
@@ -192,7 +148,7 @@ class BlockCore(BlockLimits, Driver):
     def release(self, give_back: Callable[[Buffer], None]) -> None:
         """Give back the memory of the slots; the session is over."""
         self._slots.clear()
-        self._free_slots.clear()
+        self._free_slots()
         self._unmade_slots = iter(())
         self._slot_room = 0
         while self._slot_memory:
@@ -213,7 +169,7 @@ class BlockCore(BlockLimits, Driver):
         self.physical_block_size = block_size << exponent if exponent < 16 else block_size
         self.size_max = (size_max or (1 << 32) - SECTOR) // SECTOR * SECTOR
         # A chain is no longer than the queue, also in an indirect table (2.7.5.3.1): header and status are in it.
-        room = min(queue.size for queue in self._queues) - 2
+        room = min(ring.queue.size for ring in self._rings) - 2
         self.seg_max = max(1, min(room, config.seg_max or 1)) if has & blk.F_SEG_MAX else max(1, room)
         self.max_discard = (config.max_discard_sectors or 0xFFFF_FFFF) * SECTOR if has & blk.F_DISCARD else 0
         self.discard_alignment = max(1, config.discard_sector_alignment) * SECTOR if has & blk.F_DISCARD else SECTOR
@@ -238,164 +194,4 @@ class BlockCore(BlockLimits, Driver):
             more = (Slot(buffer, number, missing) for number in range(missing))
             self._unmade_slots = chain(self._unmade_slots, more)
             self._slot_room = count
-        self._free_slots = deque(self._slots)
-
-    def _make_slot(self) -> bool:
-        """One more slot is needed than ever before; an idle disk has none of these objects. False if there is none."""
-        slot = next(self._unmade_slots, None)
-        if slot is None:
-            return False
-        self._slots.append(slot)
-        self._free_slots.append(slot)
-        return True
-
-    # Requests
-
-    def submit(self, request: BlockRequest) -> None:
-        """Take a request; the device has it after the next `kick`, or later when there is no room or no session now.
-
-        Its callback may be called before this returns, if nothing has to be done for it or nothing can be.
-        Raises `BlockError` for what this disk cannot do and `LocalError` for what no request can be; it is not
-        submitted then.
-        """
-        self.check(request)
-        request.order = next(self._numbers)
-        try:
-            self._take(request)
-        except BaseException:
-            request.order = -1
-            raise
-
-    def _take(self, request: BlockRequest) -> None:
-        if self._pending or not self._place(request):
-            self._pending.append(request)
-
-    def submit_many(self, requests: Iterable[BlockRequest]) -> None:
-        """Take requests in their order; what raises leaves those before it submitted."""
-        for request in requests:
-            self.submit(request)
-
-    def kick(self) -> None:
-        """Tell the device of what was submitted since the last kick."""
-        while self._unkicked:
-            self._queues[self._unkicked.pop()].kick()
-
-    def withdraw(self, request: BlockRequest) -> None:
-        """Give a request up: it ends with ECANCELED if the device does not have it.
-
-        If the device has it, it ends as if it had not been withdrawn, unless the session is lost before or its queue
-        is reset.
-        """
-        if request.done:
-            return
-        request.withdrawn = True
-        if request.slot is None:
-            try:
-                self._pending.remove(request)
-            except ValueError:
-                return  # not submitted
-            self._fail(request, errno.ECANCELED, "withdrawn")
-
-    def completed(self, queue: DriverQueue) -> None:
-        """Finish what the device gave back, then use the room. Raises `RemoteError` when the ring is broken."""
-        index = queue.index
-        while (used := queue.reap()) is not None:
-            request = used[0]
-            assert isinstance(request, BlockRequest)
-            slot = request.slot
-            assert slot is not None
-            request.slot = None
-            status = slot.view[slot.status_at]
-            if request.kind == blk.T_GET_ID:
-                request.answer = slot.read_id()
-            self._free_slots.append(slot)
-            del self._in_flight[request.order]
-            self._load[index] -= 1
-            self.requests += 1
-            self._finish(request, status)
-        if self._pending:
-            self._place_pending()
-        if self._unkicked:
-            self.kick()
-
-    def _place_pending(self) -> None:
-        pending = self._pending
-        while pending and self._transport is not None:
-            request = pending.popleft()
-            placed = False
-            try:
-                placed = self._place(request)
-            finally:
-                if not placed:
-                    pending.appendleft(request)
-            if not placed:
-                break
-
-    def _place(self, request: BlockRequest) -> bool:
-        """Put a request into the least loaded ring that has room, or fail it; False when it has to wait."""
-        if self._transport is None or not (self._free_slots or self._make_slot()):
-            return False
-        slot = self._free_slots[0]
-        kind = request.kind
-        if kind == blk.T_FLUSH and not self.needs_flush:
-            self._finish(request, blk.S_OK)  # each write was stable when it completed
-            return True
-        self._header.pack_into(slot.view, slot.base, kind, 0, request.position // SECTOR)
-        slot.view[slot.status_at] = NOT_WRITTEN
-        readable: Sequence[BufferSlice] = slot.header
-        writable: Sequence[BufferSlice] = slot.status
-        if kind == blk.T_IN:
-            writable = (*request.slices, *writable)
-        elif kind == blk.T_OUT:
-            readable = (*readable, *request.slices)
-        elif kind == blk.T_GET_ID:
-            writable = slot.answer
-        elif kind != blk.T_FLUSH:
-            # The range says what is meant; the header's own sector is 0 (virtio 1.4, 5.2.6.1).
-            self._header.pack_into(slot.view, slot.base, kind, 0, 0)
-            self._segment.pack_into(
-                slot.view, slot.segment_at, request.position // SECTOR, request.length // SECTOR, request.flags
-            )
-            readable = slot.ranges
-        code, reason = errno.E2BIG, "it does not fit into an empty queue"
-        for index in self._by_load():
-            try:
-                placed = self._queues[index].add(readable, writable, request)
-            except RemoteError:
-                return False  # the ring is broken: the session is about to end, and the request is for the next one
-            except LocalError as error:
-                # No room in the window, perhaps: then it comes back with the requests that have it now.
-                code, reason = errno.EINVAL, str(error)
-                break
-            if placed:
-                self._free_slots.popleft()
-                request.slot = slot
-                self._in_flight[request.order] = request
-                self._load[index] += 1
-                self._unkicked.add(index)
-                return True
-        if self._in_flight:
-            return False
-        self._fail(request, code, reason)  # nothing will make more room than there is now
-        return True
-
-    def _by_load(self) -> Sequence[int]:
-        if len(self._queues) == 1:
-            return (0,)
-        return sorted(range(len(self._queues)), key=self._load.__getitem__)
-
-    def _finish(self, request: BlockRequest, status: int) -> None:
-        request.status = status
-        if status != blk.S_OK:
-            self._fail(request, *meaning(status))
-            return
-        request.done = True
-        if request.callback is not None:
-            request.callback(request)
-
-    def _fail(self, request: BlockRequest, code: int, reason: str) -> None:
-        self.failed += 1
-        request.error = failure(request, code, reason)
-        request.done = True
-        if request.callback is not None:
-            request.callback(request)
+        self._free_slots()

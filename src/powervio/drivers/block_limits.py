@@ -1,6 +1,8 @@
+# cython: language_level=3, boundscheck=False, wraparound=False, cdivision=True, initializedcheck=False, nonecheck=False
 """What a disk is and can do as its driver knows it, and whether it can be given a request (virtio 1.4, 5.2).
 
-The same for a disk behind one device and for one that several serve (`multipath`).
+The same for a disk behind one device and for one that several serve (`multipath`). This file is compiled (Cython pure
+mode) and also runs interpreted.
 """
 
 from __future__ import annotations
@@ -8,7 +10,10 @@ from __future__ import annotations
 import errno
 from collections.abc import Callable
 
-from powervio.drivers.block_request import KINDS, BlockRequest, failure
+import cython
+from cython.cimports.powervio.drivers.block_request import BlockRequest
+
+from powervio.drivers.block_request import KINDS, failure
 from powervio.errors import LocalError
 from powervio.virtio import block as blk
 
@@ -16,18 +21,38 @@ SECTOR = 512
 """Bytes of a sector, the unit of positions on the wire whatever the block size (virtio 1.4, 5.2.4)."""
 
 _CHANGES = frozenset({blk.T_OUT, blk.T_DISCARD, blk.T_WRITE_ZEROES, blk.T_SECURE_ERASE})
+_T_IN = cython.declare(cython.longlong, blk.T_IN)
+_T_OUT = cython.declare(cython.longlong, blk.T_OUT)
+_IN_SECTOR = cython.declare(cython.longlong, SECTOR - 1)
+_MOST = 1 << 62
 
 
+@cython.cclass
 class BlockLimits:
     """A disk's size, units and abilities. Before the first session they are placeholders."""
+
+    features: int
+    started: cython.bint
+    block_size: cython.longlong
+    physical_block_size: cython.longlong
+    size_max: cython.longlong
+    seg_max: cython.longlong
+    max_discard: cython.longlong
+    discard_alignment: cython.longlong
+    max_write_zeroes: cython.longlong
+    max_secure_erase: cython.longlong
+    on_resize: Callable[[], None] | None
+    _closed: str | None
+    _capacity: int
+    _end: cython.longlong
 
     def __init__(self) -> None:
         self.features = 0
         """Negotiated in this session, or in the last one."""
         self.started = False
         """Whether there ever was a session; before, the limits are placeholders."""
-        self.capacity = 0
-        """Bytes."""
+        self._capacity = 0
+        self._end = 0
         self.block_size = SECTOR
         """The device's logical block in bytes; requests need whole sectors only."""
         self.physical_block_size = SECTOR
@@ -43,10 +68,20 @@ class BlockLimits:
         """Bytes of the largest write of zeroes; 0 when there is none."""
         self.max_secure_erase = 0
         """Bytes of the largest secure erase; 0 when there is none."""
-        self.on_resize: Callable[[], None] | None = None
+        self.on_resize = None
         """Called when `capacity` changed."""
-        self._closed: str | None = None
+        self._closed = None
         """Why the disk has gone away for good."""
+
+    @property
+    def capacity(self) -> int:
+        """Bytes; a device may tell of more than can be reached."""
+        return self._capacity
+
+    @capacity.setter
+    def capacity(self, capacity: int) -> None:
+        self._capacity = capacity
+        self._end = min(capacity, _MOST)
 
     @property
     def read_only(self) -> bool:
@@ -75,8 +110,28 @@ class BlockLimits:
 
     def check(self, request: BlockRequest) -> None:
         """Raise `BlockError` for what this disk cannot do and `LocalError` for what no request can be."""
-        if self.started and len(request.slices) == 1 and self._is_usual(request, request.slices[0][2]):
-            return
+        if not self.is_usual(request):
+            self._check(request)
+
+    @cython.cfunc
+    @cython.exceptval(-1)
+    def is_usual(self, request: BlockRequest) -> cython.bint:
+        """Whether it is a read or write of one slice with nothing wrong: nearly all are, so this is asked first."""
+        position: cython.longlong = request.position
+        length: cython.longlong = request.length
+        sliced: cython.longlong
+        if not self.started or self._closed is not None or request.order >= 0 or len(request.slices) != 1:
+            return False
+        sliced = request.slices[0][2]
+        return (
+            sliced == length
+            and 0 < length <= self.size_max
+            and 0 <= position <= self._end - length
+            and (position | length) & _IN_SECTOR == 0
+            and (request.kind == _T_IN or (request.kind == _T_OUT and not self.read_only))
+        )
+
+    def _check(self, request: BlockRequest) -> None:
         if self._closed is not None:
             raise failure(request, errno.ESHUTDOWN, self._closed)
         if request.order >= 0:
@@ -102,19 +157,6 @@ class BlockLimits:
             raise failure(request, errno.EINVAL, f"the disk has {self.capacity} bytes")
         if kind in _CHANGES:
             self._check_change(request)
-
-    def _is_usual(self, request: BlockRequest, length: int) -> bool:
-        """Whether it is a read or write of one slice with nothing wrong: nearly all are, so this is asked first."""
-        position, kind = request.position, request.kind
-        return (
-            length == request.length
-            and 0 < length <= self.size_max
-            and 0 <= position <= self.capacity - length
-            and not (position | length) % SECTOR
-            and (kind == blk.T_IN or (kind == blk.T_OUT and not self.read_only))
-            and request.order < 0
-            and self._closed is None
-        )
 
     def _check_change(self, request: BlockRequest) -> None:
         if self.read_only:

@@ -1,10 +1,17 @@
-"""One request of the block driver, and how it fails (virtio 1.4, 5.2.6)."""
+# cython: language_level=3, boundscheck=False, wraparound=False, cdivision=True, initializedcheck=False, nonecheck=False
+"""One request of the block driver, and how it fails (virtio 1.4, 5.2.6).
+
+This file is compiled (Cython pure mode) and also runs interpreted.
+"""
 
 from __future__ import annotations
 
 import errno
 from collections.abc import Callable, Sequence
-from typing import TypeAlias
+from typing import Any, TypeAlias
+
+import cython
+from cython.cimports.powervio.memory.hw import be32, be64, le32, le64, pointer, st8, st32, st64
 
 from powervio.virtio import block as blk
 from powervio.virtio.queue import Buffer, BufferSlice
@@ -45,6 +52,8 @@ class BlockError(OSError):
 Place: TypeAlias = tuple[BufferSlice, ...]
 
 
+@cython.final
+@cython.cclass
 class Slot:
     """Where a request keeps what is neither the caller's data nor the ring's; the slices are made once.
 
@@ -52,25 +61,61 @@ class Slot:
     reads the headers of many requests with one, and writes their status bytes with one.
     """
 
-    __slots__ = ("answer", "base", "header", "id_at", "ranges", "segment_at", "status", "status_at", "view")
+    request: BlockRequest | None
+    following: Slot | None
+    view: memoryview
+    header: Place
+    status: Place
+    ranges: Place
+    answer: Place
+    bytes_: cython.p_uchar
+    base: cython.ulonglong
+    status_at: cython.ulonglong
+    segment_at: cython.ulonglong
+    id_at: cython.ulonglong
 
     def __init__(self, buffer: Buffer, number: int, count: int) -> None:
         """Number `number` of the `count` slots that are in `buffer`."""
+        self.request = None
+        """Whose it is; None while it is free."""
+        self.following = None
+        """The next free one."""
         self.view = buffer.view
+        self.bytes_ = pointer(buffer.view)
         self.base = number * _HEADER
         self.status_at = count * _HEADER + number
         self.segment_at = count * _HEADER + (count + 15 & ~15) + number * _REST
         self.id_at = self.segment_at + 16
-        self.header: Place = ((buffer, self.base, _HEADER),)
-        self.status: Place = ((buffer, self.status_at, 1),)
-        self.ranges: Place = (*self.header, (buffer, self.segment_at, 16))
-        self.answer: Place = ((buffer, self.id_at, _ID_BYTES), *self.status)
+        self.header = ((buffer, self.base, _HEADER),)
+        self.status = ((buffer, self.status_at, 1),)
+        self.ranges = (*self.header, (buffer, self.segment_at, 16))
+        self.answer = ((buffer, self.id_at, _ID_BYTES), *self.status)
 
+    @cython.cfunc
+    def write_header(self, kind: cython.uint, sector: cython.ulonglong, big: cython.bint) -> cython.void:
+        """The header of a request for the device (5.2.6), in big-endian order if `big`; its status is not written."""
+        st32(self.bytes_, self.base, be32(kind) if big else le32(kind))
+        st32(self.bytes_, self.base + 4, 0)
+        st64(self.bytes_, self.base + 8, be64(sector) if big else le64(sector))
+        st8(self.bytes_, self.status_at, NOT_WRITTEN)
+
+    @cython.cfunc
+    def write_range(
+        self, sector: cython.ulonglong, sectors: cython.uint, flags: cython.uint, big: cython.bint
+    ) -> cython.void:
+        """What a discard or write of zeroes is about."""
+        st64(self.bytes_, self.segment_at, be64(sector) if big else le64(sector))
+        st32(self.bytes_, self.segment_at + 8, be32(sectors) if big else le32(sectors))
+        st32(self.bytes_, self.segment_at + 12, be32(flags) if big else le32(flags))
+
+    @cython.cfunc
     def read_id(self) -> bytes:
         """What GET_ID answered."""
         return bytes(self.view[self.id_at : self.id_at + _ID_BYTES])
 
 
+@cython.freelist(64)
+@cython.cclass
 class BlockRequest:
     """One request to the device: at most what one virtio-blk request can carry.
 
@@ -79,22 +124,20 @@ class BlockRequest:
     must not raise. `error` is None then, or what went wrong.
     """
 
-    __slots__ = (
-        "answer",
-        "callback",
-        "context",
-        "done",
-        "error",
-        "flags",
-        "kind",
-        "length",
-        "order",
-        "position",
-        "slices",
-        "slot",
-        "status",
-        "withdrawn",
-    )  # fmt: skip
+    kind: cython.longlong
+    position: cython.longlong
+    length: cython.longlong
+    slices: Sequence[BufferSlice]
+    flags: cython.uint
+    callback: Callable[[BlockRequest], None] | None
+    context: Any
+    done: cython.bint
+    status: cython.int
+    error: BlockError | None
+    answer: bytes
+    order: cython.longlong
+    slot: Slot | None
+    withdrawn: cython.bint
 
     def __init__(
         self,
@@ -107,10 +150,16 @@ class BlockRequest:
         flags: int = 0,
         context: object = None,
     ) -> None:
-        """`kind` is a T_ constant of `virtio.block`; `position` and `length` are bytes, multiples of 512."""
-        self.kind = kind
-        self.position = position
-        self.length = length
+        """`kind` is a T_ constant of `virtio.block`; `position` and `length` are bytes, multiples of 512.
+
+        Raises `BlockError` (EINVAL) for a place that no disk has.
+        """
+        try:
+            self.kind = kind
+            self.position = position
+            self.length = length
+        except OverflowError as error:
+            raise BlockError(errno.EINVAL, f"no disk has {length} bytes at {position}") from error
         self.slices = slices
         self.flags = flags
         """Of a discard or write of zeroes: `SEGMENT_UNMAP` or 0."""
@@ -120,12 +169,12 @@ class BlockRequest:
         self.done = False
         self.status = -1
         """The device's status byte; -1 when it never gave one."""
-        self.error: BlockError | None = None
+        self.error = None
         self.answer = b""
         """What GET_ID returned, 20 bytes."""
         # From here on it is the driver's.
         self.order = -1
-        self.slot: Slot | None = None
+        self.slot = None
         self.withdrawn = False
 
     def __str__(self) -> str:

@@ -33,6 +33,8 @@ cdef class DriverRing:
     cdef void _free_descriptors(self, unsigned int head) noexcept nogil
     cdef int lend(self, unsigned char *segments, unsigned int count, unsigned int readers, unsigned char *table, unsigned long long table_address) except? -2 nogil
     cdef int take_back(self) except? -2 nogil
+    cdef void name(self, unsigned int head, object token)
+    cdef object token(self, unsigned int head)
     cdef long long _check(self, unsigned char *segments, unsigned int count, unsigned int readers, bint indirect) except? -1 nogil
     cdef bint _is_published(self, unsigned int head) noexcept nogil
     cdef unsigned int _covered(self, unsigned int head) noexcept nogil

@@ -228,6 +228,18 @@ class DriverRing:
         self._release(head)
         return head
 
+    @cython.cfunc
+    def name(self, head: cython.uint, token: object) -> cython.void:
+        """Give a buffer that was lent a token, as `add` does."""
+        self._tokens[head] = token
+
+    @cython.cfunc
+    def token(self, head: cython.uint) -> object:
+        """The token of a buffer that was taken back; to be asked for once."""
+        token = self._tokens[head]
+        self._tokens[head] = None
+        return token
+
     # -- the same for Python
 
     def add(
@@ -277,9 +289,7 @@ class DriverRing:
         head: cython.int = self.take_back()
         if head < 0:
             return None
-        token = self._tokens[head]
-        self._tokens[head] = None
-        return token, self.written
+        return self.token(head), self.written
 
     def enable_interrupts(self) -> bool:
         """Ask for used notifications, before sleeping. True when more came meanwhile: `reap` again, do not sleep."""

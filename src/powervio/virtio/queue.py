@@ -8,11 +8,11 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from typing import Literal, TypeAlias
 
 from powervio.errors import LocalError
 from powervio.virtio.device_queue import DeviceQueue, Request, Segment
+from powervio.virtio.driver_queue import Buffer, BufferSlice, DriverQueue
 
 __all__ = [
     "Buffer",
@@ -27,49 +27,6 @@ __all__ = [
 
 ByteOrder: TypeAlias = Literal["little", "big"]
 """Of rings, config fields and device structures: little in virtio 1, the guest's own in legacy devices."""
-
-
-@dataclass(slots=True)
-class Buffer:
-    """A piece of the driver's own memory that it may lend to the device."""
-
-    view: memoryview
-    """The bytes, writable."""
-    address: int
-    """Logical address in the driver's partition."""
-    device_address: int | None
-    """What the device calls it while it stays mapped; None when it is mapped for each request."""
-
-    @property
-    def length(self) -> int:
-        """Bytes."""
-        return len(self.view)
-
-
-BufferSlice: TypeAlias = tuple[Buffer, int, int]
-"""A part of a buffer: buffer, offset, length in bytes."""
-
-
-class DriverQueue(ABC):
-    """The driver side of one virtqueue, for the life of one session."""
-
-    index: int
-    size: int
-
-    @abstractmethod
-    def add(self, readable: Sequence[BufferSlice], writable: Sequence[BufferSlice], token: object) -> bool:
-        """Make a buffer available; `kick` tells the device. False, and nothing done, when there is no room for it.
-
-        Raises `RemoteError` when the session is about to end, and `LocalError` for what no device may be given.
-        """
-
-    @abstractmethod
-    def kick(self) -> None:
-        """Tell the device of everything added since the last kick, unless it said it does not want to know."""
-
-    @abstractmethod
-    def reap(self) -> tuple[object, int] | None:
-        """The next used buffer as `(token, bytes written by the device)`; it is the driver's own again."""
 
 
 class DriverTransport(ABC):

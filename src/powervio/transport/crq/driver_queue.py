@@ -1,39 +1,49 @@
+# cython: language_level=3, boundscheck=False, wraparound=False, cdivision=True, initializedcheck=False, nonecheck=False
 """The driver's side of one virtqueue over CRQ: buffers are mapped through the TCE window for as long as the device
 has them, and a kick is an H_SEND_CRQ (docs/protocol.md, P6).
 
 Mapping is strict: a buffer is unmapped before its driver hears of the completion, unless the client was told to be
 lazy. Buffers that stay mapped (headers, status bytes) cost nothing here.
+
+This file is compiled (Cython pure mode) and also runs interpreted.
 """
 
 from __future__ import annotations
 
-from collections import deque
 from collections.abc import Callable, Sequence
-from typing import Literal, TypeAlias
+from typing import Any, Literal, TypeAlias
 
-from powervio.errors import RemoteError, Verdict
+import cython
+from cython.cimports.powervio.memory.hw import copy, ld32, pointer, st32, st64
+from cython.cimports.powervio.vio.dma import DmaSpace
+from cython.cimports.powervio.virtio.driver_queue import Buffer, DriverQueue
+from cython.cimports.powervio.virtio.driver_ring import DriverRing
+
+from powervio.errors import LocalError, RemoteError, Verdict
 from powervio.memory.abstract import RingMemory
 from powervio.papr.codes import HcallError
 from powervio.papr.tce import TCE_ACCESS, TCE_READ
 from powervio.transport.crq.channels import Notifier
 from powervio.transport.crq.protocol import Message, QueueAddresses, encode
 from powervio.vio.crq import CrqEnd
-from powervio.vio.dma import DmaMemory, DmaSpace
+from powervio.vio.dma import DmaMemory
 from powervio.vio.ranges import RangeExhausted
 from powervio.virtio import features as feature
 from powervio.virtio import packed_layout, split_layout
-from powervio.virtio.driver_ring import DriverRing
+from powervio.virtio.driver_queue import BufferSlice, Used
 from powervio.virtio.packed_driver import PackedDriverRing
-from powervio.virtio.queue import BufferSlice, DriverQueue
 from powervio.virtio.split_driver import SplitDriverRing
 
 IndirectPolicy: TypeAlias = Literal["auto", "always", "never"]
 """When a chain goes into an indirect table: `auto` only where it saves a shortage of descriptors, because fetching a
 table costs the server one more remote copy."""
 
-_AUTO_SEGMENTS = 16
+_AUTO_SEGMENTS = cython.declare(cython.uint, 16)
 _LAZY = 64
 """Buffers that stay mapped after their use where unmapping is lazy, at most."""
+_NONE = cython.declare(cython.uint, 0xFFFF_FFFF)
+_READ = cython.declare(cython.uint, TCE_READ)
+_ACCESS = cython.declare(cython.uint, TCE_ACCESS)
 
 
 class OwnRing(RingMemory):
@@ -66,19 +76,50 @@ class OwnRing(RingMemory):
         self._dma.release(self._memory)
 
 
-class _InFlight:
-    """What has to be undone when a buffer comes back."""
-
-    __slots__ = ("mappings", "table", "token")
-
-    def __init__(self, token: object, mappings: list[tuple[int, int]], table: DmaMemory | None) -> None:
-        self.token = token
-        self.mappings = mappings
-        self.table = table
-
-
+@cython.cclass
 class CrqDriverQueue(DriverQueue):
     """See `DriverQueue`. Lives for one session; `end` takes every mapping back."""
+
+    ring: DriverRing
+    memory: OwnRing
+    ending: cython.bint
+    held: cython.bint
+    _dma: DmaSpace
+    _features: int
+    _big_endian: cython.bint
+    _notifier: Notifier
+    _auto: cython.bint
+    _always: cython.bint
+    _build: Callable[[], tuple[int, int]]
+    _kick_high: int
+    _kick_low: int
+    # Indirect tables that no buffer has, and the one of each head.
+    _tables: list[DmaMemory]
+    _table_of: list[DmaMemory | None]
+    _indirect_count: cython.uint
+    # The buffer that is being added: entries of `DriverRing.lend`.
+    _segments: cython.p_uchar
+    _count: cython.uint
+    # Mappings of buffers in flight, 24 bytes each: I/O address, length, number of the buffer's next one. `_first` has
+    # the first of each head, `_spare` is the first that is not used; of the buffer being added it is `_chain`.
+    _mappings: cython.p_uchar
+    _first: cython.p_uchar
+    _spare: cython.uint
+    _chain: cython.uint
+    _mappings_room: cython.uint
+    # What the device has used and is still mapped: entries of `DmaSpace.unmap_runs`.
+    _mapped: cython.p_uchar
+    _mapped_count: cython.uint
+    _mapped_room: cython.uint
+    _keep: cython.uint
+    # What the device has used: tokens, and 4 bytes each for what it wrote. Up to `_ready` it is unmapped, up to `_next`
+    # the driver has taken it.
+    _used: list[Any]
+    _written: cython.p_uchar
+    _written_room: cython.uint
+    _ready: cython.uint
+    _next: cython.uint
+    _views: dict[str, bytearray]
 
     def __init__(
         self,
@@ -107,18 +148,29 @@ class CrqDriverQueue(DriverQueue):
         """Set while the last completions are taken: nothing is added any more."""
         self.held = False
         """Set while the device is not to look at the queue: what is added is not published."""
-        self._notifier: Notifier = crq
-        self._indirect = indirect
-        self._tables: list[DmaMemory] = []
+        self._notifier = crq
+        self._auto = indirect == "auto"
+        self._always = indirect == "always"
+        self._tables = []
+        self._table_of = [None] * size
+        self._indirect_count = 0
+        segments, first, nothing = bytearray(16 * size), bytearray(b"\xff" * 4 * size), bytearray(8)
+        self._views = {"segments": segments, "first": first, "nothing": nothing}
+        self._segments = pointer(segments)
+        self._first = pointer(first)
+        self._mappings = pointer(nothing)
+        self._mapped = pointer(nothing)
+        self._written = pointer(nothing)
+        self._mappings_room = self._mapped_room = self._written_room = 0
+        self._spare = _NONE
+        self._chain = _NONE
+        self._count = 0
+        self._mapped_count = 0
         self._keep = _LAZY if lazy else 0
-        self._reaped: deque[tuple[object, int]] = deque()
-        """What the device has used and the driver has not taken yet."""
-        self._used: list[tuple[object, int]] = []
-        """What the device has used, as long as not all of it is unmapped."""
-        self._mapped: list[tuple[int, int]] = []
-        """The mappings of these."""
+        self._used = []
+        self._ready = self._next = 0
         self._kick_high, self._kick_low = encode(Message.KICK, session, queue=index)
-        self._build: Callable[[], tuple[int, int]] = self._kick_message
+        self._build = self._kick_message
 
     def _make_memory(self) -> OwnRing:
         if self._features & feature.RING_PACKED:
@@ -151,53 +203,133 @@ class CrqDriverQueue(DriverQueue):
         self._notifier = notifier
         self._kick_low = generation << 48
 
-    def add(self, readable: Sequence[BufferSlice], writable: Sequence[BufferSlice], token: object) -> bool:
+    @cython.ccall
+    @cython.exceptval(-1)
+    def add(self, readable: Sequence[BufferSlice], writable: Sequence[BufferSlice], token: object) -> cython.bint:
         """See `DriverQueue`: descriptors carry I/O addresses; what is not mapped yet is mapped here."""
+        readers: cython.uint = len(readable)
+        count: cython.uint = readers + len(writable)
+        indirect: cython.bint
+        head: cython.int
         if self.ending:
             # nothing is mapped for a server that has lost its connection (P1.5)
             raise RemoteError("the session is over", Verdict.CLOSE)
-        count = len(readable) + len(writable)
-        indirect = self._indirect == "always" and count > 1
-        free = self.ring.free_descriptors
-        if self._indirect == "auto" and (count > _AUTO_SEGMENTS or count > free):
-            indirect = True
-        if free < (1 if indirect else count):
+        indirect = self._is_indirect(count)
+        if self.ring.free_descriptors < (1 if indirect else count):
             return False
-        segments: list[tuple[int, int]] = []
-        mappings: list[tuple[int, int]] = []
-        table: DmaMemory | None = None
+        if count > self.size:
+            raise LocalError(f"a buffer of {count} segments for a queue of {self.size}")
+        self._count = 0
         try:
-            for slices, access in ((readable, TCE_READ), (writable, TCE_ACCESS)):
-                for buffer, offset, length in slices:
-                    if buffer.device_address is not None:
-                        segments.append((buffer.device_address + offset, length))
-                    else:
-                        ioba = self._dma.plan(buffer.address + offset, length, access)
-                        mappings.append((ioba, length))
-                        segments.append((ioba, length))
-            if indirect:
-                table = self._take_table()
-            place = None if table is None else (table.view, table.ioba)
-            added = self.ring.add(segments, len(readable), _InFlight(token, mappings, table), place) >= 0
+            self._plan(readable, _READ)
+            self._plan(writable, _ACCESS)
+            head = self._lend(readers, indirect)
         except RangeExhausted:
-            self._give_back(mappings, table)
-            if not self._mapped:
+            self._forget()
+            if not self._mapped_count:
                 raise
             self._unmap()  # what was left mapped out of laziness is in the way
             return self.add(readable, writable, token)
         except HcallError as error:
-            self._give_back(mappings, table)
+            self._forget()
             if self._dma.gone:
                 raise RemoteError("the adapter was unplugged") from error
             raise
         except BaseException:
-            self._give_back(mappings, table)
+            self._forget()
             raise
-        if not added:
-            self._give_back(mappings, table)
-        return added
+        if head < 0:
+            self._forget()
+            return False
+        self.ring.name(head, token)
+        return True
 
-    def kick(self) -> None:
+    @cython.cfunc
+    @cython.inline
+    @cython.exceptval(check=False)
+    def _is_indirect(self, count: cython.uint) -> cython.bint:
+        """Whether a buffer of so many segments goes into a table."""
+        if self._auto:
+            return count > _AUTO_SEGMENTS or count > self.ring.free_descriptors
+        return self._always and count > 1
+
+    @cython.cfunc
+    def _plan(self, slices: Sequence[BufferSlice], access: cython.uint) -> cython.void:
+        """Put slices into `_segments`; those of a buffer that is not mapped are to be mapped with `access`."""
+        part: Any
+        buffer: Buffer
+        offset: cython.longlong
+        length: cython.longlong
+        size: cython.longlong
+        for part in slices:
+            buffer = part[0]
+            offset = part[1]
+            length = part[2]
+            size = buffer.length
+            if offset < 0 or length > size or offset > size - length:
+                raise LocalError(f"slice of {length} bytes at {offset} of a buffer of {size}")
+            if buffer.is_mapped:
+                st64(self._segments, 16 * self._count, buffer.mapped_at + offset)
+            else:
+                self._map(self._count, buffer.address + offset, length, access)
+            st64(self._segments, 16 * self._count + 8, length)
+            self._count += 1
+
+    @cython.cfunc
+    def _map(
+        self, number: cython.uint, address: cython.longlong, length: cython.longlong, access: cython.uint
+    ) -> cython.void:
+        """Let segment `number` be memory at a logical address that is to be mapped; the device's address is put there.
+
+        Raises as `DmaSpace.plan`.
+        """
+        ioba: cython.ulonglong = self._dma.plan(address, length, access)
+        mapping: cython.uint
+        place: cython.ulonglong
+        if self._spare == _NONE:
+            self._make_mappings()
+        mapping = self._spare
+        place = 24 * mapping
+        self._spare = ld32(self._mappings, place + 16)
+        st64(self._mappings, place, ioba)
+        st64(self._mappings, place + 8, length)
+        st32(self._mappings, place + 16, self._chain)
+        self._chain = mapping
+        st64(self._segments, 16 * number, ioba)
+
+    @cython.cfunc
+    @cython.exceptval(-2)
+    def _lend(self, readers: cython.uint, indirect: cython.bint) -> cython.int:
+        """Put what is in `_segments` into the ring; returns its head, or -1 when there is no room."""
+        head: cython.int
+        table: DmaMemory
+        if not indirect:
+            head = self.ring.lend(self._segments, self._count, readers, cython.NULL, 0)
+        else:
+            table = self._take_table()
+            try:
+                head = self.ring.lend(self._segments, self._count, readers, pointer(table.view), table.ioba)
+            except BaseException:
+                self._tables.append(table)
+                raise
+            if head < 0:
+                self._tables.append(table)
+            else:
+                self._table_of[head] = table
+                self._indirect_count += 1
+        if head >= 0:
+            st32(self._first, 4 * head, self._chain)
+            self._chain = _NONE
+        return head
+
+    @cython.cfunc
+    def _forget(self) -> cython.void:
+        """The buffer that was being added is not: what was planned for it is not mapped."""
+        self._give_up(self._chain)
+        self._chain = _NONE
+
+    @cython.ccall
+    def kick(self) -> cython.void:
         """See `DriverQueue`: this is where a kick becomes an H_SEND_CRQ, or an H_SEND_SUB_CRQ.
 
         Everything that was added is mapped before the device can see it.
@@ -210,46 +342,72 @@ class CrqDriverQueue(DriverQueue):
             if self._dma.gone:
                 return  # the device tree tells the driver
             raise
-        if self.ring.publish():
+        if self.ring.show() != 0:
             self._notifier.signal(self.index, self._build)
 
     def _kick_message(self) -> tuple[int, int]:
         index = self.ring.published_index  # bytes 6-7, and the round of a packed ring in bytes 10-11 (P6.2)
         return self._kick_high | index & 0xFFFF, self._kick_low | (index >> 16) << 32
 
-    def reap(self) -> tuple[object, int] | None:
+    @cython.ccall
+    def reap(self) -> Used:
         """See `DriverQueue`. Raises `RemoteError` when the device broke the ring.
 
         All that the device has used by now is unmapped together, before the first of it is handed out. Raises
         `HcallError` when that is not possible, for a DMA engine works there still perhaps: the next call tries again.
         """
-        if not self._reaped:
+        number: cython.uint = self._next
+        if number == self._ready:
             self._collect()
-            if not self._reaped:
+            if self._ready == 0:
                 return None
-        return self._reaped.popleft()
+            number = 0
+        self._next = number + 1
+        token = self._used[number]
+        self._used[number] = None
+        return token, ld32(self._written, 4 * number)
 
-    def _collect(self) -> None:
-        reap = self.ring.reap
+    @cython.cfunc
+    def _collect(self) -> cython.void:
+        """Take from the ring what the device has used, and unmap it."""
+        head: cython.int
+        table: DmaMemory | None
+        if self._next != 0:
+            # all that was ready is taken
+            del self._used[: self._next]
+            self._next = self._ready = 0
         try:
-            while (result := reap()) is not None:
-                entry, written = result
-                assert isinstance(entry, _InFlight)
-                self._mapped += entry.mappings
-                if entry.table is not None:
-                    self._tables.append(entry.table)
-                self._used.append((entry.token, written))
+            while True:
+                head = self.ring.take_back()
+                if head < 0:
+                    break
+                if cython.cast(cython.uint, len(self._used)) == self._written_room:
+                    self._make_written()
+                st32(self._written, 4 * len(self._used), self.ring.written)
+                self._used.append(self.ring.token(head))
+                self._move(ld32(self._first, 4 * head))
+                st32(self._first, 4 * head, _NONE)
+                if self._indirect_count != 0:
+                    table = self._table_of[head]
+                    if table is not None:
+                        self._table_of[head] = None
+                        self._tables.append(table)
+                        self._indirect_count -= 1
         except RemoteError:
             if not self._used:
                 raise  # else it is raised again when what came before is handed out: a broken ring stays so
-        if len(self._mapped) > self._keep:
+        if self._mapped_count > self._keep:
             self._unmap()
-        self._reaped.extend(self._used)
-        self._used.clear()
+        self._ready = len(self._used)
 
-    def _unmap(self) -> None:
-        self._dma.unmap_all(self._mapped)
-        self._mapped = []
+    @cython.cfunc
+    def _unmap(self) -> cython.void:
+        try:
+            self._dma.unmap_runs(self._mapped, self._mapped_count)
+        except HcallError:
+            self._mapped_count = self._dma.left
+            raise
+        self._mapped_count = 0
 
     def end(self) -> None:
         """The session is over: take every mapping back and free the ring. Buffers are the driver's again."""
@@ -273,26 +431,89 @@ class CrqDriverQueue(DriverQueue):
         return tokens
 
     def _take_back(self) -> list[object]:
-        tokens: list[object] = [token for token, _ in (*self._reaped, *self._used)]
-        self._reaped.clear()
-        self._used.clear()
-        mappings, self._mapped = self._mapped, []
-        for entry in self.ring.drain():
-            assert isinstance(entry, _InFlight)
-            mappings += entry.mappings
-            if entry.table is not None:
-                self._tables.append(entry.table)
-            tokens.append(entry.token)
-        self._dma.unmap_all(mappings)
+        head: cython.uint
+        count: cython.uint
+        table: DmaMemory | None
+        tokens: list[object] = self._used[self._next :]
+        self._used = []
+        self._next = self._ready = 0
+        tokens += self.ring.drain()
+        for head in range(self.size):
+            self._move(ld32(self._first, 4 * head))
+            st32(self._first, 4 * head, _NONE)
+            table = self._table_of[head]
+            if table is not None:
+                self._table_of[head] = None
+                self._tables.append(table)
+        self._indirect_count = 0
+        count = self._mapped_count
+        self._mapped_count = 0
+        self._dma.unmap_runs(self._mapped, count)
         return tokens
-
-    def _give_back(self, mappings: list[tuple[int, int]], table: DmaMemory | None) -> None:
-        self._dma.unmap_all(mappings)
-        if table is not None:
-            self._tables.append(table)
 
     def _take_table(self) -> DmaMemory:
         """A mapped piece for one indirect table of up to `size` entries; a pool that grows with the need."""
         if not self._tables:
             self._tables.append(self._dma.allocate(16 * self.size))
         return self._tables.pop()
+
+    # -- the books
+
+    @cython.cfunc
+    def _move(self, mapping: cython.uint) -> cython.void:
+        """The mappings from this one on are those of a used buffer."""
+        place: cython.ulonglong
+        following: cython.uint
+        while mapping != _NONE:
+            place = 24 * mapping
+            if self._mapped_count == self._mapped_room:
+                self._mapped_room = self._mapped_room + max(64, self._mapped_room)
+                self._mapped = self._larger("mapped", self._mapped, 16 * self._mapped_count, 16 * self._mapped_room)
+            copy(self._mapped, 16 * self._mapped_count, self._mappings, place, 16)
+            self._mapped_count += 1
+            following = ld32(self._mappings, place + 16)
+            st32(self._mappings, place + 16, self._spare)
+            self._spare = mapping
+            mapping = following
+
+    @cython.cfunc
+    def _give_up(self, mapping: cython.uint) -> cython.void:
+        """The mappings from this one on are not wanted; `DmaSpace` knows that they were only planned."""
+        count: cython.uint = self._mapped_count
+        self._move(mapping)
+        if self._mapped_count == count:
+            return
+        given_up = bytearray(16 * (self._mapped_count - count))
+        runs: cython.p_uchar = pointer(given_up)
+        copy(runs, 0, self._mapped, 16 * count, len(given_up))
+        self._mapped_count = count
+        self._dma.unmap_runs(runs, len(given_up) >> 4)
+
+    @cython.cfunc
+    def _make_mappings(self) -> cython.void:
+        """Room for more mappings of buffers in flight."""
+        old: cython.uint = self._mappings_room
+        room: cython.uint = old + max(64, old)
+        number: cython.uint
+        self._mappings = self._larger("mappings", self._mappings, 24 * old, 24 * room)
+        self._mappings_room = room
+        for number in range(old, room):
+            st32(self._mappings, 24 * number + 16, number + 1 if number + 1 < room else self._spare)
+        self._spare = old
+
+    @cython.cfunc
+    def _make_written(self) -> cython.void:
+        room: cython.uint = self._written_room + max(64, self._written_room)
+        self._written = self._larger("written", self._written, 4 * self._written_room, 4 * room)
+        self._written_room = room
+
+    @cython.cfunc
+    def _larger(
+        self, name: str, old: cython.p_uchar, used: cython.ulonglong, length: cython.ulonglong
+    ) -> cython.p_uchar:
+        """A larger array with the same contents."""
+        array = bytearray(length)
+        new: cython.p_uchar = pointer(array)
+        copy(new, 0, old, 0, used)
+        self._views[name] = array
+        return new

@@ -1,0 +1,54 @@
+cimport cython
+from powervio.vio.dma cimport DmaSpace
+from powervio.virtio.driver_queue cimport Buffer, DriverQueue
+from powervio.virtio.driver_ring cimport DriverRing
+
+cdef class CrqDriverQueue(DriverQueue):
+    cdef readonly DriverRing ring
+    cdef readonly object memory
+    cdef public bint ending
+    cdef public bint held
+    cdef readonly DmaSpace _dma
+    cdef object _features
+    cdef bint _big_endian
+    cdef public object _notifier
+    cdef bint _auto
+    cdef bint _always
+    cdef object _build
+    cdef object _kick_high
+    cdef object _kick_low
+    cdef list _tables
+    cdef list _table_of
+    cdef unsigned int _indirect_count
+    cdef unsigned char *_segments
+    cdef unsigned int _count
+    cdef unsigned char *_mappings
+    cdef unsigned char *_first
+    cdef unsigned int _spare
+    cdef unsigned int _chain
+    cdef unsigned int _mappings_room
+    cdef unsigned char *_mapped
+    cdef unsigned int _mapped_count
+    cdef unsigned int _mapped_room
+    cdef unsigned int _keep
+    cdef list _used
+    cdef unsigned char *_written
+    cdef unsigned int _written_room
+    cdef unsigned int _ready
+    cdef unsigned int _next
+    cdef dict _views
+    cpdef bint add(self, object readable, object writable, object token) except? -1
+    cpdef void kick(self)
+    cpdef object reap(self)
+    cdef bint _is_indirect(self, unsigned int count) noexcept
+    cdef void _plan(self, object slices, unsigned int access)
+    cdef void _map(self, unsigned int number, long long address, long long length, unsigned int access)
+    cdef int _lend(self, unsigned int readers, bint indirect) except? -2
+    cdef void _forget(self)
+    cdef void _collect(self)
+    cdef void _unmap(self)
+    cdef void _move(self, unsigned int mapping)
+    cdef void _give_up(self, unsigned int mapping)
+    cdef void _make_mappings(self)
+    cdef void _make_written(self)
+    cdef unsigned char *_larger(self, str name, unsigned char *old, unsigned long long used, unsigned long long length)

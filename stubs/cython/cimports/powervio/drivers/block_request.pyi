@@ -1,0 +1,1 @@
+from powervio.drivers.block_request import *

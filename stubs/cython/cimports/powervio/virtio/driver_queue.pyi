@@ -1,0 +1,1 @@
+from powervio.virtio.driver_queue import *
