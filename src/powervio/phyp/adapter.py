@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, NamedTuple
 from powervio.papr.crq import TransportEvent, event_element
 from powervio.papr.nodes import UNIT_ADDRESS_BASE, DmaWindow, VdeviceNode
 from powervio.phyp.crq import ReceiveQueue
-from powervio.phyp.ledger import CostLedger
+from powervio.phyp.records import AdapterRecord, WindowPane
 from powervio.phyp.redirect import Link
 from powervio.phyp.subcrq import SubCrqs
 from powervio.phyp.tce import TceTable
@@ -33,32 +33,14 @@ class Identity(NamedTuple):
     """The first of its interrupt numbers."""
 
 
-class WindowPane:
-    """One triple of `ibm,my-dma-window`: an address space of `size` bytes from 0.
-
-    A local pane has its owner's TCE table for good. A remote pane has the table of the partner's first pane, and only
-    while the two ends are linked: it is resolved at every use and names whoever is connected now.
-    """
-
-    __slots__ = ("ledger", "link", "liobn", "peer_ledger", "remote", "size", "table")
-
-    def __init__(self, liobn: int, size: int, ledger: CostLedger, table: TceTable | None) -> None:
-        self.liobn = liobn
-        self.size = size
-        self.ledger = ledger
-        self.table = table
-        self.remote = table is None
-        self.peer_ledger: CostLedger | None = None
-        """The ledger of the adapter whose window this is, while linked."""
-        self.link: Link | None = None
-        """For redirected DMA through this pane, while linked."""
-
-
-class VirtualAdapter:
+class VirtualAdapter(AdapterRecord):
     """What every virtual adapter has: a slot, a node, an interrupt, window panes, a ledger.
 
     `window` and `remote_window` are bytes; 0 means that there is no such pane.
     """
+
+    partition: Partition
+    interrupt: int
 
     def __init__(
         self,
@@ -72,12 +54,9 @@ class VirtualAdapter:
         remote_window: int = 0,
         is_server: bool = False,
     ) -> None:
-        self.partition = partition
+        super().__init__(partition, partition.new_source())
         self.slot = slot
         self.unit_address = UNIT_ADDRESS_BASE + slot
-        self.ledger = CostLedger()
-        self.interrupt_enabled = False
-        self.interrupt = partition.new_source()
         hypervisor = partition.hypervisor
         self.panes: list[WindowPane] = []
         self.table: TceTable | None = None
@@ -105,11 +84,6 @@ class VirtualAdapter:
         """All interrupt sources of the adapter."""
         return (self.interrupt,)
 
-    def signal(self) -> None:
-        """Pulse the interrupt if it is enabled; nothing is latched while it is not (papr-vio 3.4)."""
-        if self.interrupt_enabled and self.partition.interrupts.pulse(self.interrupt):
-            self.ledger.interrupted()
-
     def stop(self) -> None:
         """The owner is gone or boots again: forget what it had set up, telling nobody."""
         self.interrupt_enabled = False
@@ -120,6 +94,9 @@ class VirtualAdapter:
 
 class VioAdapter(VirtualAdapter):
     """One end of a client-server pair with a CRQ (the partition-managed class). Made by `Hypervisor.create_pair`."""
+
+    queue: ReceiveQueue
+    partner: VioAdapter | None
 
     def __init__(
         self,
@@ -146,11 +123,6 @@ class VioAdapter(VirtualAdapter):
         self.window = self.panes[0]
         assert self.table is not None
         self.queue = ReceiveQueue(self.table)
-        self.registered = False
-        self.enabled = False
-        """False while suspended: then nothing is sent in either direction (papr-vio 3.8)."""
-        self.partner: VioAdapter | None = None
-        """The configured other end, whether or not it is registered."""
         self.lost_events = 0
         """Transport events that could not be put into this end's queue."""
         self.sub_crqs = SubCrqs(self, partition.hypervisor.policy.max_sub_crqs)

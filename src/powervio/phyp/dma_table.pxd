@@ -3,12 +3,15 @@ from powervio.memory.target cimport Target
 from powervio.phyp.redirect cimport CopySet, Link, Places
 from powervio.phyp.tce cimport TceTable
 
+cpdef unsigned long long first_beyond(bytearray addresses, unsigned long long count, unsigned long long size) except? -1
+
 @cython.final
 cdef class DmaTable:
     cdef readonly TceTable own
     cdef readonly Places places
     cdef readonly object partition
     cdef readonly unsigned long long count
+    cpdef object redirect(self, unsigned long long index, Link link, TceTable table, bytearray addresses, unsigned long long first, unsigned long long count, int limit)
     cpdef void store(self, unsigned long long index, unsigned long long tce)
     cpdef void forget(self, unsigned long long index, unsigned long long count)
     cpdef unsigned long long redirected(self, unsigned long long index)

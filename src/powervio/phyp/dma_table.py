@@ -50,14 +50,16 @@ _CONTINUES = cython.declare(cython.uint, 2)
 _DONE = cython.declare(cython.uint, 4)
 
 
-def first_beyond(addresses: bytearray, count: cython.ulonglong, size: cython.ulonglong) -> int:
+@cython.ccall
+@cython.exceptval(-1)
+def first_beyond(addresses: bytearray, count: cython.ulonglong, size: cython.ulonglong) -> cython.ulonglong:
     """The first of `count` big-endian addresses that is not below `size`; `count` when all are."""
     words: cython.p_uchar = pointer(addresses)
     index: cython.ulonglong
     for index in range(count):
         if be64(ld64(words, 8 * index)) >= size:
-            return int(index)
-    return int(count)
+            return index
+    return count
 
 
 @cython.final
@@ -76,6 +78,7 @@ class DmaTable:
         self.count = own.count
         self.places = Places(own.count)
 
+    @cython.ccall
     def redirect(
         self,
         index: cython.ulonglong,
@@ -85,7 +88,7 @@ class DmaTable:
         first: cython.ulonglong,
         count: cython.ulonglong,
         limit: cython.int,
-    ) -> tuple[int, int]:
+    ) -> Any:
         """Copy `count` entries of the client's `table` to places in the bounds of this one, with their access bits.
 
         Those that map `addresses` (big-endian, `count` of them), or consecutive ones from `first`. Ends with the first

@@ -1,46 +1,67 @@
-"""hcall-interrupt: H_XIRR, H_EOI and H_CPPR of a partition with one processor (see `powervio.phyp.interrupts`)."""
+# cython: language_level=3, boundscheck=False, wraparound=False, cdivision=True, initializedcheck=False, nonecheck=False
+"""hcall-interrupt: H_XIRR, H_EOI and H_CPPR of a partition with one processor (see `powervio.phyp.interrupts`).
+
+This file is compiled (Cython pure mode) and also runs interpreted.
+"""
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+import cython
+from cython.cimports.powervio.phyp.records import AdapterRecord, PartitionRecord
 
 from powervio.papr.codes import Hcall, ReturnCode
 from powervio.phyp.ledger import hcall_index
 from powervio.phyp.registry import hcall
 
-if TYPE_CHECKING:
-    from powervio.phyp.partition import Partition
+_SUCCESS = cython.declare(cython.int, int(ReturnCode.H_SUCCESS))
+_PARAMETER = cython.declare(cython.int, int(ReturnCode.H_PARAMETER))
 
-_SUCCESS = int(ReturnCode.H_SUCCESS)
-_PARAMETER = int(ReturnCode.H_PARAMETER)
+_EOI = cython.declare(cython.int, hcall_index("H_EOI"))
+_CPPR = cython.declare(cython.int, hcall_index("H_CPPR"))
+_XIRR = cython.declare(cython.int, hcall_index("H_XIRR"))
 
-_EOI = hcall_index("H_EOI")
-_CPPR = hcall_index("H_CPPR")
-_XIRR = hcall_index("H_XIRR")
-
-_SOURCE = 0xFF_FFFF
+_SOURCE = cython.declare(cython.uint, 0xFF_FFFF)
 
 
-@hcall(Hcall.H_XIRR, function_set="hcall-interrupt", registers=0)
-def xirr(partition: Partition) -> tuple[int, int]:
-    """Accept the oldest presentable interrupt: CPPR before in the top byte of 32 bits, its source below, 0 for none."""
-    value = partition.interrupts.accept()
-    adapter = partition.sources.get(value & _SOURCE)
-    (partition if adapter is None else adapter).ledger.count(_XIRR)
-    return _SUCCESS, value
+@cython.cfunc
+def _count(partition: PartitionRecord, source: cython.uint, index: cython.int) -> cython.void:
+    """On the account of the adapter whose interrupt it is, if there is one."""
+    adapter: AdapterRecord | None = partition.sources.get(source)
+    if adapter is None:
+        partition.ledger.count(index)
+    else:
+        adapter.ledger.count(index)
 
 
-@hcall(Hcall.H_EOI, function_set="hcall-interrupt", registers=1)
-def eoi(partition: Partition, value: int) -> int:
-    """End an interrupt: its source may pulse again, and the CPPR of before is back. H_PARAMETER for no such source."""
-    adapter = partition.sources.get(value & _SOURCE)
-    (partition if adapter is None else adapter).ledger.count(_EOI)
+@cython.ccall
+def accept(partition: PartitionRecord) -> cython.uint:
+    """H_XIRR: accept the oldest presentable interrupt; CPPR before in the top byte, its source below, 0 for none."""
+    value: cython.uint = partition.interrupts.accept()
+    _count(partition, value & _SOURCE, _XIRR)
+    return value
+
+
+def xirr(partition: PartitionRecord) -> tuple[int, int]:
+    """H_XIRR, with its return code."""
+    return _SUCCESS, accept(partition)
+
+
+@cython.ccall
+def eoi(partition: PartitionRecord, value: cython.ulonglong) -> cython.int:
+    """H_EOI: end an interrupt: its source may pulse again, and the CPPR of before is back. H_PARAMETER for no such
+    source."""
+    _count(partition, cython.cast(cython.uint, value & _SOURCE), _EOI)
     return _SUCCESS if partition.interrupts.end(value) else _PARAMETER
 
 
-@hcall(Hcall.H_CPPR, function_set="hcall-interrupt", registers=1)
-def cppr(partition: Partition, priority: int) -> int:
-    """Set the processor's priority from the low byte; 0xFF lets everything through, 0 nothing."""
+@cython.ccall
+def cppr(partition: PartitionRecord, priority: cython.ulonglong) -> cython.int:
+    """H_CPPR: set the processor's priority from the low byte; 0xFF lets everything through, 0 nothing."""
     partition.ledger.count(_CPPR)
-    partition.interrupts.set_priority(priority & 0xFF)
+    partition.interrupts.set_priority(cython.cast(cython.uint, priority & 0xFF))
     return _SUCCESS
+
+
+hcall(Hcall.H_XIRR, function_set="hcall-interrupt", registers=0)(xirr)
+hcall(Hcall.H_EOI, function_set="hcall-interrupt", registers=1)(eoi)
+hcall(Hcall.H_CPPR, function_set="hcall-interrupt", registers=1)(cppr)

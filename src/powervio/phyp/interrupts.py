@@ -1,3 +1,4 @@
+# cython: language_level=3, boundscheck=False, wraparound=False, cdivision=True, initializedcheck=False, nonecheck=False
 """A partition's interrupt presentation, shaped like XICS with one processor.
 
 A source pulses. A pulse makes an idle source pending; while it is pending or accepted further pulses are lost, so a
@@ -8,6 +9,7 @@ favoured, and a source is presentable while its priority is more favoured than t
 The line to the receiver is an eventfd. It is written when a source becomes presentable and the line is not asserted
 already; nothing of the receiver runs inside the sender's call. Sources are not masked at boot and all have one
 priority: `ibm,set-xive` and its like are not modelled. The caller holds the hypervisor's lock.
+This file is compiled (Cython pure mode) and also runs interpreted.
 """
 
 from __future__ import annotations
@@ -15,13 +17,18 @@ from __future__ import annotations
 import contextlib
 import os
 from collections import deque
+from typing import Any
+
+import cython
+from cython.cimports.powervio.memory.hw import event_signal
 
 from powervio.errors import LocalError
 
-PRIORITY = 5
+_PRIORITY = cython.declare(cython.uint, 5)
 """Priority of every virtual I/O source."""
-LEAST_FAVOURED = 0xFF
+_LEAST_FAVOURED = cython.declare(cython.uint, 0xFF)
 """CPPR that lets everything through; it is set at boot."""
+_SOURCE = cython.declare(cython.uint, 0xFF_FFFF)
 
 _IDLE = 0
 _PENDING = 1
@@ -30,14 +37,23 @@ _RETIRED = 3
 """The adapter was unplugged while its interrupt was being handled: H_EOI still has to give the priority back."""
 
 
+@cython.final
+@cython.cclass
 class InterruptPresentation:
     """The sources of one partition and its one line."""
 
+    fd: cython.int
+    _states: dict[int, int]
+    _waiting: Any
+    _cppr: cython.uint
+    _asserted: cython.bint
+    _held: cython.bint
+
     def __init__(self) -> None:
         self.fd = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
-        self._states: dict[int, int] = {}
-        self._waiting: deque[int] = deque()
-        self._cppr = LEAST_FAVOURED
+        self._states = {}
+        self._waiting = deque()
+        self._cppr = _LEAST_FAVOURED
         self._asserted = False
         self._held = False
 
@@ -53,30 +69,33 @@ class InterruptPresentation:
         elif state == _ACCEPTED:
             self._states[source] = _RETIRED
 
-    def pulse(self, source: int) -> bool:
+    @cython.ccall
+    def pulse(self, source: Any) -> cython.bint:
         """The source has something to tell; false if the pulse is lost because it has told so already."""
         if self._states[source] != _IDLE:
             return False
         self._states[source] = _PENDING
         self._waiting.append(source)
-        if not self._asserted and self._cppr > PRIORITY:
+        if not self._asserted and self._cppr > _PRIORITY:
             self._assert()
         return True
 
-    def accept(self) -> int:
+    @cython.ccall
+    def accept(self) -> cython.uint:
         """H_XIRR: CPPR before in bits 24-31, below it the accepted source, or 0 for none. Oldest pulse first."""
-        before = self._cppr
+        before: cython.uint = self._cppr
         self._asserted = False
-        if not self._waiting or before <= PRIORITY:
+        if not self._waiting or before <= _PRIORITY:
             return before << 24
-        source = self._waiting.popleft()
+        source: cython.uint = self._waiting.popleft()
         self._states[source] = _ACCEPTED
-        self._cppr = PRIORITY
+        self._cppr = _PRIORITY
         return before << 24 | source
 
-    def end(self, xirr: int) -> bool:
+    @cython.ccall
+    def end(self, xirr: cython.ulonglong) -> cython.bint:
         """H_EOI with the value of an earlier H_XIRR; false, and nothing happens, if it names no source."""
-        source = xirr & 0xFF_FFFF
+        source = int(xirr & _SOURCE)
         state = self._states.get(source)
         if state is None:
             return False
@@ -84,13 +103,14 @@ class InterruptPresentation:
             self._states[source] = _IDLE
         elif state == _RETIRED:
             del self._states[source]
-        self.set_priority(xirr >> 24 & 0xFF)
+        self.set_priority(cython.cast(cython.uint, (xirr >> 24) & 0xFF))
         return True
 
-    def set_priority(self, priority: int) -> None:
+    @cython.ccall
+    def set_priority(self, priority: cython.uint) -> cython.void:
         """H_CPPR: what is less or equally favoured stays pending."""
         self._cppr = priority
-        if priority <= PRIORITY:
+        if priority <= _PRIORITY:
             self._asserted = False
         elif self._waiting and not self._asserted:
             self._assert()
@@ -98,7 +118,7 @@ class InterruptPresentation:
     def hold(self, held: bool) -> None:
         """The partition is suspended: nothing is presented until it runs again. What pulses meanwhile stays pending."""
         self._held = held
-        if not held and self._waiting and self._cppr > PRIORITY and not self._asserted:
+        if not held and self._waiting and self._cppr > _PRIORITY and not self._asserted:
             self._assert()
 
     def state(self) -> tuple[int, list[int], list[int]]:
@@ -125,7 +145,7 @@ class InterruptPresentation:
         """The partition boots: nothing is pending and everything gets through."""
         self._states = {source: _IDLE for source, state in self._states.items() if state != _RETIRED}
         self._waiting.clear()
-        self._cppr = LEAST_FAVOURED
+        self._cppr = _LEAST_FAVOURED
         self._asserted = False
         self._held = False
         with contextlib.suppress(BlockingIOError):
@@ -137,12 +157,15 @@ class InterruptPresentation:
             os.close(self.fd)
             self.fd = -1
 
-    def _assert(self) -> None:
+    @cython.cfunc
+    @cython.exceptval(-1)
+    def _assert(self) -> cython.int:
+        code: cython.int
         if self._held:
-            return
+            return 0
         self._asserted = True
         # The owner may have filled the counter itself: then the line is readable, which is all that it has to be.
-        try:  # noqa: SIM105 - contextlib.suppress costs as much as the call
-            os.eventfd_write(self.fd, 1)
-        except BlockingIOError:
-            pass
+        code = event_signal(self.fd)
+        if code < 0:
+            raise OSError(-code, os.strerror(-code))
+        return 0

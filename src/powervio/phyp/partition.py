@@ -9,13 +9,12 @@ from uuid import UUID, uuid5
 
 from powervio.errors import LocalError
 from powervio.memory.area import MappedArea
-from powervio.phyp.interrupts import InterruptPresentation
-from powervio.phyp.ledger import CostLedger
 from powervio.phyp.port import PartitionPort
+from powervio.phyp.records import PartitionRecord
 
 if TYPE_CHECKING:
     from powervio.papr.nodes import VdeviceNode
-    from powervio.phyp.adapter import Identity, VirtualAdapter, WindowPane
+    from powervio.phyp.adapter import Identity, VirtualAdapter
     from powervio.phyp.hypervisor import Hypervisor
     from powervio.phyp.physical import PhysicalAdapter
 
@@ -27,32 +26,26 @@ _FIRST_SLOT = 2
 _LAST_SLOT = 0xFFFF
 
 
-class Partition:
+class Partition(PartitionRecord):
     """Made by `Hypervisor.create_partition`; `memory_size` is bytes, a multiple of 4096.
 
     The dictionaries are read under the hypervisor's lock by every hcall and changed only by `add` and `remove`.
     """
 
+    hypervisor: Hypervisor
+    memory: memoryview
+    adapters: dict[int, VirtualAdapter]
+    sources: dict[int, VirtualAdapter]
+    physical: dict[int, PhysicalAdapter]
+
     def __init__(self, hypervisor: Hypervisor, partition_id: int, name: str, memory_size: int) -> None:
-        self.hypervisor = hypervisor
         self.partition_id = partition_id
         self.name = name
         self.uuid = uuid5(_NAMESPACE, f"{partition_id}-{name}")
         self.area = MappedArea.create(f"powervio-{name}", memory_size)
-        self.memory = self.area.view
-        self.interrupts = InterruptPresentation()
-        self.ledger = CostLedger()
-        """hcalls that belong to no adapter: H_CPPR, an empty H_XIRR, unknown unit addresses and LIOBNs."""
+        super().__init__(hypervisor, self.area.view)
         self.slots: dict[int, VirtualAdapter] = {}
-        self.adapters: dict[int, VirtualAdapter] = {}
-        """By unit address."""
-        self.sources: dict[int, VirtualAdapter] = {}
-        """By interrupt source number."""
-        self.panes: dict[int, WindowPane] = {}
-        """By LIOBN: what the partition may name, which is all the authorisation there is."""
         self.nodes: dict[int, VdeviceNode] = {}
-        self.physical: dict[int, PhysicalAdapter] = {}
-        """By LIOBN: whose TCE tables the partition may fill."""
         self.engines: list[PhysicalAdapter] = []
         self.pins = 0
         """Operations of DMA engines, its own or its servers', that are at work on its memory."""

@@ -1,27 +1,28 @@
+# cython: language_level=3, boundscheck=False, wraparound=False, cdivision=True, initializedcheck=False, nonecheck=False
 """A partition's port: `hcall` for registers, and the typed methods straight to the functions behind it.
 
 Both ways run the same function under the hypervisor's lock. The typed ones skip the table because they are the hot
 path of everything that runs in this process. No argument raises: registers are 64 bits, so what is wider or negative is
 cut to that, and what is missing is 0.
+This file is compiled (Cython pure mode) and also runs interpreted. The class is an ordinary one, so that methods can be
+put in the place of others.
 """
 
 from __future__ import annotations
 
 from types import MappingProxyType
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
+
+import cython
+from cython.cimports.powervio.phyp.hcall_crq import send_crq
+from cython.cimports.powervio.phyp.hcall_interrupt import accept, cppr, eoi
+from cython.cimports.powervio.phyp.hcall_rdma import copy_rdma, write_bytes
+from cython.cimports.powervio.phyp.hcall_rtce import put_rtce, put_rtce_indirect, remove_rtce
+from cython.cimports.powervio.phyp.hcall_tce import put_tce, put_tce_indirect, stuff_tce
 
 from powervio.papr.codes import ReturnCode
 from powervio.papr.port import HcallPort
-from powervio.phyp import (
-    hcall_crq,
-    hcall_interrupt,
-    hcall_rdma,
-    hcall_rtce,
-    hcall_subcrq,
-    hcall_tce,
-    hcall_vio,
-    hcall_vioctl,
-)
+from powervio.phyp import hcall_crq, hcall_rdma, hcall_rtce, hcall_subcrq, hcall_tce, hcall_vio, hcall_vioctl
 from powervio.phyp import hcall_term as _hcall_term  # noqa: F401  the table alone leads there
 from powervio.phyp.registry import TABLE
 
@@ -31,6 +32,22 @@ if TYPE_CHECKING:
 _MASK = 0xFFFF_FFFF_FFFF_FFFF
 _FUNCTION = (int(ReturnCode.H_FUNCTION),)
 _NO_REGISTERS = (0,) * 9
+
+
+@cython.cfunc
+@cython.inline
+@cython.exceptval(-1)
+def _register(value: Any) -> cython.ulonglong:
+    """64 bits of an integer."""
+    register: cython.ulonglong
+    if cython.compiled:
+        try:
+            register = value
+            return register
+        except OverflowError:
+            pass
+    register = value & _MASK
+    return register
 
 
 class PartitionPort(HcallPort):
@@ -74,18 +91,18 @@ class PartitionPort(HcallPort):
     def put_tce(self, liobn: int, ioba: int, tce: int) -> int:
         """H_PUT_TCE."""
         with self._lock:
-            return hcall_tce.put_tce(self._partition, liobn, ioba & _MASK, tce & _MASK)
+            return put_tce(self._partition, liobn, _register(ioba), _register(tce))
 
     def stuff_tce(self, liobn: int, ioba: int, tce: int, count: int) -> int:
         """H_STUFF_TCE."""
         with self._lock:
-            return hcall_tce.stuff_tce(self._partition, liobn, ioba & _MASK, tce & _MASK, count & _MASK)
+            return stuff_tce(self._partition, liobn, _register(ioba), _register(tce), _register(count))
 
     def put_tce_indirect(self, liobn: int, ioba: int, list_address: int, count: int) -> int:
         """H_PUT_TCE_INDIRECT."""
         with self._lock:
-            return hcall_tce.put_tce_indirect(
-                self._partition, liobn & _MASK, ioba & _MASK, list_address & _MASK, count & _MASK
+            return put_tce_indirect(
+                self._partition, _register(liobn), _register(ioba), _register(list_address), _register(count)
             )
 
     def reg_crq(self, unit_address: int, ioba: int, length: int) -> int:
@@ -101,7 +118,7 @@ class PartitionPort(HcallPort):
     def send_crq(self, unit_address: int, high: int, low: int) -> int:
         """H_SEND_CRQ."""
         with self._lock:
-            return hcall_crq.send_crq(self._partition, unit_address, high & _MASK, low & _MASK)
+            return send_crq(self._partition, unit_address, _register(high), _register(low))
 
     def enable_crq(self, unit_address: int) -> int:
         """H_ENABLE_CRQ."""
@@ -131,14 +148,12 @@ class PartitionPort(HcallPort):
     def copy_rdma(self, length: int, s_liobn: int, s_ioba: int, d_liobn: int, d_ioba: int) -> int:
         """H_COPY_RDMA."""
         with self._lock:
-            return hcall_rdma.copy_rdma(
-                self._partition, length & _MASK, s_liobn, s_ioba & _MASK, d_liobn, d_ioba & _MASK
-            )
+            return copy_rdma(self._partition, _register(length), s_liobn, _register(s_ioba), d_liobn, _register(d_ioba))
 
     def write_rdma(self, d_liobn: int, d_ioba: int, data: bytes) -> int:
         """H_WRITE_RDMA."""
         with self._lock:
-            return hcall_rdma.write_bytes(self._partition, d_liobn, d_ioba & _MASK, data)
+            return write_bytes(self._partition, d_liobn, _register(d_ioba), data)
 
     def read_rdma(self, s_liobn: int, s_ioba: int, length: int) -> tuple[int, bytes]:
         """H_READ_RDMA."""
@@ -148,20 +163,24 @@ class PartitionPort(HcallPort):
     def put_rtce(self, r_liobn: int, r_ioba: int, liobn: int, ioba: int, count: int) -> tuple[int, int]:
         """H_PUT_RTCE."""
         with self._lock:
-            return hcall_rtce.put_rtce(self._partition, r_liobn, r_ioba & _MASK, liobn, ioba & _MASK, count & _MASK)
+            result: tuple[int, int] = put_rtce(
+                self._partition, r_liobn, _register(r_ioba), liobn, _register(ioba), _register(count)
+            )
+        return result
 
     def put_rtce_indirect(self, list_address: int, r_liobn: int, liobn: int, ioba: int, count: int) -> tuple[int, int]:
         """H_PUT_RTCE_INDIRECT."""
         with self._lock:
-            return hcall_rtce.put_rtce_indirect(
-                self._partition, list_address & _MASK, r_liobn, liobn, ioba & _MASK, count & _MASK
+            result: tuple[int, int] = put_rtce_indirect(
+                self._partition, _register(list_address), r_liobn, liobn, _register(ioba), _register(count)
             )
+        return result
 
     def remove_rtce(self, r_liobn: int, r_ioba: int, liobn: int, ioba: int, count: int, tce: int = 0) -> int:
         """H_REMOVE_RTCE."""
         with self._lock:
-            return hcall_rtce.remove_rtce(
-                self._partition, r_liobn, r_ioba & _MASK, liobn, ioba & _MASK, count & _MASK, tce & _MASK
+            return remove_rtce(
+                self._partition, r_liobn, _register(r_ioba), liobn, _register(ioba), _register(count), _register(tce)
             )
 
     def liobn_attributes(self, liobn: int, reset: int, wanted: int) -> tuple[int, int]:
@@ -172,14 +191,14 @@ class PartitionPort(HcallPort):
     def xirr(self) -> int:
         """H_XIRR."""
         with self._lock:
-            return hcall_interrupt.xirr(self._partition)[1]
+            return accept(self._partition)
 
     def eoi(self, xirr: int) -> int:
         """H_EOI."""
         with self._lock:
-            return hcall_interrupt.eoi(self._partition, xirr & _MASK)
+            return eoi(self._partition, _register(xirr))
 
     def cppr(self, priority: int) -> int:
         """H_CPPR."""
         with self._lock:
-            return hcall_interrupt.cppr(self._partition, priority & _MASK)
+            return cppr(self._partition, _register(priority))

@@ -1,4 +1,5 @@
 cimport cython
+from powervio.phyp.ledger cimport CostLedger
 
 @cython.final
 cdef class Numbers:
@@ -14,8 +15,8 @@ cdef class Link:
     cdef readonly CopySet copies
     cdef readonly object memory
     cdef readonly object partition
-    cdef readonly object ledger
-    cdef readonly object peer_ledger
+    cdef readonly CostLedger ledger
+    cdef readonly CostLedger peer_ledger
     cdef public bint closing
     cdef unsigned char *base
 

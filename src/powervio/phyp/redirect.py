@@ -17,6 +17,7 @@ from typing import Any
 
 import cython
 from cython.cimports.powervio.memory.hw import ld32, ld64, pointer, st32, st64
+from cython.cimports.powervio.phyp.ledger import CostLedger
 
 H_RESOURCE = cython.declare(cython.int, -16)
 H_IN_USE = cython.declare(cython.int, -77)
@@ -113,12 +114,12 @@ class Link:
     copies: CopySet
     memory: Any
     partition: Any
-    ledger: Any
-    peer_ledger: Any
+    ledger: CostLedger
+    peer_ledger: CostLedger
     closing: cython.bint
     base: cython.p_uchar
 
-    def __init__(self, copies: CopySet, partition: Any, ledger: Any, peer_ledger: Any) -> None:
+    def __init__(self, copies: CopySet, partition: Any, ledger: CostLedger, peer_ledger: CostLedger) -> None:
         self.copies = copies
         self.memory = partition.memory
         self.base = pointer(partition.memory)

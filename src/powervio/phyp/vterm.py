@@ -23,6 +23,9 @@ BUFFER = 2048
 class VtermAdapter(VirtualAdapter):
     """One end of a virtual terminal."""
 
+    partner: VtermAdapter | None
+    """The other end, while connected."""
+
     def __init__(self, partition: Partition, slot: int, name: str, device_type: str, compatible: str) -> None:
         super().__init__(
             partition,
@@ -33,8 +36,6 @@ class VtermAdapter(VirtualAdapter):
             window=0,
             is_server=isinstance(self, VtyServer),
         )
-        self.partner: VtermAdapter | None = None
-        """The other end, while connected."""
         self.waiting = bytearray()
         """What this end has to read."""
 

@@ -1,0 +1,40 @@
+cimport cython
+from powervio.phyp.crq cimport ReceiveQueue
+from powervio.phyp.interrupts cimport InterruptPresentation
+from powervio.phyp.ledger cimport CostLedger
+from powervio.phyp.redirect cimport Link
+from powervio.phyp.tce cimport TceTable
+
+@cython.final
+cdef class WindowPane:
+    cdef readonly unsigned long long liobn
+    cdef readonly unsigned long long size
+    cdef readonly CostLedger ledger
+    cdef public TceTable table
+    cdef readonly bint remote
+    cdef public CostLedger peer_ledger
+    cdef public Link link
+
+cdef class AdapterRecord:
+    cdef public object partition
+    cdef public CostLedger ledger
+    cdef readonly InterruptPresentation interrupts
+    cdef public object interrupt
+    cdef public bint interrupt_enabled
+    cdef public ReceiveQueue queue
+    cdef public bint registered
+    cdef public bint enabled
+    cdef public object partner
+    cdef int pulse(self) except? -1
+
+cdef class PartitionRecord:
+    cdef readonly object hypervisor
+    cdef public object memory
+    cdef public dict panes
+    cdef public dict physical
+    cdef public dict adapters
+    cdef public dict sources
+    cdef public CostLedger ledger
+    cdef public InterruptPresentation interrupts
+    cdef readonly unsigned long long copy_limit
+    cdef readonly int redirect_limit
