@@ -32,6 +32,7 @@ _WARM_UP = 0.05
 _DEPTH = 32
 _WRITERS = 1 << 32
 """What is between the numbers that two writers give to a block."""
+_OURS = ours()
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,7 +49,7 @@ class Row:
     """Whether the client looks at the ring again and again instead of sleeping."""
     direct: bool = False
     """Around the page cache."""
-    back_end: Kind = ours()
+    back_end: Kind = _OURS
     """Ours, in this row."""
     wanted: float | None = None
     """Requests per second of ours by those of the peer: what it has to be at least, pinned."""
