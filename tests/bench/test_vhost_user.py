@@ -13,7 +13,7 @@ import pytest
 from powervio.bench.back_ends import BackEnd, Image, Kind, ours, peers
 from powervio.bench.images import check_written, filesystem, forget, read_all, resident
 from powervio.bench.reads import BLOCK, write_numbered
-from powervio.bench.vhost_user import ROWS, Comparison, Measured, Row, Slice
+from powervio.bench.vhost_user import ROWS, Comparison, Measured, Result, Row, Slice
 from powervio.errors import LocalError
 
 PEERS = ["threads", "threads+iothread", "io_uring", "io_uring+iothread"]
@@ -61,6 +61,7 @@ def test_json_has_every_row_with_both_sides_and_what_was_counted(tmp_path: Path)
                 assert part["requests"] >= row["depth"]
                 assert part["cpu_us"] > 0
                 assert part["seconds"] > 0
+                assert part["others"] >= 0
                 assert (part["resident"] is not None) is (row["row"] == "warm")
         sleeps = sum(part["sleeps"] for side in (row["ours"], *row["peers"]) for part in side["slices"])
         assert (sleeps == 0) is (row["client"] == "polls")
@@ -78,6 +79,7 @@ def test_json_has_every_row_with_both_sides_and_what_was_counted(tmp_path: Path)
     }
     assert values["verified_reads"] == requests[False]
     assert values["verified_writes"] == requests[True]
+    assert values["others"] >= 0
     conditions = values["conditions"]
     assert conditions["peer"].startswith("qemu-storage-daemon version")
     assert conditions["image_bytes"] == 1 << 20
@@ -216,7 +218,7 @@ def test_rows_have_names_of_their_own_and_what_is_wanted() -> None:
 
 def test_comparison_takes_the_best_peer_and_medians() -> None:
     def measured(name: str, *rates: int) -> Measured:
-        return Measured(name, [], [Slice(rate, 1.0, 1000 / rate, 0.1, 0, 0, (1.0, rate / 1000)) for rate in rates])
+        return Measured(name, [], [Slice(rate, 1.0, 1000 / rate, 0.1, 0, 0, 0.5, (1.0, rate / 1000)) for rate in rates])
 
     comparison = Comparison(
         Row("a", "b"), "pinned", measured("us", 400, 100, 500), [measured("x", 100, 900, 100), measured("y", 200, 200)]
@@ -225,3 +227,4 @@ def test_comparison_takes_the_best_peer_and_medians() -> None:
     assert comparison.ratio == 2.0
     assert comparison.cpu_ratio == 0.5
     assert comparison.least_resident == 0.1
+    assert Result({}, [comparison]).others == 0.5

@@ -88,6 +88,8 @@ class Slice:
     kicks: int
     sleeps: int
     """How often the client slept."""
+    others: float = 0.0
+    """Processors that were busy for anybody else meanwhile, or not there (stolen by a hypervisor); coarse."""
     resident: tuple[float, float] | None = None
     """Which part of the image the page cache had before and after, where that has to be all of it."""
 
@@ -196,10 +198,17 @@ class Result:
         """Reads in slices; each carried its block's number."""
         return self._requests(writes=False)
 
+    @property
+    def others(self) -> float:
+        """Processors that were busy for anybody else, on average of all slices."""
+        slices = [one for each in self.comparisons for side in (each.ours, *each.peers) for one in side.slices]
+        return sum(one.others * one.seconds for one in slices) / sum(one.seconds for one in slices)
+
     def as_json(self) -> dict[str, object]:
         """The plain values that `--json` prints."""
         return {
             "conditions": self.conditions,
+            "others": round(self.others, 3),
             "verified_reads": self.verified_reads,
             "verified_writes": self._requests(writes=True),
             "rows": [comparison.as_json() for comparison in self.comparisons],
@@ -334,18 +343,29 @@ def _slice(row: Row, path: Path, end: BackEnd, load: Load, seconds: float) -> Sl
     if row.warm:
         read_all(path)
         before = resident(path)
-    kicks, sleeps, cpu, client = port.kicks, port.sleeps, end.cpu_ns(), time.thread_time_ns()
+    kicks, sleeps, busy = port.kicks, port.sleeps, _busy_seconds()
+    cpu, client = end.cpu_ns(), time.thread_time_ns()
     requests = _run(end, load, seconds)
     cpu, client = end.cpu_ns() - cpu, time.thread_time_ns() - client
+    elapsed = load.nanoseconds / 1e9
+    others = (_busy_seconds() - busy - (cpu + client) / 1e9) / elapsed
     return Slice(
         requests,
-        load.nanoseconds / 1e9,
+        elapsed,
         round(cpu / requests / 1000, 3),
         round(client / requests / 1000, 3),
         port.kicks - kicks,
         port.sleeps - sleeps,
+        max(0.0, round(others, 3)),
         None if before is None else (before, resident(path)),
     )
+
+
+def _busy_seconds() -> float:
+    """How long the processors, all together, have been at work or were stolen since the machine started."""
+    ticks = Path("/proc/stat").read_text().partition("\n")[0].split()[1:9]
+    user, nice, system, _idle, _waiting, interrupts, soft, stolen = map(int, ticks)
+    return (user + nice + system + interrupts + soft + stolen) / os.sysconf("SC_CLK_TCK")
 
 
 def _run(end: BackEnd, load: Load, seconds: float) -> int:

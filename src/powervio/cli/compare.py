@@ -14,6 +14,8 @@ from powervio.bench.vhost_user import PLACEMENTS, ROWS, Comparison, Result, Row,
 from powervio.cli.bench import size_of
 
 _BY_NAME = {row.name: row for row in ROWS}
+_QUIET = 0.1
+"""Processors that others may use without a word."""
 _RESIDENT = 0.99
 """Which part of a warm image may be missing in the page cache without a word."""
 
@@ -140,9 +142,13 @@ def _show(result: Result) -> None:
         console.print(f"[bold]{row.name}[/bold]: {row.what}; QEMU's best: {best}")
     console.print(
         f"Medians of {conditions['slices']} slices of {conditions['slice_seconds']:.2g} s, all back ends of a row in"
-        f" turn. CPU: of the back end, for each request. {result.verified_reads:,} reads were verified. The machine's"
-        f" load was {conditions['load_average_before']} before and {conditions['load_average_after']} after."
+        f" turn. CPU: of the back end, for each request. {result.verified_reads:,} reads were verified."
     )
+    if result.others > _QUIET:
+        console.print(
+            f"[red]Others used {result.others:.2f} of the {conditions['processors']} processors meanwhile: the rates,"
+            f" and their ratios, are not those of a quiet machine.[/red]"
+        )
     for note in _notes(result.comparisons):
         console.print(note)
 
