@@ -7,13 +7,15 @@ import os
 import signal
 import subprocess
 import sys
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from tests.vhost_user.harness import Serving, serving, until
+from tests.vhost_user.harness import LIMIT, RawFrontEnd, Serving, memory, serving, until
+from tests.vhost_user.test_back_end import DATA, USUAL, Ring, connect, event, settle
 
 from powervio.drivers.block import BlockDriver
 from powervio.errors import LocalError, RemoteError
@@ -21,10 +23,13 @@ from powervio.memory import hw
 from powervio.memory.area import MappedArea
 from powervio.testing.echo import EchoDevice, EchoDriver
 from powervio.transport.vhost_user import inflight_area
+from powervio.transport.vhost_user import protocol as wire
 from powervio.transport.vhost_user.back_end import BackEndOptions
 from powervio.transport.vhost_user.front_end import RING_FEATURES, FrontEnd
 from powervio.transport.vhost_user.inflight import SplitInflight, split_bytes
 from powervio.transport.vhost_user.inflight_area import InflightRecord
+from powervio.transport.vhost_user.protocol import FrontEnd as FrontEndMessage
+from powervio.transport.vhost_user.protocol import VringState
 from powervio.virtio import features as feature
 
 pytestmark = pytest.mark.dual
@@ -216,6 +221,98 @@ def test_requests_that_the_device_held_are_taken_again_by_the_next(tmp_path: Pat
             await end.close()
 
     asyncio.run(use())
+
+
+@pytest.fixture
+def device() -> EchoDevice:
+    device = EchoDevice()
+    device.hold = True
+    return device
+
+
+@pytest.fixture
+def recorded(tmp_path: Path, device: EchoDevice) -> Iterator[tuple[Serving, RawFrontEnd, Ring]]:
+    """A back end with a record, and a ring of which two requests are in the device's hands."""
+    protocol = USUAL | wire.P_INFLIGHT_SHMFD | wire.P_RESET_DEVICE
+    with serving(tmp_path, device) as back, memory() as area:
+        peer = connect(back, area, protocol)
+        fd, size = inflight_area.create(1, SIZE, packed=False)
+        assert peer.done(FrontEndMessage.SET_INFLIGHT_FD, wire.Inflight(size, 0, 1, SIZE), [fd])
+        os.close(fd)
+        ring = Ring(peer, area).set_up().enable()
+        ring.add(b"one")
+        assert event(ring.call) == 1, "what a predecessor showed is not known: the driver is to look"
+        ring.add(b"two")
+        until_now(lambda: len(device.held) == 2)
+        yield back, peer, ring
+        peer.close()
+        ring.close()
+
+
+def until_now(condition: Callable[[], object]) -> None:
+    deadline = time.monotonic() + LIMIT
+    while not condition():
+        assert time.monotonic() < deadline
+        time.sleep(0.001)
+
+
+def resubmitted(back: Serving) -> int:
+    assert back.server.link is not None
+    return back.server.link.back_end.service.resubmitted
+
+
+def test_ring_that_was_stopped_with_requests_in_hand_takes_them_again(
+    recorded: tuple[Serving, RawFrontEnd, Ring], device: EchoDevice
+) -> None:
+    back, peer, ring = recorded
+    assert peer.ask(FrontEndMessage.GET_VRING_BASE, VringState(0, 0)) == VringState(0, 2)
+    device.hold = False
+    assert peer.done(FrontEndMessage.SET_VRING_KICK, wire.U64(0), [ring.kick])
+    os.eventfd_write(ring.kick, 1)
+    ring.wait(2)
+    assert (ring.echo(0, 3), ring.echo(1, 3)) == (b"one", b"two")
+    assert resubmitted(back) == 2
+
+
+def test_reset_makes_the_record_void(recorded: tuple[Serving, RawFrontEnd, Ring], device: EchoDevice) -> None:
+    back, peer, ring = recorded
+    assert peer.done(FrontEndMessage.RESET_DEVICE)
+    device.hold = False
+    ring.area.view[:DATA] = bytes(DATA)
+    ring.next = 0
+    ring.set_up().enable()
+    ring.add(b"new")
+    ring.wait(1)
+    settle(back)
+    assert (ring.used, ring.echo(0, 3)) == (1, b"new")
+    assert resubmitted(back) == 0
+
+
+@pytest.mark.parametrize("packed", [False, True])
+def test_new_record_is_as_long_as_its_kind_needs(tmp_path: Path, packed: bool) -> None:
+    with serving(tmp_path, EchoDevice(queue_count=2), ALL) as back:
+        peer = connect(back, None, USUAL | wire.P_INFLIGHT_SHMFD, feature.RING_PACKED if packed else 0)
+        peer.send(FrontEndMessage.GET_INFLIGHT_FD, wire.Inflight(0, 0, 2, 128))
+        reply = peer.receive()
+        area = MappedArea(reply.take_fd(), 8320 if packed else 4224)
+        assert reply.payload == wire.Inflight(area.size, 0, 2, 128)
+        assert os.fstat(area.fd).st_size == area.size
+        assert not any(area.view)
+        area.close()
+        peer.close()
+
+
+def test_record_of_too_few_bytes_for_packed_rings_breaks_the_ring(tmp_path: Path) -> None:
+    with serving(tmp_path, EchoDevice(), ALL) as back, memory() as area:
+        peer = connect(back, area, USUAL | wire.P_INFLIGHT_SHMFD, feature.RING_PACKED)
+        fd, size = inflight_area.create(1, SIZE, packed=False)
+        assert peer.done(FrontEndMessage.SET_INFLIGHT_FD, wire.Inflight(size, 0, 1, SIZE), [fd])
+        os.close(fd)
+        ring = Ring(peer, area).set_up(base=0x8000_8000).enable()
+        os.eventfd_write(ring.kick, 1)
+        assert event(ring.error) == 1
+        peer.close()
+        ring.close()
 
 
 def test_without_a_record_the_driver_submits_again(tmp_path: Path) -> None:

@@ -11,7 +11,7 @@ from powervio.errors import RemoteError, Verdict
 from powervio.memory import hw
 from powervio.memory.abstract import RingMemory
 from powervio.transport.vhost_user.inflight import InflightQueue, PackedInflight, SplitInflight
-from powervio.transport.vhost_user.memory import GuestMemory, GuestRing
+from powervio.transport.vhost_user.memory import GuestMemory
 from powervio.transport.vhost_user.protocol import VRING_F_LOG, VringAddress
 from powervio.transport.vhost_user.queue import VhostQueue
 from powervio.transport.vhost_user.ring_state import Phase
@@ -114,7 +114,7 @@ def notification_fd(fd: int, what: str) -> int:
 
 
 def make_ring(
-    size: int, memory: GuestRing, features: int, base: int, record: InflightQueue | None, forgotten: bool
+    size: int, memory: RingMemory, features: int, base: int, record: InflightQueue | None, forgotten: bool
 ) -> tuple[DeviceRing, list[int]]:
     """The ring that was negotiated, the one place that chooses it, and what `retake` is to be given first, in order.
 
@@ -193,6 +193,6 @@ def base_of(ring: DeviceRing, features: int) -> int:
     return ring.last_available & 0xFFFF
 
 
-def used_ids(memory: GuestRing, size: int) -> list[int]:
+def used_ids(memory: RingMemory, size: int) -> list[int]:
     """The ids in the slots of a split used ring; what is no descriptor is left to the reader."""
     return [hw.le32(hw.ld32(memory.used, 4 + 8 * slot)) for slot in range(size)]
