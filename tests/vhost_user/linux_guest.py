@@ -176,27 +176,26 @@ def debian_kernel(cache: Path) -> Kernel:
     folder = cache / "kernel"
     if not folder.is_dir():
         package = _download_kernel(cache)
-        with tempfile.TemporaryDirectory(dir=cache) as unpacked:
-            wanted = ["./boot/vmlinuz-*", *(f"./lib/modules/*/{name}.ko*" for name in QEMU_MODULES)]
-            archive = subprocess.Popen(["dpkg-deb", "--fsys-tarfile", package], stdout=subprocess.PIPE)
-            subprocess.run(["tar", "-x", "-C", unpacked, "--wildcards", *wanted], stdin=archive.stdout, check=False)
-            assert archive.wait() == 0
-            Path(unpacked).chmod(0o755)
-            shutil.copytree(unpacked, folder)
+        unpacked = Path(tempfile.mkdtemp(dir=cache))
+        wanted = ["./boot/vmlinuz-*", *sorted({f"./lib/modules/*/{name}.ko*" for name in QEMU_MODULES})]
+        archive = subprocess.Popen(["dpkg-deb", "--fsys-tarfile", package], stdout=subprocess.PIPE)
+        # what is built in is not in the archive, of which tar complains
+        subprocess.run(["tar", "-x", "-C", unpacked, "--wildcards", *wanted], stdin=archive.stdout, check=False)
+        assert archive.wait() == 0
+        unpacked.rename(folder)
         package.unlink()
     (image,) = folder.glob("boot/vmlinuz-*")
     modules = []
-    for name in (
-        "virtio",
-        *QEMU_MODULES,
-    ):  # either of virtio and virtio_ring needs the other, in one version or another
+    for name in QEMU_MODULES:
         modules += sorted(folder.glob(f"lib/modules/*/kernel/**/{name}.ko*"))
     return Kernel(image, tuple(modules))
 
 
 def _download_kernel(cache: Path) -> Path:
     """Its package, by the system's lists of packages; if these are missing or old, by new lists in the cache."""
-    own = [f"-oDir::State::lists={cache}/lists", f"-oDir::Cache={cache}"]
+    own = [f"-oDir::State::lists={cache}/lists", f"-oDir::Cache={cache}/apt"]
+    for folder in ("lists", "apt/archives"):
+        (cache / folder / "partial").mkdir(parents=True, exist_ok=True)
     said = ""
     for options in ([], own):
         commands = [["apt-get", *options, "update"]] if options else []

@@ -349,6 +349,26 @@ def test_with_status_nothing_is_taken_before_driver_ok(back: Serving, area: Mapp
     ring.close()
 
 
+def test_other_descriptor_for_notifications_of_a_started_ring_is_used_and_signalled_at_once(
+    back: Serving, area: MappedArea
+) -> None:
+    # QEMU changes it whenever the guest masks an interrupt, or unmasks it
+    peer = connect(back, area)
+    ring = Ring(peer, area).set_up().enable()
+    ring.add(b"a")
+    ring.wait(1)
+    assert event(ring.call) == 1
+    other = os.eventfd(0)
+    assert peer.done(FrontEnd.SET_VRING_CALL, wire.U64(0), [other])
+    assert event(other) == 1
+    ring.add(b"b")
+    ring.wait(2)
+    assert event(other) == 1
+    peer.close()
+    ring.close()
+    os.close(other)
+
+
 def test_status_of_which_qemu_tells_only_half_does_not_hold_up_a_ring(back: Serving, area: MappedArea) -> None:
     # vhost-user-rng of QEMU: FEATURES_OK alone, and never DRIVER_OK
     peer = connect(back, area, USUAL | wire.P_STATUS)

@@ -41,7 +41,8 @@ def test_our_driver_at_qemus_back_end(tmp_path: Path, image: Path, rings: str) -
     path = tmp_path / "qsd.sock"
     export = f"type=vhost-user-blk,id=e,node-name=n,addr.type=unix,addr.path={path},writable=on,num-queues=2"
     blockdev = f"driver=file,node-name=n,filename={image}"
-    daemon = subprocess.Popen(["qemu-storage-daemon", "--blockdev", blockdev, "--export", export])
+    listens = tmp_path / "pid"  # written when the socket is listened at
+    daemon = subprocess.Popen(["qemu-storage-daemon", "--pidfile", listens, "--blockdev", blockdev, "--export", export])
     data = os.urandom(1 << 20)
     extra = feature.EVENT_IDX | feature.INDIRECT_DESC if rings == "event-indirect" else 0
 
@@ -63,7 +64,7 @@ def test_our_driver_at_qemus_back_end(tmp_path: Path, image: Path, rings: str) -
 
     try:
         deadline = time.monotonic() + 10
-        while not path.exists():
+        while not listens.exists():
             assert time.monotonic() < deadline
             assert daemon.poll() is None
             time.sleep(0.01)

@@ -59,6 +59,15 @@ def wait_until_written(image: Path, size: int) -> None:
         time.sleep(0.001)
 
 
+def wait_until_changed(image: Path) -> None:
+    """Until something more is written to an image."""
+    deadline = time.monotonic() + LIMIT
+    before = image.stat().st_mtime_ns
+    while image.stat().st_mtime_ns == before:
+        assert time.monotonic() < deadline
+        time.sleep(0.001)
+
+
 @pytest.mark.parametrize("packed", [False, True], ids=["split", "packed"])
 def test_no_write_is_lost_when_the_back_end_is_killed(
     tmp_path: Path, pytestconfig: pytest.Config, back_ends: BackEnds, packed: bool
@@ -98,12 +107,9 @@ def test_no_write_is_lost_when_the_back_end_is_killed(
         guest.wait_for("RANDOM 256")
         wait_until_written(image, SIZE // 8)
         end(disk, signal.SIGKILL)  # in the middle of it, at full speed
-        before = image.stat().st_mtime_ns
         disk = serve("--requests-per-second", "1", "--burst-requests", "1")
-        deadline = time.monotonic() + LIMIT
-        while image.stat().st_mtime_ns == before:  # the device has the requests in its hands when it serves the first
-            assert time.monotonic() < deadline
-            time.sleep(0.001)
+        for _ in range(2):  # with the second the device has long had all of them in its hands
+            wait_until_changed(image)
         guest.wait_for(f"WRITES {DEPTH}", len(guest.console))
         end(disk, signal.SIGKILL)
         disk = serve()
@@ -111,9 +117,9 @@ def test_no_write_is_lost_when_the_back_end_is_killed(
     status, said = end(disk)
     assert (status, finish(random)) == (0, 0)
     assert "STATUS 0" in console, console
-    # one may have ended, and its successor not have come, in the moment of the second death
+    # what has just ended may not have been replaced
     again = sum(map(int, re.findall(r"(\d+) requests that were in flight", said)))
-    assert DEPTH - 1 <= again <= DEPTH, said
+    assert DEPTH - 4 <= again <= DEPTH, said
     verify = [*FIO.split(), f"--filename={image}", "--verify_only"]
     verified = subprocess.run(verify, cwd=tmp_path, capture_output=True, text=True, check=False)
     assert verified.returncode == 0, verified.stdout + verified.stderr

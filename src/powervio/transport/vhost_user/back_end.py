@@ -340,6 +340,7 @@ class BackEnd:
             vring.replace_fd("call", fd)
             if vring.queue is not None:
                 vring.queue.call = fd
+                vring.signal("call")  # what went to the old one may have come after it was looked at for the last time
 
     def _set_vring_err(self, message: Message) -> None:
         vring, fd = self._ring_fd(message, "error")
