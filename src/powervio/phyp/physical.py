@@ -1,9 +1,11 @@
+# cython: language_level=3
 """A physical storage adapter of a VIO server partition: a TCE table of its own and a DMA engine (papr-vio 2.5).
 
 An operation has two ends. `begin` resolves its addresses and pins the pages, `end` unpins them and puts the bytes on
 the ledgers; between the two it holds memoryviews of the memories themselves and no lock. `read` and `write` do all of
 it at once, in the caller's thread. An engine that works while others run (threads, io_uring) keeps what `begin` gave
 and calls `end` when the kernel is done with the memory, not sooner.
+This file is compiled, as ordinary Python, and also runs interpreted.
 """
 
 from __future__ import annotations

@@ -2,7 +2,7 @@
 """Many requests of one queue served with few calls of the hypervisor (`virtio/batch.py`).
 
 * Headers that lie near each other at the client come in one copy, gaps included; those that came with the descriptors
-  (`Annex`) cost nothing more.
+  (`RingShadow`) cost nothing more.
 * Data of several requests goes by redirected DMA together: one H_PUT_RTCE for all pages that follow one another, or one
   H_PUT_RTCE_INDIRECT, an engine operation for all requests, one H_REMOVE_RTCE. A page that two requests share, backings
   that look at bytes, and few pages are copied instead, and so is everything when anything stands in the way.
@@ -21,9 +21,9 @@ from typing import Any
 import cython
 from cython.cimports.powervio.memory.hw import address_of, copy, ld8, ld32, ld64, pointer, st8, st32, st64
 from cython.cimports.powervio.memory.target import Target
-from cython.cimports.powervio.transport.crq.annex import Annex
 from cython.cimports.powervio.transport.crq.page_list import MoveList
 from cython.cimports.powervio.transport.crq.remote import RemoteWindow
+from cython.cimports.powervio.transport.crq.shadow import RingShadow
 from cython.cimports.powervio.virtio.request_table import (
     FILL,
     NO_MEMORY,
@@ -59,15 +59,15 @@ class RdmaBatch:
     """For one queue of a client."""
 
     _window: RemoteWindow
-    _annex: Annex
+    _shadow: RingShadow
     _redirector: Any
     _least: cython.ulonglong
     _piece: cython.p_uchar
     _book: bytearray
 
-    def __init__(self, window: RemoteWindow, annex: Annex, redirector: Redirector | None) -> None:
+    def __init__(self, window: RemoteWindow, shadow: RingShadow, redirector: Redirector | None) -> None:
         self._window = window
-        self._annex = annex
+        self._shadow = shadow
         self._redirector = redirector
         self._least = _LAST if redirector is None else redirector.least
         self._book = bytearray(16)
@@ -82,7 +82,7 @@ class RdmaBatch:
         address: cython.ulonglong
         place: cython.longlong
         wanted: list[tuple[int, int]] = []
-        annex: Annex = self._annex
+        shadow: RingShadow = self._shadow
         live: cython.bint = table.queue is not None and table.queue.live
         for row in range(table.count):
             if ld64(table.readable_bytes, 8 * row) < _HEADER:
@@ -95,11 +95,11 @@ class RdmaBatch:
                 self._fetch_in_pieces(table, row)
                 continue
             address = ld64(table.segments, segment)
-            place = annex.find(address, _HEADER)
+            place = shadow.find(address, _HEADER)
             if place < 0:
                 wanted.append((int(address), int(row)))
             else:
-                copy(table.headers, _HEADER * row, annex.base, place, _HEADER)
+                copy(table.headers, _HEADER * row, shadow.base, place, _HEADER)
                 st8(table.presence, row, PRESENT)
         if wanted:
             self._fetch_wanted(table, wanted)

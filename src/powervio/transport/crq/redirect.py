@@ -1,3 +1,4 @@
+# cython: language_level=3
 """Payloads moved by redirected DMA: the engine of a physical adapter, straight between medium and client memory.
 
 For one piece of a request: H_PUT_RTCE (or its INDIRECT form) puts the client's pages into the adapter's table, the
@@ -9,6 +10,7 @@ an engine operation for the whole piece, some 8 us here, and 0.08 us for each pa
 pass of the bytes through the server's memory, 0.2 us a page when they are not in a cache. Page-cached image, medians of
 one request, copied and redirected: reads of 64 KiB 57 and 62 us, 128 KiB 69 and 70, 256 KiB 95 and 84, 1 MiB 246 and
 175; writes of 256 KiB 88 and 94, 1 MiB 210 and 207. So `REDIRECT_MIN` is 64 pages.
+This file is compiled, as ordinary Python, and also runs interpreted.
 """
 
 from __future__ import annotations

@@ -8,11 +8,11 @@ from __future__ import annotations
 
 from typing import ClassVar
 
-from powervio.errors import RemoteError, Verdict
+from powervio.errors import RemoteError
 from powervio.memory.abstract import RingMemory
-from powervio.transport.crq.annex import ANNEX_LIMIT, Annex
 from powervio.transport.crq.protocol import QueueAddresses
 from powervio.transport.crq.remote import RemoteWindow
+from powervio.transport.crq.shadow import RingShadow
 from powervio.vio.dma import DmaSpace
 from powervio.virtio import packed_layout, split_layout
 
@@ -33,34 +33,13 @@ class RemoteRing(RingMemory):
         self._available_at = 16 * size
         self._used_at = (self._available_at + available_bytes + 7) & ~7
         self._table_at = (self._used_at + used_bytes + 15) & ~15
-        self._shadow = dma.allocate(self._table_at + 16 * size)
-        self.annex = Annex()
-        """What came along with the newest descriptors."""
-        view = self._shadow.view
+        self._memory = dma.allocate(self._table_at + 16 * size)
+        self.shadow = RingShadow(window, self._memory)
+        view = self._memory.view
         self.descriptors = view[: self._available_at]
         self.available = view[self._available_at : self._available_at + available_bytes]
         self.used = view[self._used_at : self._used_at + used_bytes]
         self._table = view[self._table_at :]
-
-    def _fetch_with_annex(self, address: int, length: int, offset: int) -> None:
-        """As `_fetch`, and what lies behind it up to the small buffers that were read before, if that is near: a client
-        with a few slots for headers uses the same ones again, and one copy brings them with the descriptors."""
-        annex = self.annex
-        low, high = annex.low, annex.high
-        end = address + length
-        annex.drop()
-        if not end <= low < high <= address + ANNEX_LIMIT:
-            self._fetch(address, length, offset)
-            return
-        bounce = self._window.bounce
-        try:
-            self._window.fetch(address, high - address, bounce)
-        except RemoteError:  # what is between is not mapped
-            annex.forbid()
-            self._fetch(address, length, offset)
-            return
-        self._shadow.view[offset : offset + length] = bounce.view[:length]
-        annex.keep(low, bounce.view[low - address : high - address])
 
     def release(self) -> None:
         """Give back the shadows; the ring is not used afterwards."""
@@ -68,7 +47,8 @@ class RemoteRing(RingMemory):
         self.available.release()
         self.used.release()
         self._table.release()
-        self._dma.release(self._shadow)
+        self.shadow.release()
+        self._dma.release(self._memory)
 
     def fetch_table(self, address: int, length: int) -> memoryview:
         """See `RingMemory`: one copy; a table longer than the queue is refused (virtio 1.4, 2.7.5.3.1, 2.8.17)."""
@@ -76,27 +56,8 @@ class RemoteRing(RingMemory):
             raise RemoteError(
                 f"an indirect table of {length} bytes is longer than the queue ({len(self._table)} bytes)"
             )
-        self._window.fetch(address, length, self._shadow, self._table_at)
+        self._window.fetch(address, length, self._memory, self._table_at)
         return self._table[:length]
-
-    def _fetch(self, address: int, length: int, offset: int) -> None:
-        """Copy from the client to this offset of the shadow."""
-        try:
-            self._window.fetch(address, length, self._shadow, offset)
-        except RemoteError as error:
-            raise _lost(error) from None
-
-    def _store(self, address: int, length: int, offset: int) -> None:
-        """Copy from this offset of the shadow to the client."""
-        try:
-            self._window.store(address, length, self._shadow, offset)
-        except RemoteError as error:
-            raise _lost(error) from None
-
-
-def _lost(error: RemoteError) -> RemoteError:
-    """Without its ring a queue cannot even fail a request."""
-    return RemoteError(f"virtqueue memory: {error}", Verdict.NEEDS_RESET)
 
 
 class RemoteSplitRing(RemoteRing):
@@ -114,14 +75,14 @@ class RemoteSplitRing(RemoteRing):
 
     def fetch_available(self) -> None:
         """See `RingMemory`: one copy."""
-        self._fetch(self._addresses.available, self._available_bytes, self._available_at)
+        self.shadow.fetch(self._addresses.available, self._available_bytes, self._available_at)
 
     def fetch_descriptors(self) -> None:
         """See `RingMemory`: one copy when the client's areas are adjacent, else two."""
         if self._adjacent:
-            self._fetch_with_annex(self._addresses.descriptors, 16 * self._size + self._available_bytes, 0)
+            self.shadow.fetch_along(self._addresses.descriptors, 16 * self._size + self._available_bytes, 0)
         else:
-            self._fetch(self._addresses.descriptors, 16 * self._size, 0)
+            self.shadow.fetch(self._addresses.descriptors, 16 * self._size, 0)
             self.fetch_available()
 
     def store_used(self, first: int, count: int) -> None:
@@ -129,19 +90,19 @@ class RemoteSplitRing(RemoteRing):
         order is promised inside one copy (papr-vio 4.1)."""
         used = self._addresses.used
         until_end = min(count, self._size - first)
-        self._store(used + 4 + 8 * first, 8 * until_end, self._used_at + 4 + 8 * first)
+        self.shadow.store(used + 4 + 8 * first, 8 * until_end, self._used_at + 4 + 8 * first)
         if count > until_end:
-            self._store(used + 4, 8 * (count - until_end), self._used_at + 4)
-        self._store(used + 2, 2, self._used_at + 2)
+            self.shadow.store(used + 4, 8 * (count - until_end), self._used_at + 4)
+        self.shadow.store(used + 2, 2, self._used_at + 2)
 
     def store_suppression(self) -> None:
         """See `RingMemory`: only what changed since the last time."""
         event_at = 4 + 8 * self._size
         flags, event = bytes(self.used[:2]), bytes(self.used[event_at : event_at + 2])
         if flags != self._suppression[0]:
-            self._store(self._addresses.used, 2, self._used_at)
+            self.shadow.store(self._addresses.used, 2, self._used_at)
         if event != self._suppression[1]:
-            self._store(self._addresses.used + event_at, 2, self._used_at + event_at)
+            self.shadow.store(self._addresses.used + event_at, 2, self._used_at + event_at)
         self._suppression = (flags, event)
 
 
@@ -156,9 +117,9 @@ class RemotePackedRing(RemoteRing):
         """See `RingMemory`: one copy, two where the run goes over the end of the ring."""
         ring = self._addresses.descriptors
         until_end = min(count, self._size - first)
-        self._fetch_with_annex(ring + 16 * first, 16 * until_end, 16 * first)
+        self.shadow.fetch_along(ring + 16 * first, 16 * until_end, 16 * first)
         if count > until_end:
-            self._fetch(ring, 16 * (count - until_end), 0)
+            self.shadow.fetch(ring, 16 * (count - until_end), 0)
 
     def store_run(self, first: int, count: int) -> None:
         """See `RingMemory`: one copy of all but the first (two over the end of the ring), then one aligned doubleword,
@@ -167,18 +128,12 @@ class RemotePackedRing(RemoteRing):
         until_end = min(count - 1, self._size - start)
         ring = self._addresses.descriptors
         if until_end:
-            self._store(ring + 16 * start, 16 * until_end, 16 * start)
+            self.shadow.store(ring + 16 * start, 16 * until_end, 16 * start)
         if count - 1 > until_end:
-            self._store(ring, 16 * (count - 1 - until_end), 0)
+            self.shadow.store(ring, 16 * (count - 1 - until_end), 0)
         place = 16 * first + 8
-        self._write(ring + place, bytes(self.descriptors[place : place + 8]))
+        self.shadow.write(ring + place, 8, place)
 
     def store_suppression(self) -> None:
         """See `RingMemory`: one call."""
-        self._write(self._addresses.used, bytes(self.used))
-
-    def _write(self, address: int, data: bytes) -> None:
-        try:
-            self._window.write(address, data)
-        except RemoteError as error:
-            raise _lost(error) from None
+        self.shadow.write(self._addresses.used, packed_layout.EVENT_BYTES, self._used_at)

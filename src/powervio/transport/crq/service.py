@@ -106,7 +106,7 @@ class QueueService:
         """Set up a queue; `reached` is what `indices` gave for a ring that is taken over in the middle."""
         memory, ring = self._open(entry, features, big_endian, reached)
         self._rings[entry.index] = memory
-        batch = RdmaBatch(self._window, memory.annex, self._redirector)
+        batch = RdmaBatch(self._window, memory.shadow, self._redirector)
         self._queues[entry.index] = DeviceQueue(
             entry.index, ring, self._payload, self._notify, self._broken, self._wake, batch
         )

@@ -1,0 +1,1 @@
+from powervio.phyp.physical import *

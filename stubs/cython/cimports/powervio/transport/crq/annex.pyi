@@ -1,1 +1,0 @@
-from powervio.transport.crq.annex import *
