@@ -6,10 +6,10 @@ engine moves the bytes, H_REMOVE_RTCE takes the pages out again, all before the 
 in the way, nothing has been moved by then, and `RdmaPayload` copies instead.
 
 When it pays. Copying costs one hypervisor call for each segment and each 256 KiB of it; redirecting costs two calls and
-an engine operation for the whole piece, some 8 us here, and 0.08 us for each page mapped and taken out. It saves one
-pass of the bytes through the server's memory, 0.2 us a page when they are not in a cache. Page-cached image, medians of
-one request, copied and redirected: reads of 64 KiB 57 and 62 us, 128 KiB 69 and 70, 256 KiB 95 and 84, 1 MiB 246 and
-175; writes of 256 KiB 88 and 94, 1 MiB 210 and 207. So `REDIRECT_MIN` is 64 pages.
+an engine operation for the whole piece, and saves one pass of the bytes through the server's memory. Page-cached image,
+medians of one request by itself, copied and redirected, client and server in one thread: reads of 64 KiB 60 and 69 us,
+128 KiB 78 and 80, 256 KiB 117 and 112, 512 KiB 213 and 194; writes of 256 KiB 121 and 115, 512 KiB 236 and 203. So
+`REDIRECT_MIN` is 64 pages.
 This file is compiled, as ordinary Python, and also runs interpreted.
 """
 
