@@ -34,6 +34,8 @@ cdef class BlockLoop:
     cdef bint _has_uring
     cdef unsigned int _flying
     cdef bint _given_up
+    cdef bint _looked
+    cdef bint _whole
     cdef unsigned long long _spin
     cdef int _stop_fd
     cdef int _run(self) except? -1 nogil
@@ -41,6 +43,7 @@ cdef class BlockLoop:
     cdef int _serve_one(self) except? -1 nogil
     cdef int _begin(self) except? -1 nogil
     cdef int _begin_move(self, unsigned long long status) except? -1 nogil
+    cdef bint _is_whole(self) noexcept nogil
     cdef int _begin_flush(self, unsigned long long status) except? -1 nogil
     cdef int _gather(self, unsigned char *table, bint writes) noexcept nogil
     cdef void _note(self, unsigned int head, unsigned long long status, unsigned long long position, unsigned long long length, unsigned int count, unsigned int what) noexcept nogil

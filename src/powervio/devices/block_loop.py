@@ -107,6 +107,8 @@ class BlockLoop:
     _has_uring: cython.bint
     _flying: cython.uint
     _given_up: cython.bint
+    _looked: cython.bint
+    _whole: cython.bint
     _spin: cython.ulonglong
     _stop_fd: cython.int
 
@@ -151,6 +153,7 @@ class BlockLoop:
         self._has_uring = False
         self._flying = 0
         self._given_up = False
+        self._looked = self._whole = False
         self._spin = int(spin * 1e9)
         self._stop_fd = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
 
@@ -204,6 +207,7 @@ class BlockLoop:
         begun: cython.int
         while not ld8_acquire(self._stopping, 0):
             begun = 0
+            self._looked = False
             while begun < _TURN and self._serve_one():
                 begun += 1
             if self._flying:
@@ -292,9 +296,9 @@ class BlockLoop:
         table: cython.p_uchar = at(self._rows, _ROW * self._ring.head)
         count: cython.int = self._gather(table, writes)
         done: cython.longlong
-        if count <= 0 or (writes and (not self.writeback or self._ring.writable_bytes != 1)):
+        if count <= 0 or not self._target.allows(False, table, count, position, length):
             return 0
-        if not self._target.allows(writes, table, count, position, length):
+        if writes and (not self.writeback or self._ring.writable_bytes != 1 or not self._is_whole()):
             return 0
         done = self._target.start(writes, table, count, position, length)
         if done >= 0 and cython.cast(cython.ulonglong, done) == length:
@@ -318,6 +322,16 @@ class BlockLoop:
             self._advance(self._ring.head, done)
         self._launch(self._ring.head)
         return 1
+
+    @cython.cfunc
+    @cython.nogil
+    @cython.exceptval(check=False)
+    def _is_whole(self) -> cython.bint:
+        """Whether the file has what it had; it is looked at once a turn, when there is something to write."""
+        if not self._looked:
+            self._looked = True
+            self._whole = self._target.is_whole()
+        return self._whole
 
     @cython.cfunc
     @cython.nogil

@@ -19,5 +19,6 @@ cdef class FileTarget(Target):
     cdef unsigned char *_mapped
     cdef unsigned long long _mapped_bytes
     cdef bint allows(self, bint writes, unsigned char *pieces, unsigned int count, unsigned long long position, unsigned long long length) noexcept nogil
+    cdef bint is_whole(self) noexcept nogil
     cdef long long start(self, bint writes, unsigned char *pieces, unsigned int count, unsigned long long position, unsigned long long length) noexcept nogil
     cdef long long _copy(self, bint writes, unsigned char *pieces, unsigned int count, unsigned long long position, unsigned long long length) noexcept nogil

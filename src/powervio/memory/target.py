@@ -130,7 +130,6 @@ class FileTarget(Target):
         length: cython.ulonglong,
     ) -> cython.bint:
         """Whether this may be moved by descriptor; what may not is the backing's to move or to refuse."""
-        end: cython.longlong
         number: cython.uint
         if count > _PIECES or position > self.length or length > self.length - position:
             return False
@@ -140,12 +139,15 @@ class FileTarget(Target):
             for number in range(count):
                 if (ld64(pieces, 16 * number) | ld64(pieces, 16 * number + 8)) & (self.alignment - 1):
                     return False
-        if writes:
-            if self.read_only:
-                return False
-            end = file_end(self.fd)
-            return end >= 0 and cython.cast(cython.ulonglong, end) >= self.length
-        return True
+        return not writes or self.is_whole()
+
+    @cython.cfunc
+    @cython.nogil
+    @cython.exceptval(check=False)
+    def is_whole(self) -> cython.bint:
+        """Whether there may be writes: the file is as long as it was, or longer."""
+        end: cython.longlong = -1 if self.read_only else file_end(self.fd)
+        return end >= 0 and cython.cast(cython.ulonglong, end) >= self.length
 
     @cython.cfunc
     @cython.nogil
