@@ -99,6 +99,7 @@ def vhost_user(options: Options) -> None:
 @click.option("--format", "image_format", type=click.Choice(["raw", *FORMATS]), help="Of the image; raw if not given.")
 @click.option("--readonly", "--read-only", "readonly", is_flag=True, help="Refuse writes.")
 @click.option("--direct", is_flag=True, help="Go around the page cache (O_DIRECT).")
+@click.option("--mmap", "map_file", is_flag=True, help="Map the image, a file in a tmpfs or hugetlbfs: fewer calls.")
 @click.option("--queues", type=click.IntRange(1, 256), default=1, show_default=True, help="Request queues.")
 @click.option("--queue-size", type=click.IntRange(4, 1024), default=128, show_default=True, help="Entries of each.")
 @click.option("--bytes-per-second", type=click.IntRange(1), help="Most bytes of reads and writes; what is over waits.")
@@ -117,6 +118,7 @@ def block(
     image_format: str | None,
     readonly: bool,
     direct: bool,
+    map_file: bool,
     queues: int,
     queue_size: int,
     bytes_per_second: int | None,
@@ -140,7 +142,7 @@ def block(
         queue_size=queue_size,
         limits=None if limits == Limits() else limits,
     )
-    device, backing = system.open_block(image, shape, image_format=image_format, direct=direct)
+    device, backing = system.open_block(image, shape, image_format=image_format, direct=direct, map_file=map_file)
     try:
         system.serve(
             device,

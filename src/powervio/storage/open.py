@@ -98,18 +98,29 @@ def open_disk(
     direct: bool = False,
     create_size: int | None = None,
     folder: str | os.PathLike[str] | None = None,
+    map_file: bool = False,
 ) -> Backing:
     """Open an image of any kind; blocks for as long as that takes. Raises `LocalError`, `ImageBusy`.
 
-    `create_size` makes a raw image that is not there. `folder` is for the sockets of QEMU's daemons.
+    `create_size` makes a raw image that is not there. `folder` is for the sockets of QEMU's daemons. `map_file` is for
+    raw images in memory (`open_image`).
     """
+    if map_file and (is_uri(image) or image_format in FORMATS):
+        raise LocalError(f"image {image}: only a raw image in a file can be mapped")
     if is_uri(image):
         uri = parse_uri(image)
         return NbdBacking(uri.address, uri.export, read_only=read_only, name=image)
     if os.path.isfile(image):
         check_format(image, image_format)
     if image_format not in FORMATS:
-        return open_image(image, read_only=read_only, direct=direct, create_size=create_size, wait=LOCK_WAIT)
+        return open_image(
+            image,
+            read_only=read_only,
+            direct=direct,
+            create_size=create_size,
+            wait=LOCK_WAIT,
+            map_file=map_file,
+        )
     daemon = QemuDaemon(image, image_format, read_only=read_only, direct=direct, wait=LOCK_WAIT, folder=folder)
     try:
         return NbdBacking(daemon.socket, read_only=read_only, name=f"image {image}", on_close=daemon.stop)
