@@ -242,6 +242,10 @@ static inline int is_in_memory(int fd)
 		(uint32_t)fs.f_type == 0x958458f6u);
 }
 
+/* Bytes at an address of this process, as an object. */
+static inline PyObject *bytes_at(uint64_t address, uint64_t length)
+{ return PyBytes_FromStringAndSize((const char *)(uintptr_t)address, (Py_ssize_t)length); }
+
 /* One byte at an address of this process. */
 static inline void put8(uint64_t address, uint8_t value)
 { __atomic_store_n((uint8_t *)(uintptr_t)address, value, __ATOMIC_RELAXED); }

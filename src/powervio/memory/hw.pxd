@@ -50,3 +50,4 @@ cdef extern from "hw.h" nogil:
 cdef extern from "hw.h":
     unsigned char *pointer(object buffer) except NULL
     unsigned char *pointer_to_read(object buffer) except NULL
+    bytes bytes_at(uint64_t address, uint64_t length)

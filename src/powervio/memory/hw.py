@@ -94,6 +94,11 @@ def is_in_memory(fd: int) -> int:
     return int(struct.unpack_from("@L", status)[0] & 0xFFFF_FFFF in _FILE_SYSTEMS_IN_MEMORY)
 
 
+def bytes_at(address: int, length: int) -> bytes:
+    """Bytes at an address of this process, as an object."""
+    return ctypes.string_at(address, length)
+
+
 def put8(address: int, value: int) -> None:
     """One byte at an address of this process."""
     ctypes.c_ubyte.from_address(address).value = value & 0xFF

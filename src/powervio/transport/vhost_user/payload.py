@@ -11,7 +11,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 import cython
-from cython.cimports.powervio.memory.hw import fetch, ld64, pointer, pointer_to_read, st64, store
+from cython.cimports.powervio.memory.hw import bytes_at, fetch, ld64, pointer, pointer_to_read, st64, store
 from cython.cimports.powervio.memory.space import AddressSpace
 from cython.cimports.powervio.memory.target import Target
 from cython.cimports.powervio.virtio.device_ring import DeviceRing
@@ -25,6 +25,7 @@ if TYPE_CHECKING:
 
 _PIECES = cython.declare(cython.int, 1024)
 _SMALL = bytearray(16 * 1024)
+_NOTHING = bytearray()
 _small = cython.declare(cython.p_uchar)
 _small = pointer(_SMALL)
 """A table for what is done without letting go of the interpreter lock."""
@@ -41,7 +42,9 @@ class GuestPayload:
     _space: AddressSpace | None
     _access: cython.uint
     _count: cython.uint
-    _segments: bytearray
+    _first: cython.ulonglong
+    _first_size: cython.ulonglong
+    _rest: bytearray
 
     def __init__(self, memory: GuestMemory, segments: list[Segment], access: int) -> None:
         """`segments` are those of a chain's readable or writable part, `access` says which."""
@@ -49,37 +52,59 @@ class GuestPayload:
         self._memory = memory
         self._space = memory.space
         self._access = access
-        self._count = len(segments)
-        self._segments = bytearray(16 * len(segments))
-        table: cython.p_uchar = pointer(self._segments)
-        total = 0
-        for address, length in segments:
-            st64(table, 16 * number, address)
-            st64(table, 16 * number + 8, length)
-            total += length
-            number += 1
-        self.length = total
+        self.length = 0
         """Bytes."""
+        self._begin(len(segments))
+        for address, length in segments:
+            self._set(number, address, length)
+            number += 1
 
-    def _check(self, offset: int, length: int) -> None:
-        if offset < 0 or length < 0 or offset + length > self.length:
+    @cython.cfunc
+    def _begin(self, count: cython.uint) -> cython.void:
+        """There are `count` segments; the first one, which is nearly always the only one, stands by itself."""
+        self._count = count
+        self._rest = bytearray(16 * (count - 1)) if count > 1 else _NOTHING
+
+    @cython.cfunc
+    def _set(self, number: cython.uint, address: cython.ulonglong, length: cython.ulonglong) -> cython.void:
+        self.length += length
+        if number == 0:
+            self._first = address
+            self._first_size = length
+        else:
+            table: cython.p_uchar = pointer(self._rest)
+            st64(table, 16 * (number - 1), address)
+            st64(table, 16 * (number - 1) + 8, length)
+
+    @cython.cfunc
+    def _address(self, number: cython.uint) -> cython.ulonglong:
+        return self._first if number == 0 else ld64(pointer(self._rest), 16 * (number - 1))
+
+    @cython.cfunc
+    def _size(self, number: cython.uint) -> cython.ulonglong:
+        return self._first_size if number == 0 else ld64(pointer(self._rest), 16 * (number - 1) + 8)
+
+    @cython.cfunc
+    @cython.exceptval(-1)
+    def _check(self, offset: cython.longlong, length: cython.longlong) -> cython.int:
+        if offset < 0 or length < 0 or offset + length > cython.cast(cython.longlong, self.length):
             raise ValueError(f"{length} bytes at {offset} of a payload of {self.length}")
+        return 0
 
     def _parts(self, offset: int, length: int) -> list[Segment]:
         """A range as `(guest address, bytes)`."""
         self._check(offset, length)
-        table: cython.p_uchar = pointer(self._segments)
         number: cython.uint
         parts: list[Segment] = []
         for number in range(self._count):
-            size = int(ld64(table, 16 * number + 8))
+            size = int(self._size(number))
             if offset >= size:
                 offset -= size
                 continue
             if not length:
                 break
             count = min(size - offset, length)
-            parts.append((ld64(table, 16 * number) + offset, count))
+            parts.append((int(self._address(number)) + offset, count))
             length -= count
             offset = 0
         return parts
@@ -100,7 +125,6 @@ class GuestPayload:
     ) -> cython.int:
         """A range as pieces of mapped memory; how many, or -2 where it takes Python. Raises `RemoteError`."""
         space: AddressSpace | None = self._space
-        segments: cython.p_uchar = pointer(self._segments)
         number: cython.uint = 0
         count: cython.int = 0
         size: cython.ulonglong
@@ -108,8 +132,8 @@ class GuestPayload:
         if space is None:
             return -2
         while length and number < self._count:
-            address = ld64(segments, 16 * number)
-            size = ld64(segments, 16 * number + 8)
+            address = self._address(number)
+            size = self._size(number)
             number += 1
             if offset >= size:
                 offset -= size
@@ -135,6 +159,8 @@ class GuestPayload:
         count = self._gather(offset, length, _small, _PIECES)
         if count < 0:
             return b"".join(self._pieces(self._parts(offset, length)))
+        if count == 1:
+            return bytes_at(ld64(_small, 0), ld64(_small, 8))
         data = bytearray(length)
         if length:
             to: cython.p_uchar = pointer(data)
@@ -236,12 +262,9 @@ def payload_of(memory: Any, space: Any, ring: DeviceRing, writable: cython.bint)
     payload._memory = memory
     payload._space = space
     payload._access = 2 if writable else 1
-    payload._count = end - first
-    payload._segments = bytearray(16 * (end - first))
-    payload.length = ring.writable_bytes if writable else ring.readable_bytes
-    table: cython.p_uchar = pointer(payload._segments)
+    payload.length = 0
+    payload._begin(end - first)
     number: cython.uint
     for number in range(end - first):
-        st64(table, 16 * number, ld64(ring.chain, 16 * (first + number)))
-        st64(table, 16 * number + 8, ld64(ring.chain, 16 * (first + number) + 8))
+        payload._set(number, ld64(ring.chain, 16 * (first + number)), ld64(ring.chain, 16 * (first + number) + 8))
     return payload

@@ -107,8 +107,12 @@ class VhostQueue(MappedQueue):
     def request(self) -> Request:
         """See `DeviceQueue`."""
         ring: DeviceRing = self.ring
-        readable = payload_of(self._memory, self.space, ring, False)
-        return Request(self, ring.head, readable, payload_of(self._memory, self.space, ring, True))
+        request: Request = Request.__new__(Request)
+        request.queue = self
+        request.head = ring.head
+        request.readable = payload_of(self._memory, self.space, ring, False)
+        request.writable = payload_of(self._memory, self.space, ring, True)
+        return request
 
     def flush(self) -> bool:
         """See `DeviceQueue`."""
