@@ -242,4 +242,5 @@ class FileTarget(Target):
         """The file is about to be closed."""
         self.fd = -1
         self._mapped_bytes = 0
-        self._mapping = None
+        self._mapped = cython.NULL
+        self._mapping = None  # it has a descriptor of its own, and with it the lock of the image
