@@ -10,10 +10,11 @@ from pathlib import Path
 
 import pytest
 
+from powervio.bench import vhost_user
 from powervio.bench.back_ends import BackEnd, Image, Kind, ours, peers
 from powervio.bench.images import check_written, filesystem, forget, read_all, resident
 from powervio.bench.reads import BLOCK, write_numbered
-from powervio.bench.vhost_user import ROWS, Comparison, Measured, Result, Row, Slice
+from powervio.bench.vhost_user import ROWS, Comparison, Measured, Result, Row, Slice, usual_rows
 from powervio.errors import LocalError
 
 PEERS = ["threads", "threads+iothread", "io_uring", "io_uring+iothread"]
@@ -40,7 +41,7 @@ def daemons() -> set[str]:
 
 
 def test_json_has_every_row_with_both_sides_and_what_was_counted(tmp_path: Path) -> None:
-    names = "read-sleep,read-poll,write,warm,direct"
+    names = "read-sleep,read-poll,mmap-sleep,write,warm,direct,python"
     before = daemons()
     result = powervio(
         *("--json", "--seconds", "0.05", "--size", "1M", "--placement", "pinned", "--rows", names),
@@ -54,6 +55,8 @@ def test_json_has_every_row_with_both_sides_and_what_was_counted(tmp_path: Path)
         assert [peer["name"] for peer in row["peers"]] == PEERS + more
         assert row["best_peer"] == max(row["peers"], key=lambda peer: peer["iops"])["name"]
         assert row["placement"] == "pinned"
+        assert row["ours"]["name"] == ("memory_disk.py" if row["row"] == "python" else "powervio")
+        assert ("--mmap" in row["ours"]["command"]) is (row["row"] == "mmap-sleep")
         assert row["writes"] is (row["row"] == "write")
         for side in (row["ours"], *row["peers"]):
             assert len(side["slices"]) == values["conditions"]["slices"]
@@ -214,6 +217,14 @@ def test_rows_have_names_of_their_own_and_what_is_wanted() -> None:
     wanted = {row.name: (row.wanted, row.wanted_cpu) for row in ROWS}
     assert wanted["read-sleep"] == (2.5, 0.5)
     assert wanted["read-poll"] == (1.9, 0.5)
+
+
+def test_example_that_is_not_there_is_left_out_or_told(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    assert usual_rows() == list(ROWS)
+    monkeypatch.setattr(vhost_user, "EXAMPLE", tmp_path / "none.py")
+    assert [row.name for row in ROWS if row not in usual_rows()] == ["python"]
+    with pytest.raises(LocalError, match="which a checkout of powervio has"):
+        vhost_user.measure(ROWS, ["unpinned"], 0.05, 1 << 20, Path("/dev/shm"), tmp_path)
 
 
 def test_comparison_takes_the_best_peer_and_medians() -> None:

@@ -23,6 +23,8 @@ START_LIMIT = 20.0
 """Seconds for a back end to listen."""
 STOP_LIMIT = 5.0
 """Seconds between SIGTERM and SIGKILL."""
+EXAMPLE = Path(__file__).resolve().parents[3] / "examples" / "memory_disk.py"
+"""It is there in a checkout only."""
 _PAUSE = 0.02
 _CPUCLOCK_SCHED = 2
 
@@ -56,6 +58,11 @@ def ours(*options: str, name: str = "powervio") -> Kind:
         return words + (["--direct"] if image.direct else [])
 
     return Kind(name, command)
+
+
+def memory_disk() -> Kind:
+    """The example of a device of 30 lines, which has its image in its memory."""
+    return Kind(EXAMPLE.name, lambda image, socket: [sys.executable, str(EXAMPLE), str(socket), str(image.path)])
 
 
 def peers(*, direct: bool) -> tuple[Kind, ...]:

@@ -18,7 +18,7 @@ from pathlib import Path
 from statistics import median
 
 from powervio import _compiled
-from powervio.bench.back_ends import BackEnd, Image, Kind, ours, peer_version, peers
+from powervio.bench.back_ends import EXAMPLE, BackEnd, Image, Kind, memory_disk, ours, peer_version, peers
 from powervio.bench.folder import scratch_folder
 from powervio.bench.images import check_written, filesystem, forget, read_all, resident
 from powervio.bench.load import Load
@@ -51,6 +51,8 @@ class Row:
     """Around the page cache."""
     back_end: Kind = _OURS
     """Ours, in this row."""
+    checkout: bool = False
+    """Whether that is an example, which an installed package does not have."""
     wanted: float | None = None
     """Requests per second of ours by those of the peer: what it has to be at least, pinned."""
     wanted_cpu: float | None = None
@@ -65,15 +67,24 @@ class Row:
 ROWS = (
     Row("read-sleep", "tmpfs, reads, depth 32, client sleeps", wanted=2.5, wanted_cpu=0.5),
     Row("read-poll", "tmpfs, reads, depth 32, client polls", polling=True, wanted=1.9, wanted_cpu=0.5),
+    Row("mmap-sleep", "the same as read-sleep, ours maps the image", back_end=ours("--mmap")),
+    Row("mmap-poll", "the same as read-poll, ours maps the image", polling=True, back_end=ours("--mmap")),
     Row("one-sleep", "tmpfs, reads, depth 1, client sleeps", depth=1, wanted=0.95),
     Row(
-        "one-spin", "the same, ours spins for 50 us", depth=1, back_end=ours("--spin-us", "50"), wanted=2.0
+        "one-spin", "the same as one-sleep, ours spins for 50 us", depth=1, back_end=ours("--spin-us", "50"), wanted=2.0
     ),
     Row("write", "tmpfs, writes, depth 32, client sleeps", writes=True, wanted=2.0),
     Row("warm", "disk in the page cache, reads, depth 32, client sleeps", "disk", wanted=1.4),
     Row("direct", "disk, O_DIRECT, reads, depth 32, client sleeps", "disk", direct=True, wanted=0.95, wanted_cpu=0.7),
+    Row("python", "tmpfs, reads, depth 32, client sleeps; ours is examples/memory_disk.py", back_end=memory_disk(),
+        checkout=True, wanted=1.0),
 )  # fmt: skip
 """All rows, in the order in which they are measured."""
+
+
+def usual_rows() -> list[Row]:
+    """Those for which everything of ours is there."""
+    return [row for row in ROWS if EXAMPLE.exists() or not row.checkout]
 
 
 @dataclass(slots=True)
@@ -253,6 +264,8 @@ def measure(
     version = peer_version()
     if "pinned" in placements and processors() is None:
         raise LocalError("pinned rows need two processors; --placement unpinned leaves them out")
+    if not EXAMPLE.exists() and any(row.checkout for row in rows):
+        raise LocalError(f"row python needs {EXAMPLE}, which a checkout of powervio has")
     systems = {place: filesystem(folders[place]) for place in {row.place for row in rows}}
     if systems.get("memory", "tmpfs") != "tmpfs":
         raise LocalError(f"{memory_folder} is {systems['memory']}; rows on tmpfs need a folder there")

@@ -10,7 +10,7 @@ from pathlib import Path
 import click
 
 from powervio.bench.crq import default_folder
-from powervio.bench.vhost_user import PLACEMENTS, ROWS, Comparison, Result, Row, measure
+from powervio.bench.vhost_user import PLACEMENTS, ROWS, Comparison, Result, Row, measure, usual_rows
 from powervio.cli.bench import size_of
 
 _BY_NAME = {row.name: row for row in ROWS}
@@ -23,7 +23,7 @@ _RESIDENT = 0.99
 def _rows(context: click.Context, parameter: click.Parameter, value: str | None) -> list[Row]:
     """Names of rows, separated by commas."""
     if value is None:
-        return list(ROWS)
+        return usual_rows()
     names = [name.strip() for name in value.split(",")]
     for name in names:
         if name not in _BY_NAME:
