@@ -18,7 +18,9 @@ cdef class SplitInflight(InflightQueue):
 @cython.final
 cdef class PackedInflight(InflightQueue):
     cdef unsigned int _period
-    cdef unsigned char *_header
+    cdef unsigned int _old_free
+    cdef unsigned int _used
+    cdef unsigned int _old_used
     cdef unsigned char *_next
     cdef unsigned char *_lasts
     cdef unsigned char *_counts
@@ -28,6 +30,6 @@ cdef class PackedInflight(InflightQueue):
     cdef unsigned int _taken
     cdef object _more_books
     cdef int _check(self, unsigned int slot) except? -1
-    cdef void _stand(self, unsigned int position) noexcept nogil
     cdef void _settle(self) noexcept nogil
-    cdef void _store_head(self, unsigned int at) noexcept nogil
+    cdef void _store_free(self) noexcept nogil
+    cdef void _store_used(self) noexcept nogil

@@ -101,7 +101,7 @@ from cython.cimports.powervio.virtio.packed_layout import place_after
 
 from powervio.errors import LocalError, RemoteError, Verdict
 
-VERSION = 1
+VERSION = cython.declare(cython.uint, 1)
 ALIGN = 64
 """Bytes: the record of each queue begins at a multiple."""
 MAX_SIZE = 32768
@@ -327,14 +327,29 @@ def _packed_entry(entry: cython.uint) -> cython.ulonglong:
     return _PACKED_HEAD + _PACKED_ENTRY * entry
 
 
+@cython.cfunc
+@cython.inline
+@cython.nogil
+@cython.exceptval(check=False)
+def _word(
+    first: cython.ulonglong, second: cython.ulonglong, third: cython.ulonglong, fourth: cython.ulonglong
+) -> cython.ulonglong:
+    """Four fields of 16 bits that follow each other in memory, as the number to store there."""
+    if le16(1) == 1:
+        return first | second << 16 | third << 32 | fourth << 48
+    return first << 48 | second << 32 | third << 16 | fourth
+
+
 @cython.final
 @cython.cclass
 class PackedInflight(InflightQueue):
     """The record of a packed queue."""
 
     _period: cython.uint
-    # The head of the record as it ought to be; it is stored by words of 8 bytes.
-    _header: cython.p_uchar
+    # What the head of the record says, besides `_free`: positions (`packed_layout`) for the slots with wrap counters.
+    _old_free: cython.uint
+    _used: cython.uint
+    _old_used: cython.uint
     # Of each entry: the next one, and the last one and the number of the chain that begins there.
     _next: cython.p_uchar
     _lasts: cython.p_uchar
@@ -354,10 +369,8 @@ class PackedInflight(InflightQueue):
         InflightQueue.__init__(self, view, size, packed_bytes(size))
         if not 0 < queue_size <= size:
             raise RemoteError(f"a ring of {queue_size} entries, and a record for {size}")
-        header = bytearray(32)
         books = [bytearray(2 * size) for _ in range(4)]
-        self._more_books = (header, books)
-        self._header = pointer(header)
+        self._more_books = books
         self._next = pointer(books[0])
         self._lasts = pointer(books[1])
         self._counts = pointer(books[2])
@@ -365,9 +378,8 @@ class PackedInflight(InflightQueue):
         for head in range(size):
             st16(self._entries, 2 * head, size)
         self._period = queue_size
-        self._free = self._room = self._taken = 0
-        st16(self._header, _VERSION_AT, VERSION)
-        st16(self._header, _COUNT_AT, size)
+        self._free = self._old_free = self._room = self._taken = 0
+        self._used = self._old_used = 0
 
     @property
     def begun(self) -> bool:
@@ -377,7 +389,7 @@ class PackedInflight(InflightQueue):
     @property
     def used_index(self) -> int:
         """Position of the next used descriptor, in 16 bits (`packed_layout`), after `start` or `recover`."""
-        return ld16(self._header, _USED_AT) | ld8(self._header, _WRAP_AT) << 15
+        return self._used
 
     @property
     def last_available(self) -> int:
@@ -400,10 +412,10 @@ class PackedInflight(InflightQueue):
         self._free = self._taken = 0
         self._room = self.size
         self._counter = 0
-        self._stand(position)
+        self._used = position
         self._settle()
-        self._store_head(_USED_AT)
-        self._store_head(_VERSION_AT)
+        self._store_used()
+        self._store_free()
 
     @cython.cfunc
     @cython.exceptval(-1)
@@ -450,10 +462,10 @@ class PackedInflight(InflightQueue):
                 free_ones.append(entry)
         self._room = len(free_ones)
         self._link(free_ones)
-        self._stand(used | wrap << 15)
+        self._used = used | wrap << 15
         self._settle()
-        self._store_head(_VERSION_AT)
-        self._store_head(_USED_AT)
+        self._store_free()
+        self._store_used()
         for entry in free_ones:
             st8(self._record, _packed_entry(entry), 0)
         self._counter = (max(chains)[0] + 1) & _LAST if chains else 0
@@ -512,30 +524,31 @@ class PackedInflight(InflightQueue):
         self._free = following
 
     @cython.cfunc
-    @cython.nogil
-    @cython.exceptval(check=False)
-    def _stand(self, position: cython.uint) -> cython.void:
-        """What the head is to say: the free entries, and where the next used descriptor goes."""
-        st16(self._header, _FREE_AT, self._free)
-        st16(self._header, _USED_AT, position & 0x7FFF)
-        st8(self._header, _WRAP_AT, position >> 15)
-
-    @cython.cfunc
+    @cython.inline
     @cython.nogil
     @cython.exceptval(check=False)
     def _settle(self) -> cython.void:
         """Let the old fields be as the new ones."""
-        st16(self._header, _OLD_FREE_AT, ld16(self._header, _FREE_AT))
-        st16(self._header, _OLD_USED_AT, ld16(self._header, _USED_AT))
-        st8(self._header, _OLD_WRAP_AT, ld8(self._header, _WRAP_AT))
+        self._old_free = self._free
+        self._old_used = self._used
 
     @cython.cfunc
     @cython.inline
     @cython.nogil
     @cython.exceptval(check=False)
-    def _store_head(self, at: cython.uint) -> cython.void:
-        """One word of the head; all before it is stored before."""
-        st64_release(self._record, at, ld64(self._header, at))
+    def _store_free(self) -> cython.void:
+        """The word of the version and the free entries, after all that was stored before."""
+        st64_release(self._record, _VERSION_AT, _word(VERSION, self.size, self._free, self._old_free))
+
+    @cython.cfunc
+    @cython.inline
+    @cython.nogil
+    @cython.exceptval(check=False)
+    def _store_used(self) -> cython.void:
+        """The word of where the next used descriptor goes, after all that was stored before."""
+        wraps: cython.uint = le16((self._used >> 15) | (self._old_used >> 15) << 8)
+        word: cython.ulonglong = _word(self._used & 0x7FFF, self._old_used & 0x7FFF, wraps, 0)
+        st64_release(self._record, _USED_AT, word)
 
     @cython.cfunc
     @cython.nogil
@@ -574,9 +587,8 @@ class PackedInflight(InflightQueue):
         st16(self._entries, 2 * head, first)
         self._free = entry
         self._room -= count
-        st16(self._header, _FREE_AT, entry)
-        st16(self._header, _OLD_FREE_AT, entry)
-        self._store_head(_VERSION_AT)
+        self._old_free = entry
+        self._store_free()
         return 0
 
     @cython.cfunc
@@ -633,9 +645,9 @@ class PackedInflight(InflightQueue):
             st16(self._next, 2 * last, self._free)
             st16(self._record, _packed_entry(last) + _NEXT_AT, self._free)
             self._free = entry
-        self._stand(used_index)
-        self._store_head(_VERSION_AT)
-        self._store_head(_USED_AT)
+        self._used = used_index
+        self._store_free()
+        self._store_used()
         return 0
 
     @cython.cfunc
@@ -652,8 +664,8 @@ class PackedInflight(InflightQueue):
             st16(self._counts, 2 * entry, 0)
         self._count = 0
         self._settle()
-        self._store_head(_VERSION_AT)
-        self._store_head(_USED_AT)
+        self._store_free()
+        self._store_used()
         return 0
 
     def note_chain(self, head: int, descriptors: bytearray, slot: int, count: int) -> None:
