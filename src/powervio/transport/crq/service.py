@@ -224,12 +224,12 @@ class QueueService:
             if queue is None:
                 self.rejected += 1
             else:
-                self._guarded(queue, partial(self._serve, queue, known))
+                self._guarded(self._serve, queue, known)
 
-    def _guarded(self, queue: DeviceQueue, turn: Callable[[], None]) -> None:
+    def _guarded(self, turn: Callable[..., None], queue: DeviceQueue, *arguments: int | None) -> None:
         """Give the device a turn."""
         try:
-            turn()
+            turn(queue, *arguments)
         except RemoteError as error:
             self._broken(queue.index, error)
         except Exception:
@@ -244,7 +244,7 @@ class QueueService:
         """The device asked for a turn. What is known of the ring is enough: the client kicks when there is more."""
         if queue.woken() and not self.paused and not self.frozen:
             queue.allowance = _PASS_BYTES
-            self._guarded(queue, partial(self._turn, queue))
+            self._guarded(self._turn, queue)
             if queue.live and queue.allowance <= 0 and queue.available:
                 queue.wake()
 
