@@ -73,6 +73,7 @@ COMPILED = (
     "powervio.transport.crq.driver_queue",
     "powervio.transport.vhost_user.translate",
     "powervio.bench.load",
+    "powervio.bench.load_crq",
     "powervio.testing.torture",
     "powervio.transport.vhost_user.payload",
     "powervio.transport.vhost_user.queue",

@@ -42,6 +42,11 @@ def test_json_has_rates_and_costs_of_both_depths(tmp_path: Path) -> None:
     assert values["ring"] == "packed"
     assert values["hcalls_per_request_qd32"]["H_SEND_CRQ"] == 0.0625
     assert values["verified_reads"] > 0
+    for arrangement in ("one_processor", "two_processors"):
+        for depth in (1, 32):
+            assert values["generator"][arrangement][f"crq_iops_qd{depth}"] > 0
+            assert values["generator"][arrangement][f"vhost_user_iops_qd{depth}"] > 0
+    assert values["crq_over_vhost_user"] == values["generator"]["one_processor"]["crq_over_vhost_user_qd32"] > 0
     assert values["image_folder"] == str(tmp_path)
     assert not list(tmp_path.iterdir())
 
@@ -49,7 +54,7 @@ def test_json_has_rates_and_costs_of_both_depths(tmp_path: Path) -> None:
 def test_screen_shows_every_call_and_fits_80_columns() -> None:
     result = powervio("bench", "crq", "--seconds", "0.05", "--size", "1M", "--revision", "0")
     assert result.returncode == 0, result.stderr
-    for word in ("H_SEND_CRQ", "H_COPY_RDMA", "depth 32", "await", "two threads", "remote copies"):
+    for word in ("H_SEND_CRQ", "H_COPY_RDMA", "depth 32", "await", "two threads", "remote copies", "vhost-user"):
         assert word in result.stdout
     assert max(len(line) for line in result.stdout.splitlines()) <= 80
     assert "\x1b" not in result.stdout

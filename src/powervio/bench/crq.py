@@ -8,6 +8,8 @@ Two schedules, for they answer different questions:
 
 All rows are measured in short slices, in turn, again and again, so that what the machine does meanwhile hits all alike;
 a row's figure is the median of its slices. Data is in the page cache, and each block read has to carry its number.
+
+Rows of the compiled load generator, beside our vhost-user path under the same load, follow: see `generator`.
 """
 
 from __future__ import annotations
@@ -25,6 +27,8 @@ from statistics import median
 from powervio import _compiled
 from powervio.bench.cost import DEPTHS, Cost, cost_of, count_costs
 from powervio.bench.folder import scratch_folder
+from powervio.bench.generator import ARRANGEMENTS, Generated, measure_generated
+from powervio.bench.generator import HEADLINE as HEADLINE_ARRANGEMENT
 from powervio.bench.reads import AwaitReader, BatchReader, write_numbered
 from powervio.bench.rig import Rig
 from powervio.drivers.block import BlockDriver
@@ -92,10 +96,16 @@ class Result:
     """By depth, with the partitions polled in turn."""
     kept_mapped: dict[int, Cost]
     """The same with buffers that stay mapped."""
+    generated: list[Generated]
+    """The compiled load generator over both transports."""
 
     def row(self, schedule: str, style: str, depth: int) -> Row:
         """The row of these."""
         return next(row for row in self.rows if (row.schedule, row.style, row.depth) == (schedule, style, depth))
+
+    def generated_row(self, arrangement: str, depth: int) -> Generated:
+        """The row of these."""
+        return next(row for row in self.generated if (row.arrangement, row.depth) == (arrangement, depth))
 
     def as_json(self) -> dict[str, object]:
         """The plain values that `--json` prints."""
@@ -107,7 +117,8 @@ class Result:
             "image_folder": self.image_folder,
             "slices": self.slices,
             "slice_seconds": self.slice_seconds,
-            "verified_reads": sum(row.requests for row in self.rows),
+            "verified_reads": sum(row.requests for row in self.rows)
+            + sum(row.crq_requests + row.vhost_user_requests for row in self.generated),
             "schedule": HEADLINE,
         }
         for schedule in SCHEDULES:
@@ -126,6 +137,11 @@ class Result:
             for suffix, cost in (("", self.costs[depth]), ("_free", free), ("_kept_mapped", self.kept_mapped[depth])):
                 values[f"hcalls_per_request_qd{depth}{suffix}"] = cost.hcalls
                 values[f"remote_copies_per_request_qd{depth}{suffix}"] = cost.remote_copies
+        generator: dict[str, dict[str, object]] = {arrangement: {} for arrangement in ARRANGEMENTS}
+        for generated in self.generated:
+            generator[generated.arrangement].update(generated.as_json())
+        values["generator"] = generator
+        values["crq_over_vhost_user"] = generator[HEADLINE_ARRANGEMENT][f"crq_over_vhost_user_qd{max(DEPTHS)}"]
         return values
 
 
@@ -173,7 +189,10 @@ def _measure(
         tell("counting calls", 0.0)
         costs = count_costs(image, revision, packed=packed, redirect=True)
         kept = count_costs(image, revision, packed=packed, redirect=True, keep_mapped=True)
-        rows = measure_rates(image, seconds, revision, tell, packed=packed)
+        rows = measure_rates(image, seconds, revision, lambda what, part: tell(what, 0.5 * part), packed=packed)
+        generated = measure_generated(
+            image, path, seconds, _SLICES, revision, lambda what, part: tell(what, 0.5 + 0.5 * part), packed=packed
+        )
     return Result(
         revision,
         "packed" if packed else "split",
@@ -185,6 +204,7 @@ def _measure(
         rows,
         costs,
         kept,
+        generated,
     )
 
 

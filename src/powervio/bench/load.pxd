@@ -3,6 +3,7 @@ from powervio.virtio.driver_ring cimport DriverRing
 cdef class LoadPort:
     cdef readonly DriverRing ring
     cdef readonly bint indirect
+    cdef public bint together
     cdef readonly unsigned long long kicks
     cdef readonly unsigned long long sleeps
     cdef int lend(self, unsigned char *segments, unsigned int count, unsigned int readers, unsigned char *table, unsigned long long table_address) except? -2 nogil
@@ -32,6 +33,11 @@ cdef class Load:
     cdef bint _failed
     cdef unsigned int _in_flight
     cdef unsigned long long _control_address
+    cdef unsigned int _step
+    cdef unsigned int _status
+    cdef unsigned int _status_step
+    cdef unsigned int _tables
+    cdef unsigned int _table_step
     cdef unsigned char *_control
     cdef unsigned char *_data
     cdef unsigned char *_segments

@@ -52,10 +52,13 @@ _NOT_WRITTEN = cython.declare(cython.uint, 0xFF)
 _LOOKS = cython.declare(cython.uint, 64)
 _SLEEP = cython.declare(cython.int, 1000)
 
-# A request's place in the control memory: header at 0, status at 16, indirect table at 64.
+# A request's place in the control memory: header at 0, status at 16, indirect table at 64. Where headers lie together,
+# so do status bytes, behind them, and then tables.
 _PLACE = cython.declare(cython.uint, 128)
+_HEADER = cython.declare(cython.uint, 16)
 _STATUS = cython.declare(cython.uint, 16)
 _TABLE = cython.declare(cython.uint, 64)
+_TABLE_BYTES = cython.declare(cython.uint, 48)
 _SEGMENTS = cython.declare(cython.uint, 48)
 
 
@@ -68,6 +71,7 @@ class LoadPort:
 
     ring: DriverRing
     indirect: cython.bint
+    together: cython.bint
     kicks: cython.ulonglong
     sleeps: cython.ulonglong
 
@@ -75,6 +79,8 @@ class LoadPort:
         """`indirect`: buffers are described by indirect tables."""
         self.ring = ring
         self.indirect = indirect
+        self.together = False
+        """Whether the headers of all requests lie together, and the status bytes: for a device that copies them."""
         self.kicks = 0
         """Kicks that were sent."""
         self.sleeps = 0
@@ -198,6 +204,11 @@ class Load:
     _failed: cython.bint
     _in_flight: cython.uint
     _control_address: cython.ulonglong
+    _step: cython.uint
+    _status: cython.uint
+    _status_step: cython.uint
+    _tables: cython.uint
+    _table_step: cython.uint
     _control: cython.p_uchar
     _data: cython.p_uchar
     _segments: cython.p_uchar
@@ -216,10 +227,12 @@ class Load:
         first: int = 0,
         seed: int = 4096,
         patience: float = PATIENCE,
+        allocate_data: Callable[[int], Buffer] | None = None,
     ) -> None:
         """`depth` requests at a time, on an image of `blocks` blocks, of which the first has the number `first`.
 
-        `allocate` gives memory of the driver's, which the device can reach for as long as the load is used.
+        `allocate` gives memory of the driver's, which the device can reach for as long as the load is used;
+        `allocate_data`, where it is another, memory that the port maps for each request: segment 1 of each.
         `patience`: see `PATIENCE`. Raises `LocalError` for a depth that the ring has no room for.
         """
         slot: cython.uint
@@ -230,7 +243,7 @@ class Load:
             raise LocalError(f"{depth} requests in flight need {needed} descriptors, and the queue has {size}")
         if blocks < 1 or blocks > 1 << 32:
             raise LocalError(f"an image of {blocks} blocks; expected 1 to 2^32")
-        control, data = allocate(_PLACE * depth), allocate(_BLOCK * depth)
+        control, data = allocate(_PLACE * depth), (allocate_data or allocate)(_BLOCK * depth)
         segments, places, slots = bytearray(_SEGMENTS * depth), bytearray(8 * depth), bytearray(2 * size)
         touched = bytearray(blocks if writes else 1)
         self._views = (memoryview(control.view), memoryview(data.view), segments, places, slots)
@@ -257,15 +270,20 @@ class Load:
         self._touched = pointer(touched)
         self._control_address = address_in(control)
         data_address = address_in(data)
+        self._step, self._status, self._status_step = _PLACE, _STATUS, _PLACE
+        self._tables, self._table_step = _TABLE, _PLACE
+        if port.together:
+            self._step, self._status, self._status_step = _HEADER, _HEADER * depth, 1
+            self._tables, self._table_step = (_HEADER * depth + depth + 63) // 64 * 64, _TABLE_BYTES
         for slot in range(depth):
-            st32(self._control, _PLACE * slot, le32(T_OUT if writes else T_IN))
-            st32(self._control, _PLACE * slot + 4, 0)
+            st32(self._control, self._step * slot, le32(T_OUT if writes else T_IN))
+            st32(self._control, self._step * slot + 4, 0)
             place = _SEGMENTS * slot
             for number, (address, length) in enumerate(
                 (
-                    (self._control_address + _PLACE * slot, 16),
+                    (self._control_address + self._step * slot, 16),
                     (data_address + _BLOCK * slot, BLOCK),
-                    (self._control_address + _PLACE * slot + _STATUS, 1),
+                    (self._control_address + self._status + self._status_step * slot, 1),
                 )
             ):
                 st64(self._segments, place + 16 * number, address)
@@ -345,8 +363,8 @@ class Load:
         self._random = begin
         block = ((begin >> 32) * self._blocks) >> 32
         st64(self._places, 8 * slot, block)
-        st64(self._control, _PLACE * slot + 8, le64(block * _SECTORS))
-        st8(self._control, _PLACE * slot + _STATUS, _NOT_WRITTEN)
+        st64(self._control, self._step * slot + 8, le64(block * _SECTORS))
+        st8(self._control, self._status + self._status_step * slot, _NOT_WRITTEN)
         number = le64(self._first + block) if self.writes else _ALL
         st64(self._data, _BLOCK * slot, number)
         st64(self._data, _BLOCK * slot + _LAST, number)
@@ -354,8 +372,8 @@ class Load:
             at(self._segments, _SEGMENTS * slot),
             3,
             2 if self.writes else 1,
-            at(self._control, _PLACE * slot + _TABLE) if self._port.indirect else cython.NULL,
-            self._control_address + _PLACE * slot + _TABLE,
+            at(self._control, self._tables + self._table_step * slot) if self._port.indirect else cython.NULL,
+            self._control_address + self._tables + self._table_step * slot,
         )
         if head < 0:
             with cython.gil:
@@ -371,7 +389,7 @@ class Load:
     @cython.exceptval(-1)
     def _check(self, slot: cython.uint) -> cython.int:
         """A request came back: whether it did what it should."""
-        status: cython.uint = ld8(self._control, _PLACE * slot + _STATUS)
+        status: cython.uint = ld8(self._control, self._status + self._status_step * slot)
         block: cython.ulonglong = ld64(self._places, 8 * slot)
         number: cython.ulonglong = self._first + block
         begin: cython.ulonglong

@@ -6,12 +6,16 @@ import json
 import re
 import sys
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import click
 
 from powervio.bench.cost import DEPTHS
 from powervio.bench.crq import SCHEDULES, STYLES, Result, measure
 from powervio.cli.main import Entry, LazyGroup
+
+if TYPE_CHECKING:
+    from rich.console import Console
 
 _WIDE = 70
 """Columns of a terminal from which all columns of the tables fit."""
@@ -41,9 +45,7 @@ def bench() -> None:
 
 @click.command()
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
-@click.option(
-    "--seconds", type=click.FloatRange(0.05, 600), default=1.0, show_default=True, help="Time for each of the 8 rows."
-)
+@click.option("--seconds", type=click.FloatRange(0.05, 600), default=1.0, show_default=True, help="Time for each row.")
 @click.option(
     "--size", callback=size_of, default="64M", metavar="BYTES", show_default=True, help="Of the image that is read."
 )
@@ -60,7 +62,8 @@ def crq(as_json: bool, seconds: float, size: int, revision: int, ring: str | Non
     """Random reads of 4 KiB through virtio over CRQ, by the Python block driver.
 
     Rates at depth 1 and 32, by the batch interface and by await of each read, with both partitions in one thread and
-    in two; hypervisor calls and remote copies per request. The image is in the page cache and every block is verified.
+    in two; hypervisor calls and remote copies per request; and the compiled load generator over CRQ and over our
+    vhost-user path. The image is in the page cache and every block is verified.
     """
     from rich.console import Console
     from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
@@ -118,7 +121,32 @@ def _show(result: Result) -> None:
         f" One thread: client and VIO server take turns (`powervio up` with thread = false). Two: the VIO server"
         f" has its own (`powervio up` as it is)."
     )
+    _show_generated(console, result)
     console.print("\n[bold]Counted with the partitions polled in turn, a buffer mapped for each request[/bold]")
     console.print(cost_table(result.costs, narrow=console.width < _WIDE))
     kept = ", ".join(f"{cost.hcalls['total']:.2f} at depth {depth}" for depth, cost in result.kept_mapped.items())
     console.print(f"With buffers that stay mapped, hypervisor calls: {kept}.")
+
+
+def _show_generated(console: Console, result: Result) -> None:
+    from rich import box
+    from rich.table import Table
+
+    table = Table(
+        "load generator", "depth", "over CRQ", "vhost-user", "ratio", "calls", box=box.SIMPLE_HEAD, pad_edge=False
+    )
+    for row in result.generated:
+        table.add_row(
+            row.arrangement.replace("_", " "),
+            str(row.depth),
+            f"{row.crq_rate:,.0f}",
+            f"{row.vhost_user_rate:,.0f}",
+            f"{row.ratio:.2f}",
+            f"{row.cost.hcalls['total']:.2f}",
+        )
+    console.print(table)
+    console.print(
+        "The compiled load generator, requests per second, and hypervisor calls per request over CRQ. One processor:"
+        " all of it there; over CRQ in one thread, the vhost-user back end as a process beside the generator. Two:"
+        " the device's end runs beside the generator, over CRQ in a thread of its own."
+    )

@@ -168,7 +168,10 @@ class BlockRings(BlockLimits):
             used = queue.reap()
             if used is None:
                 break
-            request = used[0]
+            token = used[0]
+            if not isinstance(token, BlockRequest):
+                raise LocalError(f"queue {queue.index}: what came back is no request of this driver")
+            request = token
             assert request.slot is not None
             slot = request.slot
             status = ld8(slot.bytes_, slot.status_at)

@@ -23,12 +23,14 @@ cdef class DmaSpace:
     cdef unsigned char *_list
     cdef dict _views
     cpdef long long plan(self, long long address, long long length, unsigned int access) except? -1
+    cdef long long plan_now(self, long long address, long long length, unsigned int access) noexcept nogil
+    cdef long long _note(self, long long start, long long pages, long long first, unsigned int access) noexcept nogil
     cpdef void commit(self)
     cdef void unmap_runs(self, unsigned char *runs, unsigned int count)
     cdef void _prepare(self)
-    cdef long long _take(self, long long pages, unsigned int state) noexcept
-    cdef long long _search(self, long long place, long long pages) noexcept
-    cdef void _set(self, long long start, long long pages, unsigned int state) noexcept
+    cdef long long _take(self, long long pages, unsigned int state) noexcept nogil
+    cdef long long _search(self, long long place, long long pages) noexcept nogil
+    cdef void _set(self, long long start, long long pages, unsigned int state) noexcept nogil
     cdef void _free(self, long long start, long long pages)
     cdef void _make_room(self, unsigned long long pages)
     cdef bint _unplan(self, long long start, unsigned long long pages) noexcept

@@ -192,12 +192,12 @@ class DmaSpace:
         Raises `RangeExhausted` when the window is full, and `LocalError` for no bytes and for what is not the
         partition's memory: found by `commit`, that would be in the way of all others.
         """
+        ioba: cython.longlong = self.plan_now(address, length, access)
         first: cython.longlong = address >> _SHIFT
-        offset: cython.longlong = address - (first << _SHIFT)
+        offset: cython.longlong = address & cython.cast(cython.longlong, _OFFSET)
         pages: cython.longlong = (offset + length + cython.cast(cython.longlong, _OFFSET)) >> _SHIFT
-        start: cython.longlong
-        number: cython.longlong
-        place: cython.ulonglong
+        if ioba >= 0:
+            return ioba
         if pages < 1:
             raise LocalError(f"window {self.liobn:#x}: a run has one page at least, not {pages}")
         if first < 0 or first > self._memory_pages or pages > self._memory_pages - first:
@@ -206,17 +206,46 @@ class DmaSpace:
             )
         if not self._ready:
             self._prepare()
-        start = self._take(pages, _PLANNED)
-        if start < 0:
-            start = self._iobas.allocate(pages)
         if self._planned + pages > self._plan_room:
             self._make_room(pages)
+        ioba = self.plan_now(address, length, access)
+        if ioba >= 0:
+            return ioba
+        return self._note(self._iobas.allocate(pages), pages, first, access) | offset
+
+    @cython.cfunc
+    @cython.nogil
+    @cython.exceptval(check=False)
+    def plan_now(self, address: cython.longlong, length: cython.longlong, access: cython.uint) -> cython.longlong:
+        """As `plan`, for pieces that the sweep has pages for; -1, and nothing done, for all others."""
+        first: cython.longlong = address >> _SHIFT
+        offset: cython.longlong = address & cython.cast(cython.longlong, _OFFSET)
+        pages: cython.longlong = (offset + length + cython.cast(cython.longlong, _OFFSET)) >> _SHIFT
+        start: cython.longlong
+        if pages < 1 or first < 0 or first > self._memory_pages or pages > self._memory_pages - first:
+            return -1
+        if self._planned + pages > self._plan_room:
+            return -1
+        start = self._take(pages, _PLANNED)
+        if start < 0:
+            return -1
+        return self._note(start, pages, first, access) | offset
+
+    @cython.cfunc
+    @cython.nogil
+    @cython.exceptval(check=False)
+    def _note(
+        self, start: cython.longlong, pages: cython.longlong, first: cython.longlong, access: cython.uint
+    ) -> cython.longlong:
+        """The I/O pages from `start` on are to be mapped to those from `first` on; the I/O address of the first."""
+        number: cython.longlong
+        place: cython.ulonglong
         for number in range(pages):
             place = 16 * self._planned
             st64(self._plan, place, start + number)
             st64(self._plan, place + 8, (first + number) << _SHIFT | access)
             self._planned += 1
-        return start << _SHIFT | offset
+        return start << _SHIFT
 
     @cython.ccall
     def commit(self) -> cython.void:
@@ -374,6 +403,7 @@ class DmaSpace:
             break
 
     @cython.cfunc
+    @cython.nogil
     @cython.exceptval(check=False)
     def _take(self, pages: cython.longlong, state: cython.uint) -> cython.longlong:
         """The first page of a run of the sweep, or -1 when it has none."""
@@ -390,6 +420,7 @@ class DmaSpace:
         return self._first + place
 
     @cython.cfunc
+    @cython.nogil
     @cython.exceptval(check=False)
     def _search(self, place: cython.longlong, pages: cython.longlong) -> cython.longlong:
         found: cython.longlong = 0
@@ -404,6 +435,7 @@ class DmaSpace:
         return -1
 
     @cython.cfunc
+    @cython.nogil
     @cython.exceptval(check=False)
     def _set(self, start: cython.longlong, pages: cython.longlong, state: cython.uint) -> cython.void:
         """Say whose pages are; those outside the sweep have no state."""

@@ -14,7 +14,7 @@ from collections.abc import Callable, Sequence
 from typing import Any, Literal, TypeAlias
 
 import cython
-from cython.cimports.powervio.memory.hw import copy, ld32, pointer, st32, st64
+from cython.cimports.powervio.memory.hw import copy, ld32, ld64, pointer, st32, st64
 from cython.cimports.powervio.vio.dma import DmaSpace
 from cython.cimports.powervio.virtio.driver_queue import Buffer, DriverQueue
 from cython.cimports.powervio.virtio.driver_ring import DriverRing
@@ -112,13 +112,14 @@ class CrqDriverQueue(DriverQueue):
     _mapped_count: cython.uint
     _mapped_room: cython.uint
     _keep: cython.uint
-    # What the device has used: tokens, and 4 bytes each for what it wrote. Up to `_ready` it is unmapped, up to `_next`
-    # the driver has taken it.
-    _used: list[Any]
-    _written: cython.p_uchar
-    _written_room: cython.uint
+    # What the device has used: head and written bytes, 8 bytes together, and the tokens of those that `reap` is to tell
+    # of. Up to `_ready` they are unmapped, up to `_next` the driver has taken them.
+    _used: cython.p_uchar
+    _used_count: cython.uint
+    _used_room: cython.uint
     _ready: cython.uint
     _next: cython.uint
+    _tokens: list[Any]
     _views: dict[str, bytearray]
 
     def __init__(
@@ -160,15 +161,15 @@ class CrqDriverQueue(DriverQueue):
         self._first = pointer(first)
         self._mappings = pointer(nothing)
         self._mapped = pointer(nothing)
-        self._written = pointer(nothing)
-        self._mappings_room = self._mapped_room = self._written_room = 0
+        self._used = pointer(nothing)
+        self._mappings_room = self._mapped_room = self._used_room = 0
         self._spare = _NONE
         self._chain = _NONE
         self._count = 0
         self._mapped_count = 0
         self._keep = _LAZY if lazy else 0
-        self._used = []
-        self._ready = self._next = 0
+        self._used_count = self._ready = self._next = 0
+        self._tokens = []
         self._kick_high, self._kick_low = encode(Message.KICK, session, queue=index)
         self._build = self._kick_message
 
@@ -270,24 +271,30 @@ class CrqDriverQueue(DriverQueue):
                 raise LocalError(f"slice of {length} bytes at {offset} of a buffer of {size}")
             if buffer.is_mapped:
                 st64(self._segments, 16 * self._count, buffer.mapped_at + offset)
+                st64(self._segments, 16 * self._count + 8, length)
             else:
                 self._map(self._count, buffer.address + offset, length, access)
-            st64(self._segments, 16 * self._count + 8, length)
             self._count += 1
 
     @cython.cfunc
+    @cython.nogil
+    @cython.exceptval(-1)
     def _map(
         self, number: cython.uint, address: cython.longlong, length: cython.longlong, access: cython.uint
-    ) -> cython.void:
+    ) -> cython.int:
         """Let segment `number` be memory at a logical address that is to be mapped; the device's address is put there.
 
-        Raises as `DmaSpace.plan`.
+        Raises (-1) as `DmaSpace.plan`.
         """
-        ioba: cython.ulonglong = self._dma.plan(address, length, access)
+        ioba: cython.longlong = self._dma.plan_now(address, length, access)
         mapping: cython.uint
         place: cython.ulonglong
+        if ioba < 0:
+            with cython.gil:
+                ioba = self._dma.plan(address, length, access)
         if self._spare == _NONE:
-            self._make_mappings()
+            with cython.gil:
+                self._make_mappings()
         mapping = self._spare
         place = 24 * mapping
         self._spare = ld32(self._mappings, place + 16)
@@ -296,6 +303,40 @@ class CrqDriverQueue(DriverQueue):
         st32(self._mappings, place + 16, self._chain)
         self._chain = mapping
         st64(self._segments, 16 * number, ioba)
+        st64(self._segments, 16 * number + 8, length)
+        return 0
+
+    @cython.cfunc
+    @cython.nogil
+    @cython.exceptval(-2)
+    def lend(
+        self, segments: cython.p_uchar, count: cython.uint, readers: cython.uint, unmapped: cython.uint
+    ) -> cython.int:
+        """As `DriverRing.lend`, without a table; but segment number `unmapped` has a logical address, and is mapped.
+
+        For a driver that has no tokens: it is told of used buffers by `collect` and not by `reap`. Raises also (-2) as
+        `DmaSpace.plan`.
+        """
+        head: cython.int = -1
+        place: cython.ulonglong = 16 * unmapped
+        if self.ending:
+            with cython.gil:
+                raise RemoteError("the session is over", Verdict.CLOSE)
+        if count > self.size or unmapped >= count or count > self.ring.free_descriptors:
+            return -1
+        if self._chain != _NONE:
+            with cython.gil:
+                self._forget()  # of a call that raised
+        copy(self._segments, 0, segments, 0, 16 * count)
+        self._map(unmapped, ld64(segments, place), ld64(segments, place + 8), _READ if unmapped < readers else _ACCESS)
+        head = self.ring.lend(self._segments, count, readers, cython.NULL, 0)
+        if head < 0:
+            with cython.gil:
+                self._forget()
+            return -1
+        st32(self._first, 4 * head, self._chain)
+        self._chain = _NONE
+        return head
 
     @cython.cfunc
     @cython.exceptval(-2)
@@ -358,47 +399,86 @@ class CrqDriverQueue(DriverQueue):
         """
         number: cython.uint = self._next
         if number == self._ready:
-            self._collect()
+            self._gather()
+            for number in range(len(self._tokens), self._used_count):
+                self._tokens.append(self.ring.token(ld32(self._used, 8 * number)))
+            self._make_ready()
             if self._ready == 0:
                 return None
             number = 0
         self._next = number + 1
-        token = self._used[number]
-        self._used[number] = None
-        return token, ld32(self._written, 4 * number)
+        token = self._tokens[number]
+        self._tokens[number] = None
+        return token, ld32(self._used, 8 * number + 4)
 
     @cython.cfunc
-    def _collect(self) -> cython.void:
-        """Take from the ring what the device has used, and unmap it."""
-        head: cython.int
+    @cython.exceptval(-1)
+    def collect(self) -> cython.int:
+        """Take back all that the device has used and unmap it; returns how many buffers that are. See `head_of`.
+
+        Raises as `reap`.
+        """
+        self._next = self._ready
+        self._gather()
+        self._make_ready()
+        return self._ready
+
+    @cython.cfunc
+    @cython.nogil
+    @cython.exceptval(check=False)
+    def head_of(self, number: cython.uint) -> cython.uint:
+        """The head that `lend` gave to number `number` of those that `collect` took; another buffer may have it now."""
+        return ld32(self._used, 8 * number)
+
+    @cython.cfunc
+    def _gather(self) -> cython.void:
+        """Take from the ring what the device has used. All that was ready before is taken."""
+        number: cython.uint
+        before: cython.uint
+        head: cython.uint
         table: DmaMemory | None
         if self._next != 0:
-            # all that was ready is taken
-            del self._used[: self._next]
-            self._next = self._ready = 0
+            self._tokens.clear()
+            self._used_count = self._next = self._ready = 0
+        before = self._used_count
         try:
-            while True:
-                head = self.ring.take_back()
-                if head < 0:
-                    break
-                if cython.cast(cython.uint, len(self._used)) == self._written_room:
-                    self._make_written()
-                st32(self._written, 4 * len(self._used), self.ring.written)
-                self._used.append(self.ring.token(head))
-                self._move(ld32(self._first, 4 * head))
-                st32(self._first, 4 * head, _NONE)
-                if self._indirect_count != 0:
-                    table = self._table_of[head]
-                    if table is not None:
-                        self._table_of[head] = None
-                        self._tables.append(table)
-                        self._indirect_count -= 1
+            self._take_used()
         except RemoteError:
-            if not self._used:
+            if self._used_count == 0:
                 raise  # else it is raised again when what came before is handed out: a broken ring stays so
+        if self._indirect_count != 0:
+            for number in range(before, self._used_count):
+                head = ld32(self._used, 8 * number)
+                table = self._table_of[head]
+                if table is not None:
+                    self._table_of[head] = None
+                    self._tables.append(table)
+                    self._indirect_count -= 1
+
+    @cython.cfunc
+    @cython.nogil
+    @cython.exceptval(-1)
+    def _take_used(self) -> cython.int:
+        head: cython.int
+        while True:
+            head = self.ring.take_back()
+            if head < 0:
+                return 0
+            if self._used_count == self._used_room:
+                with cython.gil:
+                    self._make_used()
+            st32(self._used, 8 * self._used_count, head)
+            st32(self._used, 8 * self._used_count + 4, self.ring.written)
+            self._used_count += 1
+            self._move(ld32(self._first, 4 * head))
+            st32(self._first, 4 * head, _NONE)
+
+    @cython.cfunc
+    def _make_ready(self) -> cython.void:
+        """Unmap what the device has used, so that it is the driver's again."""
         if self._mapped_count > self._keep:
             self._unmap()
-        self._ready = len(self._used)
+        self._ready = self._used_count
 
     @cython.cfunc
     def _unmap(self) -> cython.void:
@@ -434,9 +514,9 @@ class CrqDriverQueue(DriverQueue):
         head: cython.uint
         count: cython.uint
         table: DmaMemory | None
-        tokens: list[object] = self._used[self._next :]
-        self._used = []
-        self._next = self._ready = 0
+        tokens: list[object] = self._tokens[self._next :]
+        self._tokens = []
+        self._used_count = self._next = self._ready = 0
         tokens += self.ring.drain()
         for head in range(self.size):
             self._move(ld32(self._first, 4 * head))
@@ -460,21 +540,24 @@ class CrqDriverQueue(DriverQueue):
     # -- the books
 
     @cython.cfunc
-    def _move(self, mapping: cython.uint) -> cython.void:
+    @cython.nogil
+    @cython.exceptval(-1)
+    def _move(self, mapping: cython.uint) -> cython.int:
         """The mappings from this one on are those of a used buffer."""
         place: cython.ulonglong
         following: cython.uint
         while mapping != _NONE:
             place = 24 * mapping
             if self._mapped_count == self._mapped_room:
-                self._mapped_room = self._mapped_room + max(64, self._mapped_room)
-                self._mapped = self._larger("mapped", self._mapped, 16 * self._mapped_count, 16 * self._mapped_room)
+                with cython.gil:
+                    self._make_mapped()
             copy(self._mapped, 16 * self._mapped_count, self._mappings, place, 16)
             self._mapped_count += 1
             following = ld32(self._mappings, place + 16)
             st32(self._mappings, place + 16, self._spare)
             self._spare = mapping
             mapping = following
+        return 0
 
     @cython.cfunc
     def _give_up(self, mapping: cython.uint) -> cython.void:
@@ -502,10 +585,16 @@ class CrqDriverQueue(DriverQueue):
         self._spare = old
 
     @cython.cfunc
-    def _make_written(self) -> cython.void:
-        room: cython.uint = self._written_room + max(64, self._written_room)
-        self._written = self._larger("written", self._written, 4 * self._written_room, 4 * room)
-        self._written_room = room
+    def _make_mapped(self) -> cython.void:
+        room: cython.uint = self._mapped_room + max(64, self._mapped_room)
+        self._mapped = self._larger("mapped", self._mapped, 16 * self._mapped_room, 16 * room)
+        self._mapped_room = room
+
+    @cython.cfunc
+    def _make_used(self) -> cython.void:
+        room: cython.uint = self._used_room + max(64, self._used_room)
+        self._used = self._larger("used", self._used, 8 * self._used_room, 8 * room)
+        self._used_room = room
 
     @cython.cfunc
     def _larger(
