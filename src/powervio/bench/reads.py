@@ -193,9 +193,7 @@ class BatchReader(_Reader):
         return done
 
     def close(self) -> None:
-        """Give the buffers back."""
-        for lane in self._lanes:
-            lane.words.release()
+        """Give the buffers back. What is still in flight, after a signal, completes later and looks at its lane."""
         self._lanes.clear()
         super().close()
 
