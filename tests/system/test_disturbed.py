@@ -84,7 +84,7 @@ def test_fio_verifies_whatever_happens_below(house: House, disturb: Disturbance,
         for number in range(TIMES):
             before = disk.driver.requests
             async with asyncio.timeout(20):
-                while disk.driver.requests < before + 100:  # it is at work again
+                while disk.driver.requests < before + 100 or not disk.driver.in_flight:  # it is at work again
                     assert not running.done(), "fio ended before its time"
                     await asyncio.sleep(0.01)
             await disturb(system)

@@ -132,18 +132,19 @@ def _show_generated(console: Console, result: Result) -> None:
     from rich import box
     from rich.table import Table
 
-    table = Table(
-        "load generator", "depth", "over CRQ", "vhost-user", "ratio", "calls", box=box.SIMPLE_HEAD, pad_edge=False
-    )
-    for row in result.generated:
-        table.add_row(
-            row.arrangement.replace("_", " "),
-            str(row.depth),
-            f"{row.crq_rate:,.0f}",
-            f"{row.vhost_user_rate:,.0f}",
-            f"{row.ratio:.2f}",
-            f"{row.cost.hcalls['total']:.2f}",
+    if console.width < _WIDE:
+        table = Table("load", "CRQ", "vhost-user", "ratio", box=box.SIMPLE_HEAD, pad_edge=False)
+    else:
+        table = Table(
+            "load generator", "depth", "over CRQ", "vhost-user", "ratio", "calls", box=box.SIMPLE_HEAD, pad_edge=False
         )
+    for row in result.generated:
+        arrangement = row.arrangement.replace("_", " ")
+        rates = f"{row.crq_rate:,.0f}", f"{row.vhost_user_rate:,.0f}", f"{row.ratio:.2f}"
+        if console.width < _WIDE:
+            table.add_row(f"{arrangement.split()[0]}, {row.depth}", *rates)
+        else:
+            table.add_row(arrangement, str(row.depth), *rates, f"{row.cost.hcalls['total']:.2f}")
     console.print(table)
     console.print(
         "The compiled load generator, requests per second, and hypervisor calls per request over CRQ. One processor:"
