@@ -28,7 +28,8 @@ image = "disk.img"
 nbd = "one.sock"
 queues = {queues}
 ring = "{ring}"
-requests_per_second = 4000  # so that requests are with the device when it happens
+requests_per_second = 1500  # so that requests are with the device when it happens, however slow fio is here
+burst_requests = 16
 """
 TIMES = 8
 """How often it happens while fio runs."""
