@@ -114,15 +114,18 @@ class Partition(PartitionRecord):
         self.tree_changed()
 
     def remove(self, adapter: VirtualAdapter) -> None:
-        """Unplug an adapter: its unit address and LIOBNs are unknown from here on. Under the hypervisor's lock."""
-        del self.nodes[adapter.unit_address]
+        """Unplug an adapter: its unit address and LIOBNs are unknown from here on. Under the hypervisor's lock.
+
+        Also one of which only a part was added, because a signal ended the process in the middle of `add`.
+        """
+        self.nodes.pop(adapter.unit_address, None)
         for pane in adapter.panes:
-            del self.panes[pane.liobn]
+            self.panes.pop(pane.liobn, None)
         for source in adapter.sources:
             self.interrupts.remove(source)
-            del self.sources[source]
-        del self.adapters[adapter.unit_address]
-        del self.slots[adapter.slot]
+            self.sources.pop(source, None)
+        self.adapters.pop(adapter.unit_address, None)
+        self.slots.pop(adapter.slot, None)
         self.tree_changed()
 
     def watch_tree(self) -> int:
