@@ -131,11 +131,12 @@ def test_standard_input_and_output_are_the_console_without_a_terminal(tmp_path: 
 
 
 def test_program_at_the_operators_end_is_started_again_when_it_ends(tmp_path: Path) -> None:
-    process = start("console", "--socket-path", str(tmp_path / "s"), "--exec", "head -c 5")
+    process = start("console", "--socket-path", str(tmp_path / "s"), "--exec", "sh -c 'printf up; exec head -c 5'")
 
     async def use() -> None:
         async with guest(tmp_path / "s") as driver:
             for text in (b"first", b"again"):
+                assert await read(driver.stream(), 2) == b"up"  # what is written before goes to the one that has ended
                 await driver.stream().write(text)
                 assert await read(driver.stream(), 5) == text
 
