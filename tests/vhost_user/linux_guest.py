@@ -178,10 +178,10 @@ def debian_kernel(cache: Path) -> Kernel:
         package = _download_kernel(cache)
         unpacked = Path(tempfile.mkdtemp(dir=cache))
         wanted = ["./boot/vmlinuz-*", *sorted({f"./lib/modules/*/{name}.ko*" for name in QEMU_MODULES})]
-        archive = subprocess.Popen(["dpkg-deb", "--fsys-tarfile", package], stdout=subprocess.PIPE)
-        # what is built in is not in the archive, of which tar complains
-        subprocess.run(["tar", "-x", "-C", unpacked, "--wildcards", *wanted], stdin=archive.stdout, check=False)
-        assert archive.wait() == 0
+        with subprocess.Popen(["dpkg-deb", "--fsys-tarfile", package], stdout=subprocess.PIPE) as archive:
+            # what is built in is not in the archive, of which tar complains
+            subprocess.run(["tar", "-x", "-C", unpacked, "--wildcards", *wanted], stdin=archive.stdout, check=False)
+        assert archive.returncode == 0
         unpacked.rename(folder)
         package.unlink()
     (image,) = folder.glob("boot/vmlinuz-*")
