@@ -49,6 +49,7 @@ COMPILED = (
     "powervio.phyp.physical",
     "powervio.vio.slots",
     "powervio.vio.dma",
+    "powervio.vio.line",
     "powervio.virtio.chain_record",
     "powervio.virtio.device_ring",
     "powervio.virtio.device_queue",

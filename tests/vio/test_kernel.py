@@ -16,6 +16,8 @@ from powervio.phyp.hypervisor import Hypervisor
 from powervio.testing.clock import Clock
 from powervio.vio.kernel import PartitionKernel, Timer
 
+pytestmark = pytest.mark.dual
+
 PATIENCE = 10.0
 
 

@@ -75,6 +75,11 @@ class CrqState(Enum):
     OPEN = "open"
 
 
+# what is asked for every message
+_CLOSED = CrqState.CLOSED
+_OPEN = CrqState.OPEN
+
+
 class Input(Enum):
     """What can happen to a connection."""
 
@@ -325,7 +330,7 @@ class CrqEnd:
 
     def drain(self) -> None:
         """Take everything out of the queue and hand it up."""
-        if self._draining:
+        if self._draining or not self._slots.waiting():
             return  # a handler waits in hcalls only, but may reset the connection from inside a message
         self._draining = True
         try:
@@ -340,7 +345,7 @@ class CrqEnd:
     def _drain(self) -> None:
         handed_up = False
         for _ in range(_DRAIN_LIMIT):
-            if self.state is CrqState.CLOSED:
+            if self.state is _CLOSED:
                 break
             element = self._slots.next()
             if element is None:
@@ -348,9 +353,12 @@ class CrqEnd:
             high, low = element
             header = header_of(high)
             if header == VALID_MESSAGE:
-                if self.state is CrqState.OPEN:
+                if self.state is _OPEN:
                     handed_up = True
-                    self._guard(high, low)
+                    try:
+                        self._on_message(high, low)
+                    except Exception:  # it must not hold up those behind it
+                        _log.exception("CRQ %#x: message %016x %016x failed here", self._unit_address, high, low)
                 else:
                     self.strays += 1
             elif header == VALID_INIT:
@@ -373,13 +381,6 @@ class CrqEnd:
                 self._kernel.call_soon(self._drain_rest)
         if handed_up and self._on_drained is not None:
             self._on_drained()
-
-    def _guard(self, high: int, low: int) -> None:
-        """A message that trips its handler must not hold up those behind it."""
-        try:
-            self._on_message(high, low)
-        except Exception:
-            _log.exception("CRQ %#x: message %016x %016x failed here", self._unit_address, high, low)
 
     def _init(self, code: int, number: int) -> None:
         if code == InitCode.INITIALIZE:

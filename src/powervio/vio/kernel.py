@@ -21,13 +21,13 @@ from itertools import count
 from powervio.papr.port import HcallPort
 from powervio.vio.dma import DmaSpace, PartitionPages
 from powervio.vio.engine import EngineWindow
+from powervio.vio.line import InterruptLine
 
-_SOURCE_MASK = 0x00FF_FFFF
 _INTERRUPT_LIMIT = 64
 """Interrupts taken in one pass, so that a partner that floods does not keep timers and other work from their turn."""
 _FEW_SOURCES = 2
-"""The tree's and one adapter's: in an event loop a second interrupt then waits so seldom that to look for it, a system
-call that fails, costs more than to be called again when there is one."""
+"""The tree's and one adapter's: a second interrupt then waits so seldom that to look for it, a system call that fails,
+costs more than to be called again when there is one."""
 _log = logging.getLogger(__name__)
 
 
@@ -54,13 +54,14 @@ class PartitionKernel:
         self.engine = EngineWindow(port.engines[0]) if port.engines else None
         """The DMA engine of the partition's physical adapter, if it has one."""
         self.clock = clock
-        self._handlers: dict[int, Callable[[], None]] = {}
         self._timers: list[tuple[float, int, Timer]] = []
         self._order = count()
         self._soon: deque[Callable[[], None]] = deque()
         self._readers: dict[int, Callable[[], None]] = {}
         # a copy: when the partition is terminated its line is closed, and the number may soon be somebody else's
         self._line_fd = os.dup(port.interrupt_fd)
+        self._line = InterruptLine(port, self._line_fd)
+        self._handlers = self._line.handlers
         self._wake_fd = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
         self._poller = select.poll()
         self._poller.register(self._line_fd, select.POLLIN)
@@ -164,26 +165,7 @@ class PartitionKernel:
         return worked
 
     def _interrupts(self) -> bool:
-        port = self.port
-        worked = False
-        alone = self._loop is not None and len(self._handlers) <= _FEW_SOURCES
-        for _ in range(1 if alone else _INTERRUPT_LIMIT):
-            try:
-                os.eventfd_read(self._line_fd)
-            except BlockingIOError:
-                break
-            worked = True
-            xirr = port.xirr()
-            source = xirr & _SOURCE_MASK
-            if not source:
-                continue
-            handler = self._handlers.get(source)
-            if handler is not None:
-                self._guard(handler)
-            port.eoi(xirr)
-            if handler is not None:
-                self._guard(handler)
-        return worked
+        return self._line.take(1 if len(self._handlers) <= _FEW_SOURCES else _INTERRUPT_LIMIT)
 
     def _guard(self, call: Callable[[], None]) -> None:
         """A fault of ours in one adapter must not stop the others of the partition."""

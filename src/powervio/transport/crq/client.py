@@ -40,6 +40,7 @@ _log = logging.getLogger(__name__)
 _QUIET = 5.0
 """Seconds without trouble after which earlier failures are forgotten."""
 _FAILURE_LIMIT = 8
+_USED = int(Message.USED)
 
 
 class ClientState(Enum):
@@ -425,8 +426,8 @@ class VirtioVio:
     def _message(self, high: int, low: int) -> None:
         kind = (high >> 48) & 0xFF
         number = (high >> 32) & 0xFFFF
-        if kind == Message.USED:
-            if number == self._number:
+        if kind == _USED:
+            if number == self._handshake.number:
                 self._used.add((high >> 16) & 0xFFFF)
             else:
                 self.rejected += 1
