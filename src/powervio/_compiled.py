@@ -32,6 +32,7 @@ from types import ModuleType
 COMPILED = (
     "powervio.memory.space",
     "powervio.memory.target",
+    "powervio.phyp.lock",
     "powervio.phyp.redirect",
     "powervio.phyp.tce",
     "powervio.phyp.dma_table",

@@ -9,6 +9,7 @@
 
 #include <Python.h>
 #include <errno.h>
+#include <linux/futex.h>
 #include <poll.h>
 #include <sched.h>
 #include <stdint.h>
@@ -257,6 +258,38 @@ static inline int64_t file_end(int fd)
 
 	return end < 0 ? -errno : end;
 }
+
+/* A lock in a word: 0 free, 1 held, 2 held and perhaps waited for. Whoever
+ * waits must not hold the interpreter lock, which the holder may want. */
+static inline int mutex_try(hw_u8 *word)
+{
+	uint32_t free = 0;
+
+	return __atomic_compare_exchange_n((uint32_t *)word, &free, 1, 0, __ATOMIC_ACQUIRE, __ATOMIC_RELAXED);
+}
+
+/* Take it after a wait. Returns 0, or -EINTR without the lock when a signal
+ * came; a wake-up is never lost that way, for the kernel reports one as such. */
+static inline int mutex_wait(hw_u8 *word)
+{
+	while (__atomic_exchange_n((uint32_t *)word, 2, __ATOMIC_ACQUIRE) != 0)
+		if (syscall(SYS_futex, word, FUTEX_WAIT_PRIVATE, 2L, NULL) < 0 && errno == EINTR)
+			return -EINTR;
+	return 0;
+}
+
+static inline void mutex_give(hw_u8 *word)
+{
+	if (__atomic_exchange_n((uint32_t *)word, 0, __ATOMIC_RELEASE) == 2)
+		syscall(SYS_futex, word, FUTEX_WAKE_PRIVATE, 1L);
+}
+
+/* The low 64 bits of an integer of any size and sign, as a register has them. */
+static inline uint64_t low64(PyObject *value)
+{ return PyLong_AsUnsignedLongLongMask(value); }
+
+/* Run the handlers of signals that came; raises what one of them raises. */
+static inline int check_signals(void) { return PyErr_CheckSignals(); }
 
 /* Between host order and a stated order; each is its own inverse. */
 #if __BYTE_ORDER__ == __ORDER_LITTLE_ENDIAN__

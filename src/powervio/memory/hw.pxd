@@ -46,8 +46,13 @@ cdef extern from "hw.h" nogil:
     uint64_t clock_ns() noexcept
     void relax() noexcept
     void yield_cpu() noexcept
+    int mutex_try(unsigned char *word) noexcept
+    int mutex_wait(unsigned char *word) noexcept
+    void mutex_give(unsigned char *word) noexcept
 
 cdef extern from "hw.h":
     unsigned char *pointer(object buffer) except NULL
     unsigned char *pointer_to_read(object buffer) except NULL
+    int check_signals() except -1
+    uint64_t low64(object value) except? -1
     bytes bytes_at(uint64_t address, uint64_t length)

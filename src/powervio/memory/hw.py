@@ -14,6 +14,7 @@ import os
 import select
 import struct
 import sys
+import threading
 import time
 from struct import Struct
 from typing import Protocol, TypeAlias
@@ -28,6 +29,7 @@ Pointer: TypeAlias = memoryview
 _U16 = Struct("=H")
 _U32 = Struct("=I")
 _U64 = Struct("=Q")
+_ONE_AT_A_TIME = threading.Lock()
 _LITTLE = sys.byteorder == "little"
 
 
@@ -262,6 +264,37 @@ def relax() -> None:
 def yield_cpu() -> None:
     """Let others run on this processor."""
     os.sched_yield()
+
+
+def mutex_try(word: Pointer) -> int:
+    """Take a lock in a word of 4 bytes (0: free) if it is free: whether it was."""
+    with _ONE_AT_A_TIME:
+        if ld32(word, 0):
+            return 0
+        st32(word, 0, 1)
+    return 1
+
+
+def mutex_wait(word: Pointer) -> int:
+    """Take it after a wait: 0. Not for the hot path: interpreted, whoever waits looks now and then."""
+    while not mutex_try(word):
+        time.sleep(0.0002)
+    return 0
+
+
+def mutex_give(word: Pointer) -> None:
+    """Give it back."""
+    st32(word, 0, 0)
+
+
+def low64(value: int) -> int:
+    """The low 64 bits of an integer of any size and sign, as a register has them."""
+    return value & 0xFFFF_FFFF_FFFF_FFFF
+
+
+def check_signals() -> int:
+    """Run the handlers of signals that came: the interpreter has done so."""
+    return 0
 
 
 def _swap16(value: int) -> int:

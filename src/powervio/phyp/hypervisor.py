@@ -12,6 +12,7 @@ from powervio.papr.crq import TransportEvent
 from powervio.papr.devicetree import partition_tree
 from powervio.papr.fdt import encode
 from powervio.phyp.adapter import Identity, VioAdapter, VirtualAdapter
+from powervio.phyp.lock import new_lock
 from powervio.phyp.partition import Partition
 from powervio.phyp.physical import PhysicalAdapter
 from powervio.phyp.policy import Policy
@@ -43,7 +44,7 @@ class Hypervisor:
         self.max_virtual_dma_size = max_virtual_dma_size
         self.copy_limit = _SIGNED_MAX if max_virtual_dma_size is None else max_virtual_dma_size
         """Longest copy; the length register is signed, so what is above is negative or too long."""
-        self.lock = threading.Lock()
+        self.lock = new_lock()
         self.drained = threading.Condition(self.lock)
         """Notified when an operation of a DMA engine has ended, if somebody waits."""
         self.waiting = 0

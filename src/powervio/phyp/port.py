@@ -5,20 +5,22 @@ Both ways run the same function under the hypervisor's lock. The typed ones skip
 path of everything that runs in this process. No argument raises: registers are 64 bits, so what is wider or negative is
 cut to that, and what is missing is 0.
 This file is compiled (Cython pure mode) and also runs interpreted. The class is an ordinary one, so that methods can be
-put in the place of others.
+put in the place of others; in those of the hot path `self` has a type, which saves the compiled ones the look-ups.
 """
 
 from __future__ import annotations
 
 from types import MappingProxyType
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
-import cython
+import cython  # noqa: F401  it provides cython.cimports
+from cython.cimports.powervio.memory.hw import low64
 from cython.cimports.powervio.phyp.hcall_crq import send_crq
 from cython.cimports.powervio.phyp.hcall_interrupt import accept, cppr, eoi
 from cython.cimports.powervio.phyp.hcall_rdma import copy_rdma, write_bytes
 from cython.cimports.powervio.phyp.hcall_rtce import put_rtce, put_rtce_indirect, remove_rtce
 from cython.cimports.powervio.phyp.hcall_tce import put_tce, put_tce_indirect, stuff_tce
+from cython.cimports.powervio.phyp.records import PortRecord
 
 from powervio.papr.codes import ReturnCode
 from powervio.papr.port import HcallPort
@@ -34,27 +36,14 @@ _FUNCTION = (int(ReturnCode.H_FUNCTION),)
 _NO_REGISTERS = (0,) * 9
 
 
-@cython.cfunc
-@cython.inline
-@cython.exceptval(-1)
-def _register(value: Any) -> cython.ulonglong:
-    """64 bits of an integer."""
-    register: cython.ulonglong
-    if cython.compiled:
-        try:
-            register = value
-            return register
-        except OverflowError:
-            pass
-    register = value & _MASK
-    return register
-
-
-class PartitionPort(HcallPort):
+class PartitionPort(PortRecord, HcallPort):
     """The port of one partition, usable from any thread; not from a signal handler or a finalizer, which may find the
     lock held by the very thread that they interrupt."""
 
+    _partition: Partition
+
     def __init__(self, partition: Partition) -> None:
+        super().__init__(partition)
         self.partition_id = partition.partition_id
         self.partition_name = partition.name
         self.memory = partition.memory
@@ -63,8 +52,6 @@ class PartitionPort(HcallPort):
         self.interrupt_fd = partition.interrupts.fd
         self.max_virtual_dma_size = partition.hypervisor.max_virtual_dma_size
         self.tree_source = partition.tree_source
-        self._partition = partition
-        self._lock = partition.hypervisor.lock
 
     def watch_tree(self) -> int:
         """See `HcallPort.watch_tree`."""
@@ -88,22 +75,29 @@ class PartitionPort(HcallPort):
         with self._lock:
             return hcall_tce.get_tce(self._partition, liobn, ioba & _MASK)
 
-    def put_tce(self, liobn: int, ioba: int, tce: int) -> int:
+    def put_tce(self: PortRecord, liobn: int, ioba: int, tce: int) -> int:
         """H_PUT_TCE."""
-        with self._lock:
-            return put_tce(self._partition, liobn, _register(ioba), _register(tce))
+        self._lock.acquire()
+        try:
+            return put_tce(self._partition, liobn, low64(ioba), low64(tce))
+        finally:
+            self._lock.release()
 
-    def stuff_tce(self, liobn: int, ioba: int, tce: int, count: int) -> int:
+    def stuff_tce(self: PortRecord, liobn: int, ioba: int, tce: int, count: int) -> int:
         """H_STUFF_TCE."""
-        with self._lock:
-            return stuff_tce(self._partition, liobn, _register(ioba), _register(tce), _register(count))
+        self._lock.acquire()
+        try:
+            return stuff_tce(self._partition, liobn, low64(ioba), low64(tce), low64(count))
+        finally:
+            self._lock.release()
 
-    def put_tce_indirect(self, liobn: int, ioba: int, list_address: int, count: int) -> int:
+    def put_tce_indirect(self: PortRecord, liobn: int, ioba: int, list_address: int, count: int) -> int:
         """H_PUT_TCE_INDIRECT."""
-        with self._lock:
-            return put_tce_indirect(
-                self._partition, _register(liobn), _register(ioba), _register(list_address), _register(count)
-            )
+        self._lock.acquire()
+        try:
+            return put_tce_indirect(self._partition, low64(liobn), low64(ioba), low64(list_address), low64(count))
+        finally:
+            self._lock.release()
 
     def reg_crq(self, unit_address: int, ioba: int, length: int) -> int:
         """H_REG_CRQ."""
@@ -115,10 +109,13 @@ class PartitionPort(HcallPort):
         with self._lock:
             return hcall_crq.free_crq(self._partition, unit_address)
 
-    def send_crq(self, unit_address: int, high: int, low: int) -> int:
+    def send_crq(self: PortRecord, unit_address: int, high: int, low: int) -> int:
         """H_SEND_CRQ."""
-        with self._lock:
-            return send_crq(self._partition, unit_address, _register(high), _register(low))
+        self._lock.acquire()
+        try:
+            return send_crq(self._partition, unit_address, low64(high), low64(low))
+        finally:
+            self._lock.release()
 
     def enable_crq(self, unit_address: int) -> int:
         """H_ENABLE_CRQ."""
@@ -145,60 +142,86 @@ class PartitionPort(HcallPort):
             )
         return result if isinstance(result, tuple) else (result,)
 
-    def copy_rdma(self, length: int, s_liobn: int, s_ioba: int, d_liobn: int, d_ioba: int) -> int:
+    def copy_rdma(self: PortRecord, length: int, s_liobn: int, s_ioba: int, d_liobn: int, d_ioba: int) -> int:
         """H_COPY_RDMA."""
-        with self._lock:
-            return copy_rdma(self._partition, _register(length), s_liobn, _register(s_ioba), d_liobn, _register(d_ioba))
+        self._lock.acquire()
+        try:
+            return copy_rdma(self._partition, low64(length), s_liobn, low64(s_ioba), d_liobn, low64(d_ioba))
+        finally:
+            self._lock.release()
 
-    def write_rdma(self, d_liobn: int, d_ioba: int, data: bytes) -> int:
+    def write_rdma(self: PortRecord, d_liobn: int, d_ioba: int, data: bytes) -> int:
         """H_WRITE_RDMA."""
-        with self._lock:
-            return write_bytes(self._partition, d_liobn, _register(d_ioba), data)
+        self._lock.acquire()
+        try:
+            return write_bytes(self._partition, d_liobn, low64(d_ioba), data)
+        finally:
+            self._lock.release()
 
     def read_rdma(self, s_liobn: int, s_ioba: int, length: int) -> tuple[int, bytes]:
         """H_READ_RDMA."""
         with self._lock:
             return hcall_rdma.read_bytes(self._partition, s_liobn, s_ioba & _MASK, length & _MASK)
 
-    def put_rtce(self, r_liobn: int, r_ioba: int, liobn: int, ioba: int, count: int) -> tuple[int, int]:
+    def put_rtce(self: PortRecord, r_liobn: int, r_ioba: int, liobn: int, ioba: int, count: int) -> tuple[int, int]:
         """H_PUT_RTCE."""
-        with self._lock:
+        self._lock.acquire()
+        try:
             result: tuple[int, int] = put_rtce(
-                self._partition, r_liobn, _register(r_ioba), liobn, _register(ioba), _register(count)
+                self._partition, r_liobn, low64(r_ioba), liobn, low64(ioba), low64(count)
             )
-        return result
+            return result
+        finally:
+            self._lock.release()
 
-    def put_rtce_indirect(self, list_address: int, r_liobn: int, liobn: int, ioba: int, count: int) -> tuple[int, int]:
+    def put_rtce_indirect(
+        self: PortRecord, list_address: int, r_liobn: int, liobn: int, ioba: int, count: int
+    ) -> tuple[int, int]:
         """H_PUT_RTCE_INDIRECT."""
-        with self._lock:
+        self._lock.acquire()
+        try:
             result: tuple[int, int] = put_rtce_indirect(
-                self._partition, _register(list_address), r_liobn, liobn, _register(ioba), _register(count)
+                self._partition, low64(list_address), r_liobn, liobn, low64(ioba), low64(count)
             )
-        return result
+            return result
+        finally:
+            self._lock.release()
 
-    def remove_rtce(self, r_liobn: int, r_ioba: int, liobn: int, ioba: int, count: int, tce: int = 0) -> int:
+    def remove_rtce(
+        self: PortRecord, r_liobn: int, r_ioba: int, liobn: int, ioba: int, count: int, tce: int = 0
+    ) -> int:
         """H_REMOVE_RTCE."""
-        with self._lock:
-            return remove_rtce(
-                self._partition, r_liobn, _register(r_ioba), liobn, _register(ioba), _register(count), _register(tce)
-            )
+        self._lock.acquire()
+        try:
+            return remove_rtce(self._partition, r_liobn, low64(r_ioba), liobn, low64(ioba), low64(count), low64(tce))
+        finally:
+            self._lock.release()
 
     def liobn_attributes(self, liobn: int, reset: int, wanted: int) -> tuple[int, int]:
         """H_LIOBN_ATTRIBUTES."""
         with self._lock:
             return hcall_rtce.liobn_attributes(self._partition, liobn, reset & _MASK, wanted & _MASK)
 
-    def xirr(self) -> int:
+    def xirr(self: PortRecord) -> int:
         """H_XIRR."""
-        with self._lock:
+        self._lock.acquire()
+        try:
             return accept(self._partition)
+        finally:
+            self._lock.release()
 
-    def eoi(self, xirr: int) -> int:
+    def eoi(self: PortRecord, xirr: int) -> int:
         """H_EOI."""
-        with self._lock:
-            return eoi(self._partition, _register(xirr))
+        self._lock.acquire()
+        try:
+            return eoi(self._partition, low64(xirr))
+        finally:
+            self._lock.release()
 
-    def cppr(self, priority: int) -> int:
+    def cppr(self: PortRecord, priority: int) -> int:
         """H_CPPR."""
-        with self._lock:
-            return cppr(self._partition, _register(priority))
+        self._lock.acquire()
+        try:
+            return cppr(self._partition, low64(priority))
+        finally:
+            self._lock.release()

@@ -2,6 +2,7 @@ cimport cython
 from powervio.phyp.crq cimport ReceiveQueue
 from powervio.phyp.interrupts cimport InterruptPresentation
 from powervio.phyp.ledger cimport CostLedger
+from powervio.phyp.lock cimport HypervisorLock
 from powervio.phyp.redirect cimport Link
 from powervio.phyp.tce cimport TceTable
 
@@ -38,3 +39,7 @@ cdef class PartitionRecord:
     cdef public InterruptPresentation interrupts
     cdef readonly unsigned long long copy_limit
     cdef readonly int redirect_limit
+
+cdef class PortRecord:
+    cdef readonly PartitionRecord _partition
+    cdef readonly HypervisorLock _lock

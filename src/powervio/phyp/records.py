@@ -13,6 +13,7 @@ import cython
 from cython.cimports.powervio.phyp.crq import ReceiveQueue
 from cython.cimports.powervio.phyp.interrupts import InterruptPresentation
 from cython.cimports.powervio.phyp.ledger import CostLedger
+from cython.cimports.powervio.phyp.lock import HypervisorLock
 from cython.cimports.powervio.phyp.redirect import Link
 from cython.cimports.powervio.phyp.tce import TceTable
 
@@ -119,3 +120,15 @@ class PartitionRecord:
         self.interrupts = InterruptPresentation()
         self.copy_limit = hypervisor.copy_limit
         self.redirect_limit = hypervisor.policy.max_redirected_mappings
+
+
+@cython.cclass
+class PortRecord:
+    """Of a partition's port: whose hcalls it passes on, and under which lock."""
+
+    _partition: PartitionRecord
+    _lock: HypervisorLock
+
+    def __init__(self, partition: PartitionRecord) -> None:
+        self._partition = partition
+        self._lock = partition.hypervisor.lock
