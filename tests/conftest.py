@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import os
 import resource
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 from hypothesis import HealthCheck, settings
@@ -17,6 +20,13 @@ _DESCRIPTORS = 16384
 """Descriptors that a whole run may have open, if the system lets it."""
 _skips_fail = any(os.environ.get(name) for name in ("CI", "POWERVIO_CHECK"))
 _skipped: list[str] = []
+
+
+@pytest.fixture
+def memory_folder() -> Iterator[Path]:
+    """A folder whose files are in memory (tmpfs)."""
+    with tempfile.TemporaryDirectory(prefix="powervio-test-", dir="/dev/shm") as folder:
+        yield Path(folder)
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:

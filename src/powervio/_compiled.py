@@ -31,6 +31,7 @@ from types import ModuleType
 
 COMPILED = (
     "powervio.memory.space",
+    "powervio.memory.mapping",
     "powervio.memory.target",
     "powervio.phyp.lock",
     "powervio.phyp.redirect",

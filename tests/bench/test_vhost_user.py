@@ -41,7 +41,7 @@ def daemons() -> set[str]:
 
 
 def test_json_has_every_row_with_both_sides_and_what_was_counted(tmp_path: Path) -> None:
-    names = "read-sleep,read-poll,mmap-sleep,write,warm,direct,python"
+    names = "read-sleep,read-poll,no-mmap-sleep,write,warm,direct,python"
     before = daemons()
     result = powervio(
         *("--json", "--seconds", "0.05", "--size", "1M", "--placement", "pinned", "--rows", names),
@@ -56,7 +56,7 @@ def test_json_has_every_row_with_both_sides_and_what_was_counted(tmp_path: Path)
         assert row["best_peer"] == max(row["peers"], key=lambda peer: peer["iops"])["name"]
         assert row["placement"] == "pinned"
         assert row["ours"]["name"] == ("memory_disk.py" if row["row"] == "python" else "powervio")
-        assert ("--mmap" in row["ours"]["command"]) is (row["row"] == "mmap-sleep")
+        assert ("--no-mmap" in row["ours"]["command"]) is (row["row"] == "no-mmap-sleep")
         assert row["writes"] is (row["row"] == "write")
         for side in (row["ours"], *row["peers"]):
             assert len(side["slices"]) == values["conditions"]["slices"]

@@ -19,7 +19,6 @@ from powervio import _compiled
 from powervio.devices.block import BlockDevice, BlockOptions
 from powervio.devices.block_loop import BlockLoop
 from powervio.drivers.block import BlockDriver, BlockError
-from powervio.errors import LocalError
 from powervio.storage.image import Image, open_image
 from powervio.testing.direct import DirectLink
 from powervio.testing.raw import RawDriver
@@ -102,36 +101,6 @@ def test_direct_io_goes_to_io_uring_and_flushes_with_it(tmp_path: Path) -> None:
     with open_image(tmp_path / "image", create_size=MIB, direct=True) as image:
         device = with_disk(tmp_path, image, use)
     assert device.counters.flushes == 1
-
-
-def test_image_in_memory_can_be_mapped(tmp_path: Path) -> None:
-    path = Path("/dev/shm") / f"powervio-test-{os.getpid()}"
-
-    async def use(end: FrontEnd, driver: BlockDriver, back: Serving) -> None:
-        data = os.urandom(65536)
-        await driver.write(4096, data)
-        assert await driver.read(4096, 65536) == data
-        await driver.flush()
-        assert path.read_bytes()[4096 : 4096 + 65536] == data
-
-    async def look(end: FrontEnd, driver: BlockDriver, back: Serving) -> None:
-        assert any(await driver.read(4096, 4096))
-        with pytest.raises(BlockError):
-            await driver.write(0, bytes(512))
-
-    try:
-        with open_image(path, create_size=MIB, map_file=True) as image:
-            with_disk(tmp_path, image, use)
-        with open_image(path, read_only=True, map_file=True) as image:
-            assert image.target is not None
-            assert image.target.in_memory
-            assert image.target.read_only
-            with_disk(tmp_path, image, look)
-    finally:
-        path.unlink()
-    with pytest.raises(LocalError, match="only a file in memory"):
-        open_image(tmp_path / "other", create_size=MIB, map_file=True)
-    assert not (tmp_path / "other").exists()
 
 
 def test_what_a_file_lost_fails_and_is_not_covered_up(tmp_path: Path) -> None:

@@ -67,8 +67,8 @@ class Row:
 ROWS = (
     Row("read-sleep", "tmpfs, reads, depth 32, client sleeps", wanted=2.5, wanted_cpu=0.5),
     Row("read-poll", "tmpfs, reads, depth 32, client polls", polling=True, wanted=1.9, wanted_cpu=0.5),
-    Row("mmap-sleep", "the same as read-sleep, ours maps the image", back_end=ours("--mmap")),
-    Row("mmap-poll", "the same as read-poll, ours maps the image", polling=True, back_end=ours("--mmap")),
+    Row("no-mmap-sleep", "the same as read-sleep, ours does not map the image", back_end=ours("--no-mmap")),
+    Row("no-mmap-poll", "the same as read-poll, ours does not map the image", polling=True, back_end=ours("--no-mmap")),
     Row("one-sleep", "tmpfs, reads, depth 1, client sleeps", depth=1, wanted=0.95),
     Row(
         "one-spin", "the same as one-sleep, ours spins for 50 us", depth=1, back_end=ours("--spin-us", "50"), wanted=2.0

@@ -99,7 +99,13 @@ def vhost_user(options: Options) -> None:
 @click.option("--format", "image_format", type=click.Choice(["raw", *FORMATS]), help="Of the image; raw if not given.")
 @click.option("--readonly", "--read-only", "readonly", is_flag=True, help="Refuse writes.")
 @click.option("--direct", is_flag=True, help="Go around the page cache (O_DIRECT).")
-@click.option("--mmap", "map_file", is_flag=True, help="Map the image, a file in a tmpfs or hugetlbfs: fewer calls.")
+@click.option(
+    "--mmap/--no-mmap",
+    "map_file",
+    default=None,
+    help="Map the image: fewer calls, but a page that is not in memory holds up all requests. Files in a tmpfs are"
+    " mapped if neither is given.",
+)
 @click.option("--queues", type=click.IntRange(1, 256), default=1, show_default=True, help="Request queues.")
 @click.option("--queue-size", type=click.IntRange(4, 1024), default=128, show_default=True, help="Entries of each.")
 @click.option("--bytes-per-second", type=click.IntRange(1), help="Most bytes of reads and writes; what is over waits.")
@@ -118,7 +124,7 @@ def block(
     image_format: str | None,
     readonly: bool,
     direct: bool,
-    map_file: bool,
+    map_file: bool | None,
     queues: int,
     queue_size: int,
     bytes_per_second: int | None,

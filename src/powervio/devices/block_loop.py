@@ -296,11 +296,15 @@ class BlockLoop:
         table: cython.p_uchar = at(self._rows, _ROW * self._ring.head)
         count: cython.int = self._gather(table, writes)
         done: cython.longlong
-        if count <= 0 or not self._target.allows(False, table, count, position, length):
+        whole: cython.bint
+        if count <= 0 or not self._target.allows(table, count, position, length):
             return 0
-        if writes and (not self.writeback or self._ring.writable_bytes != 1 or not self._is_whole()):
+        if writes and (not self.writeback or self._ring.writable_bytes != 1 or self._target.read_only):
             return 0
-        done = self._target.start(writes, table, count, position, length)
+        whole = (writes or self._target.mapped) and self._is_whole()
+        if writes and not whole:
+            return 0
+        done = self._target.start(writes, table, count, position, length, whole)
         if done >= 0 and cython.cast(cython.ulonglong, done) == length:
             self._moved(self._ring.head, status, writes, length)
             return 1
@@ -327,7 +331,7 @@ class BlockLoop:
     @cython.nogil
     @cython.exceptval(check=False)
     def _is_whole(self) -> cython.bint:
-        """Whether the file has what it had; it is looked at once a turn, when there is something to write."""
+        """Whether the file has what it had; it is looked at once a turn, when something wants to know."""
         if not self._looked:
             self._looked = True
             self._whole = self._target.is_whole()

@@ -108,6 +108,21 @@ static inline void store(uint64_t address, const hw_u8 *from,
 static inline void zero(hw_u8 *base, uint64_t offset, uint64_t length)
 { memset(base + offset, 0, length); }
 
+static inline void fill(hw_u8 *base, uint64_t offset, uint64_t length, uint8_t value)
+{ memset(base + offset, value, length); }
+
+/* Whether no byte of a range is 0. */
+static inline int all_set(const hw_u8 *base, uint64_t offset, uint64_t length)
+{ return !memchr(base + offset, 0, length); }
+
+/* Whether any byte at an address of this process is not 0. */
+static inline int holds_data(uint64_t address, uint64_t length)
+{
+	const hw_u8 *first = (const hw_u8 *)(uintptr_t)address;
+
+	return length && (*first || memcmp(first, first + 1, length - 1));
+}
+
 /* Move bytes between a file and the memory that `count` (at most 1024) entries
  * {u64 host address, u64 length} of a table name. Returns the bytes moved,
  * which may be fewer than asked for, or the negative errno. */
@@ -243,6 +258,14 @@ static inline int is_in_memory(int fd)
 		(uint32_t)fs.f_type == 0x958458f6u);
 }
 
+/* Whether these are in huge pages (hugetlbfs). */
+static inline int is_in_huge_pages(int fd)
+{
+	struct statfs fs;
+
+	return fstatfs(fd, &fs) == 0 && (uint32_t)fs.f_type == 0x958458f6u;
+}
+
 /* Bytes at an address of this process, as an object. */
 static inline PyObject *bytes_at(uint64_t address, uint64_t length)
 { return PyBytes_FromStringAndSize((const char *)(uintptr_t)address, (Py_ssize_t)length); }
@@ -290,6 +313,15 @@ static inline uint64_t low64(PyObject *value)
 
 /* Run the handlers of signals that came; raises what one of them raises. */
 static inline int check_signals(void) { return PyErr_CheckSignals(); }
+
+
+/* Where in a file there are data from a position on, or the negative errno. */
+static inline int64_t next_data(int fd, uint64_t position)
+{
+	off_t data = lseek(fd, (off_t)position, SEEK_DATA);
+
+	return data < 0 ? -errno : data;
+}
 
 /* Between host order and a stated order; each is its own inverse. */
 #if __BYTE_ORDER__ == __ORDER_LITTLE_ENDIAN__

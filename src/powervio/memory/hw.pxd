@@ -24,6 +24,9 @@ cdef extern from "hw.h" nogil:
     void fetch(unsigned char *to, uint64_t to_offset, uint64_t address, uint64_t length) noexcept
     void store(uint64_t address, const unsigned char *source, uint64_t from_offset, uint64_t length) noexcept
     void zero(unsigned char *base, uint64_t offset, uint64_t length) noexcept
+    void fill(unsigned char *base, uint64_t offset, uint64_t length, uint8_t value) noexcept
+    int all_set(const unsigned char *base, uint64_t offset, uint64_t length) noexcept
+    int holds_data(uint64_t address, uint64_t length) noexcept
     uint16_t le16(uint16_t value) noexcept
     uint32_t le32(uint32_t value) noexcept
     uint64_t le64(uint64_t value) noexcept
@@ -37,6 +40,8 @@ cdef extern from "hw.h" nogil:
     int64_t preadv_at_once(int fd, const unsigned char *table, uint32_t count, uint64_t position) noexcept
     int64_t pwritev_at_once(int fd, const unsigned char *table, uint32_t count, uint64_t position) noexcept
     int is_in_memory(int fd) noexcept
+    int is_in_huge_pages(int fd) noexcept
+    int64_t next_data(int fd, uint64_t position) noexcept
     void put8(uint64_t address, uint8_t value) noexcept
     int64_t pwritev "hw_pwritev"(int fd, const unsigned char *table, uint32_t count, uint64_t position) noexcept
     int event_signal(int fd) noexcept

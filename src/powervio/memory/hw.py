@@ -85,15 +85,25 @@ def pwritev_at_once(fd: int, table: Pointer, count: int, position: int) -> int:
     return -errno.EOPNOTSUPP
 
 
-_FILE_SYSTEMS_IN_MEMORY = (0x01021994, 0x858458F6, 0x958458F6)  # tmpfs, ramfs, hugetlbfs
+_HUGETLBFS = 0x958458F6
+_FILE_SYSTEMS_IN_MEMORY = (0x01021994, 0x858458F6, _HUGETLBFS)  # tmpfs, ramfs
 
 
 def is_in_memory(fd: int) -> int:
     """Whether a file's bytes are in memory and nowhere else: then no access to it waits for a medium."""
+    return int(_file_system(fd) in _FILE_SYSTEMS_IN_MEMORY)
+
+
+def is_in_huge_pages(fd: int) -> int:
+    """Whether these are in huge pages (hugetlbfs)."""
+    return int(_file_system(fd) == _HUGETLBFS)
+
+
+def _file_system(fd: int) -> int:
     status = ctypes.create_string_buffer(256)
     if ctypes.CDLL(None, use_errno=True).fstatfs(fd, status):
         return 0
-    return int(struct.unpack_from("@L", status)[0] & 0xFFFF_FFFF in _FILE_SYSTEMS_IN_MEMORY)
+    return int(struct.unpack_from("@L", status)[0] & 0xFFFF_FFFF)
 
 
 def bytes_at(address: int, length: int) -> bytes:
@@ -112,6 +122,29 @@ def file_end(fd: int) -> int:
         return os.lseek(fd, 0, os.SEEK_END)
     except OSError as error:
         return -(error.errno or errno.EIO)
+
+
+def next_data(fd: int, position: int) -> int:
+    """Where in a file there are data from a position on, or the negative errno."""
+    try:
+        return os.lseek(fd, position, os.SEEK_DATA)
+    except OSError as error:
+        return -(error.errno or errno.EIO)
+
+
+def fill(base: Pointer, offset: int, length: int, value: int) -> None:
+    """Set every byte of a range."""
+    base[offset : offset + length] = bytes([value]) * length
+
+
+def all_set(base: Pointer, offset: int, length: int) -> int:
+    """Whether no byte of a range is 0."""
+    return int(all(base[offset : offset + length]))
+
+
+def holds_data(address: int, length: int) -> int:
+    """Whether any byte at an address of this process is not 0."""
+    return int(any(ctypes.string_at(address, length)))
 
 
 def _memory_of(table: Pointer, count: int) -> list[ctypes.Array[ctypes.c_ubyte]]:

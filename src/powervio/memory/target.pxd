@@ -1,5 +1,7 @@
 cimport cython
 
+from powervio.memory.mapping cimport FileMapping
+
 cdef class Target:
     cdef bint read(self, unsigned char *pieces, unsigned int count, unsigned long long position, unsigned long long length) noexcept nogil
     cdef bint write(self, unsigned char *pieces, unsigned int count, unsigned long long position, unsigned long long length) noexcept nogil
@@ -15,10 +17,10 @@ cdef class FileTarget(Target):
     cdef readonly bint in_memory
     cdef int _reading
     cdef int _writing
-    cdef object _mapping
-    cdef unsigned char *_mapped
-    cdef unsigned long long _mapped_bytes
-    cdef bint allows(self, bint writes, unsigned char *pieces, unsigned int count, unsigned long long position, unsigned long long length) noexcept nogil
+    cdef readonly FileMapping mapping
+    cdef readonly bint mapped
+    cdef bint allows(self, unsigned char *pieces, unsigned int count, unsigned long long position, unsigned long long length) noexcept nogil
     cdef bint is_whole(self) noexcept nogil
-    cdef long long start(self, bint writes, unsigned char *pieces, unsigned int count, unsigned long long position, unsigned long long length) noexcept nogil
-    cdef long long _copy(self, bint writes, unsigned char *pieces, unsigned int count, unsigned long long position, unsigned long long length) noexcept nogil
+    cdef long long start(self, bint writes, unsigned char *pieces, unsigned int count, unsigned long long position, unsigned long long length, bint whole) noexcept nogil
+    cdef bint _copy(self, bint writes, unsigned char *pieces, unsigned int count, unsigned long long position) noexcept nogil
+    cdef bint _call(self, bint writes, unsigned char *pieces, unsigned int count, unsigned long long position, unsigned long long length) noexcept nogil

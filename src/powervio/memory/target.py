@@ -9,22 +9,18 @@ This file is compiled (Cython pure mode) and also runs interpreted.
 from __future__ import annotations
 
 import errno
-from mmap import mmap
-from typing import Any
 
 import cython
 from cython.cimports.powervio.memory.hw import (
-    fetch,
     file_end,
     is_in_memory,
     ld64,
-    pointer_to_read,
     preadv,
     preadv_at_once,
     pwritev,
     pwritev_at_once,
-    store,
 )
+from cython.cimports.powervio.memory.mapping import FileMapping
 
 _PIECES = cython.declare(cython.uint, 1024)
 """Pieces of one preadv or pwritev (IOV_MAX of Linux)."""
@@ -62,6 +58,7 @@ _LATER = cython.declare(cython.int, 2)
 
 _AGAIN = cython.declare(cython.longlong, -errno.EAGAIN)
 _UNSUPPORTED = cython.declare(cython.longlong, -errno.EOPNOTSUPP)
+_LOST = cython.declare(cython.longlong, -errno.EIO)
 
 
 @cython.final
@@ -83,9 +80,8 @@ class FileTarget(Target):
     in_memory: cython.bint
     _reading: cython.int
     _writing: cython.int
-    _mapping: Any
-    _mapped: cython.p_uchar
-    _mapped_bytes: cython.ulonglong
+    mapping: FileMapping
+    mapped: cython.bint
 
     def __init__(
         self,
@@ -95,12 +91,12 @@ class FileTarget(Target):
         *,
         read_only: bool = False,
         alignment: int = 0,
-        mapping: mmap | None = None,
+        mapping: FileMapping | None = None,
     ) -> None:
         """`fd` is the owner's, who calls `release` before it is closed. `alignment`: 0 is none.
 
-        With a `mapping` of the file data are copied from and to it: no call of the kernel, but a file that is cut off
-        ends the process, and what is not in memory is waited for.
+        With a `mapping` of the file data are copied from and to it: no call of the kernel, but what is not in memory is
+        waited for. It is not used any more once something of the file was missing (`FileMapping`).
         """
         self.fd = fd
         self.size = size
@@ -112,24 +108,17 @@ class FileTarget(Target):
         self.in_memory = is_in_memory(fd) != 0
         """Whether the file's bytes are in memory and nowhere else."""
         self._reading = self._writing = _AT_ONCE if self.in_memory else _LATER if alignment else _CACHED
-        self._mapping = mapping
-        self._mapped_bytes = 0
-        if mapping is not None:
-            self._mapped = pointer_to_read(mapping)
-            self._mapped_bytes = len(mapping)
+        self.mapping = mapping  # type: ignore[assignment]  # not looked at unless `mapped`
+        self.mapped = mapping is not None
+        """Whether the mapping is used."""
 
     @cython.cfunc
     @cython.nogil
     @cython.exceptval(check=False)
     def allows(
-        self,
-        writes: cython.bint,
-        pieces: cython.p_uchar,
-        count: cython.uint,
-        position: cython.ulonglong,
-        length: cython.ulonglong,
+        self, pieces: cython.p_uchar, count: cython.uint, position: cython.ulonglong, length: cython.ulonglong
     ) -> cython.bint:
-        """Whether this may be moved by descriptor; what may not is the backing's to move or to refuse."""
+        """Whether this may be moved here; what may not is the backing's to move or to refuse."""
         number: cython.uint
         if count > _PIECES or position > self.length or length > self.length - position:
             return False
@@ -139,14 +128,14 @@ class FileTarget(Target):
             for number in range(count):
                 if (ld64(pieces, 16 * number) | ld64(pieces, 16 * number + 8)) & (self.alignment - 1):
                     return False
-        return not writes or self.is_whole()
+        return True
 
     @cython.cfunc
     @cython.nogil
     @cython.exceptval(check=False)
     def is_whole(self) -> cython.bint:
-        """Whether there may be writes: the file is as long as it was, or longer."""
-        end: cython.longlong = -1 if self.read_only else file_end(self.fd)
+        """Whether the file is as long as it was, or longer; if not, there may be no writes."""
+        end: cython.longlong = file_end(self.fd)
         return end >= 0 and cython.cast(cython.ulonglong, end) >= self.length
 
     @cython.cfunc
@@ -159,17 +148,27 @@ class FileTarget(Target):
         count: cython.uint,
         position: cython.ulonglong,
         length: cython.ulonglong,
+        whole: cython.bint,
     ) -> cython.longlong:
         """Move what can be moved without waiting for a medium; it is allowed. Bytes, or a negative errno.
 
+        `whole`: `is_whole` said so just now. If not, there are no writes, and nothing is moved through the mapping, in
+        which the rest of a page behind the file's end reads as zeroes and takes what is written there.
         -EAGAIN: nothing at once; to be tried by a call that may wait (io_uring on `fd`, `read`, `write`).
         """
         done: cython.longlong
         way: cython.int = self._writing if writes else self._reading
-        if position + length <= self._mapped_bytes:
-            return self._copy(writes, pieces, count, position, length)
+        if whole and self.mapped and self.mapping.has(position, length):
+            if self.mapping.move(writes, pieces, count, position):
+                return cython.cast(cython.longlong, length)
+            self.mapped = False
+            if writes and not self.is_whole():
+                return _LOST
         if way == _AT_ONCE:
-            return pwritev(self.fd, pieces, count, position) if writes else preadv(self.fd, pieces, count, position)
+            done = pwritev(self.fd, pieces, count, position) if writes else preadv(self.fd, pieces, count, position)
+            if self.mapped and done == cython.cast(cython.longlong, length):
+                self.mapping.learn(writes, self.fd, pieces, count, position, length)
+            return done
         if way == _LATER:
             return _AGAIN
         if writes:
@@ -185,42 +184,15 @@ class FileTarget(Target):
     @cython.cfunc
     @cython.nogil
     @cython.exceptval(check=False)
-    def _copy(
-        self,
-        writes: cython.bint,
-        pieces: cython.p_uchar,
-        count: cython.uint,
-        position: cython.ulonglong,
-        length: cython.ulonglong,
-    ) -> cython.longlong:
-        number: cython.uint
-        address: cython.ulonglong
-        part: cython.ulonglong
-        for number in range(count):
-            address = ld64(pieces, 16 * number)
-            part = ld64(pieces, 16 * number + 8)
-            if writes:
-                fetch(self._mapped, position, address, part)
-            else:
-                store(address, self._mapped, position, part)
-            position += part
-        return cython.cast(cython.longlong, length)
-
-    @cython.cfunc
-    @cython.nogil
-    @cython.exceptval(check=False)
     def read(
         self, pieces: cython.p_uchar, count: cython.uint, position: cython.ulonglong, length: cython.ulonglong
     ) -> cython.bint:
         """See `Target`."""
-        done: cython.longlong
-        if not self.allows(False, pieces, count, position, length):
+        if not self.allows(pieces, count, position, length):
             return False
-        if position + length <= self._mapped_bytes:
-            done = self._copy(False, pieces, count, position, length)
-        else:
-            done = preadv(self.fd, pieces, count, position)
-        return done >= 0 and cython.cast(cython.ulonglong, done) == length
+        if self.mapped and self.mapping.has(position, length) and self._copy(False, pieces, count, position):
+            return True
+        return self._call(False, pieces, count, position, length)
 
     @cython.cfunc
     @cython.nogil
@@ -229,18 +201,55 @@ class FileTarget(Target):
         self, pieces: cython.p_uchar, count: cython.uint, position: cython.ulonglong, length: cython.ulonglong
     ) -> cython.bint:
         """See `Target`."""
-        done: cython.longlong
-        if not self.allows(True, pieces, count, position, length):
+        if self.read_only or not self.allows(pieces, count, position, length) or not self.is_whole():
             return False
-        if position + length <= self._mapped_bytes:
-            done = self._copy(True, pieces, count, position, length)
-        else:
-            done = pwritev(self.fd, pieces, count, position)
-        return done >= 0 and cython.cast(cython.ulonglong, done) == length
+        if self.mapped and self.mapping.has(position, length):
+            if self._copy(True, pieces, count, position):
+                return True
+            if not self.is_whole():
+                return False
+        return self._call(True, pieces, count, position, length)
+
+    @cython.cfunc
+    @cython.nogil
+    @cython.exceptval(check=False)
+    def _copy(
+        self, writes: cython.bint, pieces: cython.p_uchar, count: cython.uint, position: cython.ulonglong
+    ) -> cython.bint:
+        """Move through the mapping what it has, and look whether the file still had all of it then."""
+        if self.mapping.move(writes, pieces, count, position):
+            return self.is_whole()  # a write behind the end of the file does not make it longer
+        self.mapped = False
+        return False
+
+    @cython.cfunc
+    @cython.nogil
+    @cython.exceptval(check=False)
+    def _call(
+        self,
+        writes: cython.bint,
+        pieces: cython.p_uchar,
+        count: cython.uint,
+        position: cython.ulonglong,
+        length: cython.ulonglong,
+    ) -> cython.bint:
+        """Move by descriptor."""
+        done: cython.longlong = (
+            pwritev(self.fd, pieces, count, position) if writes else preadv(self.fd, pieces, count, position)
+        )
+        if done < 0 or cython.cast(cython.ulonglong, done) != length:
+            return False
+        if self.mapped:
+            self.mapping.learn(writes, self.fd, pieces, count, position, length)
+        return True
+
+    def forget(self, position: int, length: int) -> None:
+        """There may be holes in this range from now on; called when they have been punched."""
+        if self.mapping is not None:
+            self.mapping.forget(position, length)
 
     def release(self) -> None:
         """The file is about to be closed."""
         self.fd = -1
-        self._mapped_bytes = 0
-        self._mapped = cython.NULL
-        self._mapping = None  # it has a descriptor of its own, and with it the lock of the image
+        self.mapped = False
+        self.mapping = None  # type: ignore[assignment]  # it has a descriptor of its own, and with it the image's lock

@@ -17,7 +17,6 @@ from __future__ import annotations
 import contextlib
 import errno
 import fcntl
-import mmap
 import os
 import stat
 from collections.abc import Sequence
@@ -25,6 +24,7 @@ from types import TracebackType
 
 from powervio.errors import LocalError
 from powervio.memory.abstract import Backing
+from powervio.memory.mapping import map_file as map_image
 from powervio.memory.target import FileTarget
 from powervio.storage import hostfile
 from powervio.storage.direct import DirectFile
@@ -50,7 +50,7 @@ class Image(Backing):
     vectored = True
 
     def __init__(
-        self, fd: int, path: str, *, read_only: bool, direct: bool, lock_fd: int = -1, map_file: bool = False
+        self, fd: int, path: str, *, read_only: bool, direct: bool, lock_fd: int = -1, map_file: bool | None = None
     ) -> None:
         """Take over `fd`, and `lock_fd` if the lock is another open file's. Raises `OSError`, `LocalError`."""
         self.path = path
@@ -77,18 +77,14 @@ class Image(Backing):
         self.can_discard = not read_only and self._probe_discard(status)
         self.can_secure_erase = self.is_block_device and not read_only and hostfile.block_device_secure_erases(fd)
 
-    def _make_target(self, *, map_file: bool) -> FileTarget:
-        if not map_file:
-            alignment = self.block_size if self.direct else 0
-            return FileTarget(self._fd, self.size, self._length, read_only=self.read_only, alignment=alignment)
-        if self.is_block_device or self.direct or not FileTarget(self._fd, 0, 0).in_memory:
-            raise LocalError(
-                f"image {self.path}: only a file in memory (tmpfs, hugetlbfs) can be mapped: of any other one a page"
-                " that is not in the page cache would hold up all requests, and an error of its medium end the process"
-            )
-        access = mmap.PROT_READ | (0 if self.read_only else mmap.PROT_WRITE)
-        # a private mapping of what may only be read would not see what others write
-        mapping = mmap.mmap(self._fd, self._length, mmap.MAP_SHARED, access)
+    def _make_target(self, *, map_file: bool | None) -> FileTarget:
+        if self.direct:
+            if map_file:
+                raise LocalError(f"image {self.path}: what is mapped is in the page cache; direct I/O goes around it")
+            return FileTarget(self._fd, self.size, self._length, read_only=self.read_only, alignment=self.block_size)
+        mapping = None
+        if map_file is not False:
+            mapping = map_image(self._fd, self._length, writable=not self.read_only, always=map_file is True)
         return FileTarget(self._fd, self.size, self._length, read_only=self.read_only, mapping=mapping)
 
     def _probe_discard(self, status: os.stat_result) -> bool:
@@ -210,6 +206,7 @@ class Image(Backing):
                 raise
             if self.is_block_device:  # its discard does not leave zeroes, so it has no holes: that is still a discard
                 hostfile.block_device_discard(self._fd, first, length)
+        self._target.forget(first, length)
 
     def secure_erase(self, position: int, length: int) -> None:
         """See `Backing`: BLKSECDISCARD of a block device. Never less than was asked for: whole sectors, or EINVAL."""
@@ -244,6 +241,7 @@ class Image(Backing):
                 if error.errno not in NOT_SUPPORTED:
                     raise
             else:
+                self._target.forget(position, length)
                 return True
         return False
 
@@ -302,10 +300,12 @@ class Image(Backing):
             os.ftruncate(self._fd, size)
         except OSError as error:
             raise LocalError(f"image {self.path}: cannot be made {size} bytes long ({error.strerror})") from error
+        self._target.forget(size, max(0, self._length - size))
         self._has(size, size)
 
     def resized(self, size: int) -> None:
         """The image has `size` bytes, or will have: another open file of it is resized."""
+        self._target.forget(size, max(0, self._length - size))
         self._has(size, size)
 
     def _has(self, length: int, size: int) -> None:
@@ -332,13 +332,14 @@ def open_image(
     lock: bool = True,
     wait: float = 0.0,
     share: int | None = None,
-    map_file: bool = False,
+    map_file: bool | None = None,
 ) -> Image:
     """Open a raw image file or a block device.
 
     With `create_size` (bytes, a multiple of 512) a missing file is made, sparse; one that exists must have that size.
-    `direct` goes around the page cache (O_DIRECT); `map_file` maps a file that is in memory (`FileTarget`). A block
-    device that is mounted is not opened for writing. `wait` is the seconds that another user of the image gets to end
+    `direct` goes around the page cache (O_DIRECT). With `map_file` the file is mapped where that can be done, and a
+    page that is not in memory is waited for; None is for files that are in memory anyway. A block device that is
+    mounted is not opened for writing. `wait` is the seconds that another user of the image gets to end
     (`hostfile.lock_image`). `share` is the descriptor of an open file that has the image locked already
     (`share.ImageShare`): its lock is kept, too, for as long as this one is open.
 

@@ -98,12 +98,12 @@ def open_disk(
     direct: bool = False,
     create_size: int | None = None,
     folder: str | os.PathLike[str] | None = None,
-    map_file: bool = False,
+    map_file: bool | None = None,
 ) -> Backing:
     """Open an image of any kind; blocks for as long as that takes. Raises `LocalError`, `ImageBusy`.
 
     `create_size` makes a raw image that is not there. `folder` is for the sockets of QEMU's daemons. `map_file` is for
-    raw images in memory (`open_image`).
+    raw images (`open_image`).
     """
     if map_file and (is_uri(image) or image_format in FORMATS):
         raise LocalError(f"image {image}: only a raw image in a file can be mapped")

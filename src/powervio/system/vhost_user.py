@@ -61,7 +61,7 @@ def make_device(row: DeviceType, options: dict[str, Any]) -> Device:
 
 
 def open_block(
-    image: str, options: BlockOptions, *, image_format: str | None, direct: bool, map_file: bool = False
+    image: str, options: BlockOptions, *, image_format: str | None, direct: bool, map_file: bool | None = None
 ) -> tuple[BlockDevice, Backing]:
     """A disk and what it stands on. Raises `LocalError`."""
     backing = open_disk(image, image_format=image_format, read_only=options.read_only, direct=direct, map_file=map_file)

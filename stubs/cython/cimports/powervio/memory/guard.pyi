@@ -1,0 +1,1 @@
+from powervio.memory.guard import *

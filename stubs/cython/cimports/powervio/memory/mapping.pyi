@@ -1,0 +1,1 @@
+from powervio.memory.mapping import *
