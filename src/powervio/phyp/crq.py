@@ -42,11 +42,13 @@ class ReceiveQueue:
         self.enqueue = 0
 
     @cython.ccall
+    @cython.exceptval(check=False)
     def mapped(self, ioba: cython.ulonglong, length: cython.ulonglong) -> cython.bint:
         """Whether the hypervisor could read and write every page of this range now."""
         return self.table.allows(ioba, length, ACCESS)
 
     @cython.ccall
+    @cython.exceptval(check=False)
     def register(self, ioba: cython.ulonglong, length: cython.ulonglong) -> cython.void:
         """Take over a range that was checked; the first element goes to its first slot. Nothing is cleared."""
         self.ioba = ioba
@@ -54,16 +56,19 @@ class ReceiveQueue:
         self.enqueue = 0
 
     @cython.ccall
+    @cython.exceptval(check=False)
     def go_on_at(self, offset: cython.ulonglong) -> cython.void:
         """The next element goes to the slot at this offset in bytes, within the length."""
         self.enqueue = offset
 
     @cython.ccall
+    @cython.exceptval(check=False)
     def release(self) -> cython.void:
         """Forget the range."""
         self.length = 0
 
     @cython.ccall
+    @cython.exceptval(check=False)
     def put(self, high: cython.ulonglong, low: cython.ulonglong) -> cython.int:
         """Store an element in the next slot.
 
@@ -86,6 +91,7 @@ class ReceiveQueue:
         return 0
 
     @cython.ccall
+    @cython.exceptval(check=False)
     def clear(self) -> cython.void:
         """Free every slot of a range that was just registered, as H_REG_SUB_CRQ does."""
         offset: cython.ulonglong = 0
@@ -97,6 +103,7 @@ class ReceiveQueue:
             offset += self.slot
 
     @cython.ccall
+    @cython.exceptval(check=False)
     def room(self, count: cython.ulonglong) -> cython.int:
         """Whether `count` elements fit now: 0, H_DROPPED, or H_CLOSED when a slot's page is not mapped."""
         offset: cython.ulonglong = self.enqueue
@@ -118,6 +125,7 @@ class ReceiveQueue:
         return 0
 
     @cython.ccall
+    @cython.exceptval(check=False)
     def store(
         self, dw0: cython.ulonglong, dw1: cython.ulonglong, dw2: cython.ulonglong, dw3: cython.ulonglong
     ) -> cython.void:
@@ -137,6 +145,7 @@ class ReceiveQueue:
             self.enqueue = 0
 
     @cython.ccall
+    @cython.exceptval(check=False)
     def overlay(self, high: cython.ulonglong) -> cython.int:
         """Replace the newest element of a full queue by an event, marked with 0x20 in byte 3 (papr-vio 3.3).
 

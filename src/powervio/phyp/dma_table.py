@@ -71,14 +71,18 @@ class DmaTable:
     places: Places
     partition: Any
     count: cython.ulonglong
+    done: cython.ulonglong
 
     def __init__(self, own: TceTable, partition: Any) -> None:
         self.own = own
+        self.done = 0
+        """Entries that the last `redirect` copied."""
         self.partition = partition
         self.count = own.count
         self.places = Places(own.count)
 
     @cython.ccall
+    @cython.exceptval(-1)
     def redirect(
         self,
         index: cython.ulonglong,
@@ -88,24 +92,27 @@ class DmaTable:
         first: cython.ulonglong,
         count: cython.ulonglong,
         limit: cython.int,
-    ) -> Any:
+    ) -> cython.int:
         """Copy `count` entries of the client's `table` to places in the bounds of this one, with their access bits.
 
         Those that map `addresses` (big-endian, `count` of them), or consecutive ones from `first`. Ends with the first
         that cannot be copied: H_REMOTE_PARM for one that maps nothing, H_RESOURCE and H_IN_USE as `CopySet.check`, in
-        this order; and how many were.
+        this order. `done` tells how many were.
         """
         i: cython.ulonglong
         entry: cython.ulonglong
         tce: cython.ulonglong
         code: cython.int = 0
         copies: CopySet = table.copies
+        places: Places = self.places
+        own: TceTable = self.own
         listed: cython.bint = addresses is not None
-        words: cython.p_uchar = pointer(addresses if addresses is not None else bytearray(8))
+        words: cython.p_uchar = table.entries if addresses is None else pointer(addresses)
+        self.done = 0
         if link.closing:
-            return (H_REMOTE_PARM if count else 0), 0
-        account: cython.uint = self.places.links.take(link)
-        owner: cython.uint = copies.owners.take(self.places)
+            return H_REMOTE_PARM if count else 0
+        account: cython.uint = places.links.take(link)
+        owner: cython.uint = copies.owners.take(places)
         for i in range(count):
             entry = be64(ld64(words, 8 * i)) >> PAGE_SHIFT if listed else first + i
             tce = table.get(entry << PAGE_SHIFT)
@@ -115,38 +122,38 @@ class DmaTable:
             code = copies.check(entry, owner, index + i, limit)
             if code != 0:
                 break
-            self.store(index + i, 0)
-            self.places.put(index + i, account, copies.add(entry, owner, index + i), tce)
-        else:
-            i = count
-        self.places.links.drop(account)
+            # overwritten: what was copied there before is a copy no more
+            if places.link(index + i) != 0:
+                self.forget(index + i, 1)
+            own.drop(index + i)
+            places.put(index + i, account, copies.add(entry, owner, index + i), tce)
+            self.done += 1
+        places.links.drop(account)
         copies.owners.drop(owner)
-        return code, int(i)
+        return code
 
     @cython.ccall
-    def store(self, index: cython.ulonglong, tce: cython.ulonglong) -> cython.void:
-        """Overwrite one entry in bounds: what was copied there before is a copy no more."""
-        self.forget(index, 1)
-        self.own.put(index << PAGE_SHIFT, tce)
-
-    @cython.ccall
-    def forget(self, index: cython.ulonglong, count: cython.ulonglong) -> cython.void:
+    @cython.exceptval(-1)
+    def forget(self, index: cython.ulonglong, count: cython.ulonglong) -> cython.int:
         """End the copies in a range of places in bounds."""
         place: cython.ulonglong
         number: cython.uint
         known: cython.uint = 0
-        link: Link | None = None
+        places: Places = self.places
+        copies: CopySet | None = None
         for place in range(index, index + count):
-            number = self.places.link(place)
+            number = places.link(place)
             if number == 0:
                 continue
             if number != known:
-                link = self.places.links.objects[number]
+                copies = cython.cast(Link, places.links.objects[number]).copies
                 known = number
-            assert link is not None
-            link.copies.invalidate(self.places.number(place))
+            assert copies is not None
+            copies.invalidate_in(places, places.number(place))
+        return 0
 
     @cython.ccall
+    @cython.exceptval(check=False)
     def redirected(self, index: cython.ulonglong) -> cython.ulonglong:
         """The client's entry that was copied to a place in bounds; 0 where none was."""
         return self.places.tce(index) if self.places.link(index) else 0
@@ -170,6 +177,10 @@ class DmaOperation:
     _run_count: cython.uint
     _run_room: cython.uint
     _joins: cython.bint
+    _known: cython.uint
+    _mine: cython.uint
+    _copies: CopySet | None
+    _base: cython.p_uchar
     _moves: cython.p_uchar
     _move_room: cython.uint
     _moved: cython.p_uchar
@@ -184,7 +195,8 @@ class DmaOperation:
         self.clear()
 
     @cython.ccall
-    def clear(self) -> cython.void:
+    @cython.exceptval(-1)
+    def clear(self) -> cython.int:
         """Nothing is taken: for the next operation. What was pinned has been released."""
         self.links = [None]
         """Whose pages are pinned, each once."""
@@ -195,6 +207,9 @@ class DmaOperation:
         self._pin_count = 0
         self._run_count = 0
         self._joins = False
+        self._known = 0
+        self._copies = None
+        return 0
 
     @cython.cfunc
     def _grow(self, book: cython.int, room: cython.ulonglong) -> bytearray:
@@ -213,23 +228,32 @@ class DmaOperation:
 
         Then the caller releases what was taken so far.
         """
+        self._known = 0
+        return self._take(table, ioba, length, need)
+
+    @cython.cfunc
+    @cython.exceptval(-1)
+    def _take(
+        self, table: DmaTable, ioba: cython.ulonglong, length: cython.ulonglong, need: cython.ulonglong
+    ) -> cython.bint:
+        """As `take`, where what is known of a link holds from one range to the next: the lock was held all the time."""
         size: cython.ulonglong = table.count << PAGE_SHIFT
-        if ioba > size or length > size - ioba:
-            return False
         places: Places = table.places
-        link: Link | None = None
-        known: cython.uint = 0
-        mine: cython.uint = 0
         number: cython.uint
+        pinned: cython.uint
+        place: cython.ulonglong
         part: cython.ulonglong
         tce: cython.ulonglong
         address: cython.longlong
+        if ioba > size or length > size - ioba:
+            return False
         self.length += length
         while length > 0:
             part = PAGE - (ioba & (PAGE - 1))
             if length < part:
                 part = length
-            number = places.link(ioba >> PAGE_SHIFT)
+            place = ioba >> PAGE_SHIFT
+            number = places.link(place)
             if number == 0:
                 address = table.own.translate(ioba, need)
                 if address < 0:
@@ -239,20 +263,29 @@ class DmaOperation:
                     self._add_partition(table.partition)
                 self._extend(0, table.own.memory, cython.cast(cython.ulonglong, address), part)
             else:
-                tce = places.tce(ioba >> PAGE_SHIFT)
+                tce = places.tce(place)
                 if (tce & need) != need:
                     return False
-                if number != known:
-                    link = places.links.objects[number]
-                    known = number
-                    mine = self._number_of(link)
-                assert link is not None
-                link.copies.pin(places.number(ioba >> PAGE_SHIFT))
-                self._note_pin(mine, places.number(ioba >> PAGE_SHIFT))
-                self._extend(mine, link.base, ((tce >> PAGE_SHIFT) << PAGE_SHIFT) + (ioba & (PAGE - 1)), part)
+                if number != self._known:
+                    self._use_link(places.links.objects[number], number)
+                pinned = places.number(place)
+                assert self._copies is not None
+                self._copies.pin(pinned)
+                self._note_pin(self._mine, pinned)
+                self._extend(self._mine, self._base, ((tce >> PAGE_SHIFT) << PAGE_SHIFT) + (ioba & (PAGE - 1)), part)
             ioba += part
             length -= part
         return True
+
+    @cython.cfunc
+    @cython.exceptval(-1)
+    def _use_link(self, link: Link, number: cython.uint) -> cython.int:
+        """The pages that follow are its."""
+        self._mine = self._number_of(link)
+        self._copies = link.copies
+        self._base = link.base
+        self._known = number
+        return 0
 
     @cython.cfunc
     @cython.exceptval(0)
@@ -326,24 +359,29 @@ class DmaOperation:
         return found
 
     @cython.ccall
-    def release(self) -> cython.void:
+    @cython.exceptval(-1)
+    def release(self) -> cython.int:
         """Unpin every page; once."""
         pin: cython.ulonglong
         known: cython.uint = 0
         number: cython.uint
-        link: Link | None = None
+        pins: cython.p_uchar = self._pins
+        copies: CopySet | None = None
         for pin in range(self._pin_count):
-            number = ld32(self._pins, 8 * pin)
+            number = ld32(pins, 8 * pin)
             if number != known:
-                link = self.links[number]
+                copies = cython.cast(Link, self.links[number]).copies
                 known = number
-            assert link is not None
-            link.copies.unpin(ld32(self._pins, 8 * pin + 4))
+            assert copies is not None
+            copies.unpin(ld32(pins, 8 * pin + 4))
         self._pin_count = 0
+        return 0
 
     # -- several moves as one operation
 
-    def take_all(self, table: DmaTable, moves: Any, count: cython.ulonglong) -> bool:
+    @cython.ccall
+    @cython.exceptval(-1)
+    def take_all(self, table: DmaTable, moves: Any, count: cython.ulonglong) -> cython.bint:
         """Resolve and pin everything that a list of `papr.engine.MOVE` names; False as `take`.
 
         The list is copied, because it is not ours.
@@ -354,24 +392,25 @@ class DmaOperation:
         if count > self._move_room:
             self._move_room = count
             self._moves = pointer(self._grow(3, _MOVE * count))
-        copy(self._moves, 0, pointer(moves), 0, _MOVE * count)
+        mine: cython.p_uchar = self._moves
+        move: cython.ulonglong
+        copy(mine, 0, pointer(moves), 0, _MOVE * count)
+        self._known = 0
         for number in range(count):
-            flags = ld32(self._moves, _MOVE * number + _FLAGS) & (_TO_MEMORY | _CONTINUES)
-            st32(self._moves, _MOVE * number + _FLAGS, flags)
+            move = _MOVE * number
+            flags = ld32(mine, move + _FLAGS) & (_TO_MEMORY | _CONTINUES)
+            st32(mine, move + _FLAGS, flags)
             if number == 0 or not flags & _CONTINUES:
                 need = WRITE if flags & _TO_MEMORY else READ
                 self._joins = False
-            st32(self._moves, _MOVE * number + _RESULT, self._run_count)
-            if not self.take(
-                table,
-                ld64(self._moves, _MOVE * number + _IOBA),
-                ld64(self._moves, _MOVE * number + _LENGTH),
-                need,
-            ):
+            st32(mine, move + _RESULT, self._run_count)
+            if not self._take(table, ld64(mine, move + _IOBA), ld64(mine, move + _LENGTH), need):
                 return False
         return True
 
-    def carry_out(self, backing: Backing, moves: Any, count: cython.ulonglong) -> int:
+    @cython.ccall
+    @cython.exceptval(-1)
+    def carry_out(self, backing: Backing, moves: Any, count: cython.ulonglong) -> cython.int:
         """Move the bytes of a list that was taken, and note in it how each request ended; how many failed.
 
         Bytes of those that did not are counted for `settle`.
@@ -382,6 +421,7 @@ class DmaOperation:
         after: cython.ulonglong
         error: cython.int
         failed: cython.int = 0
+        self._make_accounts()
         if target is not None:
             with cython.nogil:
                 self._carry_out(target, count)
@@ -434,7 +474,9 @@ class DmaOperation:
         begin: cython.uint
         end: cython.uint
         flags: cython.uint
-        runs: cython.p_uchar
+        moves: cython.p_uchar = self._moves
+        runs: cython.p_uchar = self._runs
+        pieces: cython.p_uchar
         done: cython.bint
         while number < count:
             after = self._after(number, count)
@@ -442,16 +484,16 @@ class DmaOperation:
             end = self._end(after, count)
             length = 0
             for run in range(begin, end):
-                length += ld64(self._runs, 16 * run + 8)
-            flags = ld32(self._moves, _MOVE * number + _FLAGS)
-            position = ld64(self._moves, _MOVE * number + _POSITION)
-            runs = at(self._runs, 16 * begin)
+                length += ld64(runs, 16 * run + 8)
+            flags = ld32(moves, _MOVE * number + _FLAGS)
+            position = ld64(moves, _MOVE * number + _POSITION)
+            pieces = at(runs, 16 * begin)
             if flags & _TO_MEMORY:
-                done = target.read(runs, end - begin, position, length)
+                done = target.read(pieces, end - begin, position, length)
             else:
-                done = target.write(runs, end - begin, position, length)
+                done = target.write(pieces, end - begin, position, length)
             if done:
-                st32(self._moves, _MOVE * number + _FLAGS, flags | _DONE)
+                st32(moves, _MOVE * number + _FLAGS, flags | _DONE)
             number = after
 
     @cython.cfunc
@@ -474,25 +516,34 @@ class DmaOperation:
 
     @cython.cfunc
     @cython.exceptval(-1)
-    def _account(self, begin: cython.uint, end: cython.uint) -> cython.int:
-        run: cython.ulonglong
-        link: cython.uint
+    def _make_accounts(self) -> cython.int:
+        """One for each link."""
         if len(self.links) > self._moved_room:
             self._moved_room = 2 * len(self.links)
             self._moved = pointer(self._grow(4, 8 * self._moved_room))
+        return 0
+
+    @cython.cfunc
+    @cython.exceptval(check=False)
+    def _account(self, begin: cython.uint, end: cython.uint) -> cython.void:
+        run: cython.ulonglong
+        link: cython.uint
+        moved: cython.p_uchar = self._moved
         for run in range(begin, end):
             link = ld32(self._origins, 16 * run + 8)
-            st64(self._moved, 8 * link, ld64(self._moved, 8 * link) + ld64(self._runs, 16 * run + 8))
-        return 0
+            st64(moved, 8 * link, ld64(moved, 8 * link) + ld64(self._runs, 16 * run + 8))
 
     @cython.ccall
     @cython.exceptval(-1)
     def count_all(self) -> cython.int:
         """All bytes of the operation are where they belong."""
-        return self._account(0, self._run_count)
+        self._make_accounts()
+        self._account(0, self._run_count)
+        return 0
 
     @cython.ccall
-    def settle(self) -> cython.void:
+    @cython.exceptval(-1)
+    def settle(self) -> cython.int:
         """Put the bytes that were counted on the ledgers of the links."""
         number: cython.ulonglong
         link: Link
@@ -502,3 +553,4 @@ class DmaOperation:
                 link.ledger.redirected(0, ld64(self._moved, 8 * number))
                 link.peer_ledger.redirected(0, ld64(self._moved, 8 * number))
                 st64(self._moved, 8 * number, 0)
+        return 0

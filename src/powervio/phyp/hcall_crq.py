@@ -80,6 +80,7 @@ def free_crq(partition: PartitionRecord, unit_address: int) -> int:
 
 
 @cython.ccall
+@cython.exceptval(-1)
 def send_crq(
     partition: PartitionRecord, unit_address: Any, high: cython.ulonglong, low: cython.ulonglong
 ) -> cython.int:

@@ -1,6 +1,5 @@
-from powervio.phyp.records cimport AdapterRecord, PartitionRecord
+from powervio.phyp.records cimport PartitionRecord
 
-cdef void _count(PartitionRecord partition, unsigned int source, int index)
-cpdef unsigned int accept(PartitionRecord partition)
-cpdef int eoi(PartitionRecord partition, unsigned long long value)
-cpdef int cppr(PartitionRecord partition, unsigned long long priority)
+cpdef unsigned int accept(PartitionRecord partition) except? -1
+cpdef int eoi(PartitionRecord partition, unsigned long long value) except? -1
+cpdef int cppr(PartitionRecord partition, unsigned long long priority) except? -1

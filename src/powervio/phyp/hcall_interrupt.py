@@ -7,7 +7,7 @@ This file is compiled (Cython pure mode) and also runs interpreted.
 from __future__ import annotations
 
 import cython
-from cython.cimports.powervio.phyp.records import AdapterRecord, PartitionRecord
+from cython.cimports.powervio.phyp.records import PartitionRecord
 
 from powervio.papr.codes import Hcall, ReturnCode
 from powervio.phyp.ledger import hcall_index
@@ -20,25 +20,12 @@ _EOI = cython.declare(cython.int, hcall_index("H_EOI"))
 _CPPR = cython.declare(cython.int, hcall_index("H_CPPR"))
 _XIRR = cython.declare(cython.int, hcall_index("H_XIRR"))
 
-_SOURCE = cython.declare(cython.uint, 0xFF_FFFF)
-
-
-@cython.cfunc
-def _count(partition: PartitionRecord, source: cython.uint, index: cython.int) -> cython.void:
-    """On the account of the adapter whose interrupt it is, if there is one."""
-    adapter: AdapterRecord | None = partition.sources.get(source)
-    if adapter is None:
-        partition.ledger.count(index)
-    else:
-        adapter.ledger.count(index)
-
 
 @cython.ccall
+@cython.exceptval(-1)
 def accept(partition: PartitionRecord) -> cython.uint:
     """H_XIRR: accept the oldest presentable interrupt; CPPR before in the top byte, its source below, 0 for none."""
-    value: cython.uint = partition.interrupts.accept()
-    _count(partition, value & _SOURCE, _XIRR)
-    return value
+    return partition.interrupts.accept(_XIRR, partition.ledger)
 
 
 def xirr(partition: PartitionRecord) -> tuple[int, int]:
@@ -47,14 +34,15 @@ def xirr(partition: PartitionRecord) -> tuple[int, int]:
 
 
 @cython.ccall
+@cython.exceptval(-1)
 def eoi(partition: PartitionRecord, value: cython.ulonglong) -> cython.int:
     """H_EOI: end an interrupt: its source may pulse again, and the CPPR of before is back. H_PARAMETER for no such
     source."""
-    _count(partition, cython.cast(cython.uint, value & _SOURCE), _EOI)
-    return _SUCCESS if partition.interrupts.end(value) else _PARAMETER
+    return _SUCCESS if partition.interrupts.end(value, _EOI, partition.ledger) else _PARAMETER
 
 
 @cython.ccall
+@cython.exceptval(-1)
 def cppr(partition: PartitionRecord, priority: cython.ulonglong) -> cython.int:
     """H_CPPR: set the processor's priority from the low byte; 0xFF lets everything through, 0 nothing."""
     partition.ledger.count(_CPPR)

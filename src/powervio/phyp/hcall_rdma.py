@@ -53,6 +53,7 @@ def _account(partition: PartitionRecord, pane: WindowPane | None) -> CostLedger:
 
 
 @cython.ccall
+@cython.exceptval(-1)
 def copy_rdma(
     partition: PartitionRecord,
     length: cython.ulonglong,
@@ -94,6 +95,7 @@ def copy_rdma(
 
 
 @cython.ccall
+@cython.exceptval(-1)
 def write_bytes(partition: PartitionRecord, liobn: Any, ioba: cython.ulonglong, data: bytes) -> cython.int:
     """H_WRITE_RDMA with its data as bytes."""
     pane: WindowPane | None = partition.panes.get(liobn)

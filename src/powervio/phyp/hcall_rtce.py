@@ -12,7 +12,8 @@ from typing import Any
 
 import cython
 from cython.cimports.powervio.phyp.dma_table import DmaTable, first_beyond
-from cython.cimports.powervio.phyp.records import PartitionRecord, WindowPane
+from cython.cimports.powervio.phyp.records import PartitionRecord, PhysicalRecord, WindowPane
+from cython.cimports.powervio.phyp.redirect import Link
 
 from powervio.papr.codes import Hcall, ReturnCode
 from powervio.papr.tce import BIT_BUCKET_ALLOWED, MULTI_TCE_LIMIT, TCE_ACCESS, TCE_PAGE_SHIFT, TCE_PAGE_SIZE
@@ -54,6 +55,7 @@ def _inside(size: cython.ulonglong, ioba: cython.ulonglong, count: cython.ulongl
 
 
 @cython.cfunc
+@cython.exceptval(-1)
 def _redirect(
     partition: PartitionRecord,
     pane: WindowPane,
@@ -62,14 +64,20 @@ def _redirect(
     addresses: bytearray | None,
     first: cython.ulonglong,
     count: cython.ulonglong,
-) -> Any:
-    """Copy the entries for these addresses, or consecutive ones from `first`, until one cannot be."""
-    if pane.link is None or pane.table is None:
-        return (_REMOTE_PARM if count else _SUCCESS), 0
-    code, done = table.redirect(place, pane.link, pane.table, addresses, first, count, partition.redirect_limit)
-    pane.link.ledger.redirected(done, 0)
-    pane.link.peer_ledger.redirected(done, 0)
-    return code, done if code else 0
+) -> cython.int:
+    """Copy the entries for these addresses, or consecutive ones from `first`, until one cannot be.
+
+    `table.done` tells how many were.
+    """
+    link: Link | None = pane.link
+    code: cython.int
+    if link is None or pane.table is None:
+        table.done = 0
+        return _REMOTE_PARM if count else _SUCCESS
+    code = table.redirect(place, link, pane.table, addresses, first, count, partition.redirect_limit)
+    link.ledger.redirected(table.done, 0)
+    link.peer_ledger.redirected(table.done, 0)
+    return code
 
 
 @cython.ccall
@@ -84,12 +92,14 @@ def put_rtce(
     """H_PUT_RTCE: copy `count` consecutive entries of the client's window into the table of one of the caller's
     adapters."""
     pane: WindowPane | None = _pane(partition, r_liobn, _PUT_RTCE)
-    adapter = partition.physical.get(liobn)
+    adapter: PhysicalRecord | None = partition.physical.get(liobn)
+    code: cython.int
     if pane is None or adapter is None:
         return _PARAMETER, 0
     if not (_inside(pane.size, r_ioba, count) and _inside(adapter.size, ioba, count)):
         return _PARAMETER, 0
-    return _redirect(partition, pane, adapter.table, ioba >> _SHIFT, None, r_ioba >> _SHIFT, count)
+    code = _redirect(partition, pane, adapter.table, ioba >> _SHIFT, None, r_ioba >> _SHIFT, count)
+    return code, adapter.table.done if code else 0
 
 
 @cython.ccall
@@ -104,7 +114,8 @@ def put_rtce_indirect(
     """H_PUT_RTCE_INDIRECT: as H_PUT_RTCE, with up to 512 big-endian addresses of the client's window from a page of the
     caller's memory."""
     pane: WindowPane | None = _pane(partition, r_liobn, _PUT_RTCE_INDIRECT)
-    adapter = partition.physical.get(liobn)
+    adapter: PhysicalRecord | None = partition.physical.get(liobn)
+    code: cython.int
     if pane is None or adapter is None:
         return _PARAMETER, 0
     if list_address & _OFFSET or list_address >= len(partition.memory) or count > _LIST_LIMIT:
@@ -116,10 +127,12 @@ def put_rtce_indirect(
     beyond = first_beyond(addresses, count, pane.size)
     if beyond < count:
         return _REMOTE_PARM, beyond
-    return _redirect(partition, pane, adapter.table, ioba >> _SHIFT, addresses, 0, count)
+    code = _redirect(partition, pane, adapter.table, ioba >> _SHIFT, addresses, 0, count)
+    return code, adapter.table.done if code else 0
 
 
 @cython.ccall
+@cython.exceptval(-1)
 def remove_rtce(
     partition: PartitionRecord,
     r_liobn: Any,
@@ -135,15 +148,13 @@ def remove_rtce(
     An operation in flight on such a page goes on, and the page stays in use until it ends.
     """
     pane: WindowPane | None = _pane(partition, r_liobn, _REMOVE_RTCE)
-    adapter = partition.physical.get(liobn)
-    table: DmaTable
+    adapter: PhysicalRecord | None = partition.physical.get(liobn)
     if pane is None or adapter is None:
         return _PARAMETER
     if not (_inside(pane.size, r_ioba, count) and _inside(adapter.size, ioba, count)):
         return _PARAMETER
-    table = adapter.table
-    table.forget(ioba >> _SHIFT, count)
-    table.own.stuff(ioba, tce & ~_ACCESS, count)
+    adapter.table.forget(ioba >> _SHIFT, count)
+    adapter.own.stuff(ioba, tce & ~_ACCESS, count)
     return _SUCCESS
 
 

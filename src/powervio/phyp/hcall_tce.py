@@ -71,6 +71,7 @@ def get_tce(partition: PartitionRecord, liobn: Any, ioba: cython.ulonglong) -> t
 
 
 @cython.ccall
+@cython.exceptval(-1)
 def put_tce(partition: PartitionRecord, liobn: Any, ioba: cython.ulonglong, tce: cython.ulonglong) -> cython.int:
     """H_PUT_TCE: map or unmap one page."""
     pane: WindowPane | None = partition.panes.get(liobn)
@@ -91,6 +92,7 @@ def put_tce(partition: PartitionRecord, liobn: Any, ioba: cython.ulonglong, tce:
 
 
 @cython.ccall
+@cython.exceptval(-1)
 def stuff_tce(
     partition: PartitionRecord,
     liobn: Any,
@@ -124,6 +126,7 @@ def stuff_tce(
 
 
 @cython.ccall
+@cython.exceptval(-1)
 def put_tce_indirect(
     partition: PartitionRecord,
     liobn: Any,

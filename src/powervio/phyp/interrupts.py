@@ -16,11 +16,11 @@ from __future__ import annotations
 
 import contextlib
 import os
-from collections import deque
 from typing import Any
 
 import cython
 from cython.cimports.powervio.memory.hw import event_signal
+from cython.cimports.powervio.phyp.ledger import CostLedger
 
 from powervio.errors import LocalError
 
@@ -30,11 +30,29 @@ _LEAST_FAVOURED = cython.declare(cython.uint, 0xFF)
 """CPPR that lets everything through; it is set at boot."""
 _SOURCE = cython.declare(cython.uint, 0xFF_FFFF)
 
-_IDLE = 0
-_PENDING = 1
-_ACCEPTED = 2
-_RETIRED = 3
+_IDLE = cython.declare(cython.int, 0)
+_PENDING = cython.declare(cython.int, 1)
+_ACCEPTED = cython.declare(cython.int, 2)
+_RETIRED = cython.declare(cython.int, 3)
 """The adapter was unplugged while its interrupt was being handled: H_EOI still has to give the priority back."""
+
+
+@cython.final
+@cython.cclass
+class Source:
+    """One interrupt source: its state, and on whose account its interrupts are, if on an adapter's."""
+
+    number: cython.uint
+    state: cython.int
+    ledger: CostLedger | None
+    later: Source | None
+
+    def __init__(self, number: int, ledger: CostLedger | None) -> None:
+        self.number = number
+        self.state = _IDLE
+        self.ledger = ledger
+        self.later = None
+        """The next one that is pending."""
 
 
 @cython.final
@@ -43,108 +61,196 @@ class InterruptPresentation:
     """The sources of one partition and its one line."""
 
     fd: cython.int
-    _states: dict[int, int]
-    _waiting: Any
+    _sources: dict[int, Source]
+    _first: Source | None
+    _last: Source | None
+    _recent: Source | None
     _cppr: cython.uint
     _asserted: cython.bint
     _held: cython.bint
 
     def __init__(self) -> None:
         self.fd = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
-        self._states = {}
-        self._waiting = deque()
+        self._sources = {}
+        self._first = None
+        """Pending sources, the oldest first, are linked by `later` from here."""
+        self._last = None
+        self._recent = None
+        """Accepted last, if it is still known: most likely the next to be ended."""
         self._cppr = _LEAST_FAVOURED
         self._asserted = False
         self._held = False
 
-    def add(self, source: int) -> None:
+    def add(self, number: int, ledger: CostLedger | None = None) -> None:
         """A new source, idle."""
-        self._states[source] = _IDLE
+        self._sources[number] = Source(number, ledger)
 
-    def remove(self, source: int) -> None:
+    def remove(self, number: int) -> None:
         """The source's adapter is gone; a pulse that was not accepted yet is dropped, one that was can be ended."""
-        state = self._states.pop(source, _IDLE)
-        if state == _PENDING:
-            self._waiting.remove(source)
-        elif state == _ACCEPTED:
-            self._states[source] = _RETIRED
+        source: Source | None = self._sources.get(number)
+        if source is None:
+            return
+        if source.state == _ACCEPTED:
+            source.state = _RETIRED
+            source.ledger = None
+            return
+        if source.state == _PENDING:
+            self._drop(source)
+        self._forget(source)
+
+    @cython.cfunc
+    @cython.exceptval(-1)
+    def _forget(self, source: Source) -> cython.int:
+        del self._sources[source.number]
+        if self._recent is source:
+            self._recent = None
+        return 0
+
+    @cython.cfunc
+    @cython.exceptval(check=False)
+    def _append(self, source: Source) -> cython.void:
+        source.state = _PENDING
+        if self._last is None:
+            self._first = source
+        else:
+            self._last.later = source
+        self._last = source
+
+    @cython.cfunc
+    @cython.exceptval(check=False)
+    def _drop(self, source: Source) -> cython.void:
+        """A pending one is pending no more."""
+        before: Source | None = None
+        one: Source | None = self._first
+        while one is not None and one is not source:
+            before = one
+            one = one.later
+        if before is None:
+            self._first = source.later
+        else:
+            before.later = source.later
+        if self._last is source:
+            self._last = before
+        source.later = None
 
     @cython.ccall
-    def pulse(self, source: Any) -> cython.bint:
+    @cython.exceptval(-1)
+    def pulse(self, number: Any) -> cython.bint:
         """The source has something to tell; false if the pulse is lost because it has told so already."""
-        if self._states[source] != _IDLE:
+        source: Source = self._sources[number]
+        if source.state != _IDLE:
             return False
-        self._states[source] = _PENDING
-        self._waiting.append(source)
+        self._append(source)
         if not self._asserted and self._cppr > _PRIORITY:
             self._assert()
         return True
 
     @cython.ccall
-    def accept(self) -> cython.uint:
-        """H_XIRR: CPPR before in bits 24-31, below it the accepted source, or 0 for none. Oldest pulse first."""
+    @cython.exceptval(-1)
+    def accept(self, counter: cython.int, other: CostLedger) -> cython.uint:
+        """H_XIRR: CPPR before in bits 24-31, below it the accepted source, or 0 for none. Oldest pulse first.
+
+        The call counts on the ledger of the source's adapter, on `other` if there is none.
+        """
         before: cython.uint = self._cppr
+        source: Source | None = self._first
         self._asserted = False
-        if not self._waiting or before <= _PRIORITY:
+        if source is None or before <= _PRIORITY:
+            other.count(counter)
             return before << 24
-        source: cython.uint = self._waiting.popleft()
-        self._states[source] = _ACCEPTED
+        self._drop(source)
+        source.state = _ACCEPTED
+        self._recent = source
         self._cppr = _PRIORITY
-        return before << 24 | source
+        (other if source.ledger is None else source.ledger).count(counter)
+        return before << 24 | source.number
 
     @cython.ccall
-    def end(self, xirr: cython.ulonglong) -> cython.bint:
-        """H_EOI with the value of an earlier H_XIRR; false, and nothing happens, if it names no source."""
-        source = int(xirr & _SOURCE)
-        state = self._states.get(source)
-        if state is None:
+    @cython.exceptval(-1)
+    def end(self, xirr: cython.ulonglong, counter: cython.int, other: CostLedger) -> cython.bint:
+        """H_EOI with the value of an earlier H_XIRR; false, and nothing happens, if it names no source.
+
+        The call counts as in `accept`.
+        """
+        number: cython.uint = cython.cast(cython.uint, xirr & _SOURCE)
+        source: Source | None = self._recent
+        if source is None or source.number != number:
+            source = self._sources.get(number)
+        if source is None:
+            other.count(counter)
             return False
-        if state == _ACCEPTED:
-            self._states[source] = _IDLE
-        elif state == _RETIRED:
-            del self._states[source]
+        (other if source.ledger is None else source.ledger).count(counter)
+        if source.state == _ACCEPTED:
+            source.state = _IDLE
+        elif source.state == _RETIRED:
+            self._forget(source)
         self.set_priority(cython.cast(cython.uint, (xirr >> 24) & 0xFF))
         return True
 
     @cython.ccall
-    def set_priority(self, priority: cython.uint) -> cython.void:
+    @cython.exceptval(-1)
+    def set_priority(self, priority: cython.uint) -> cython.int:
         """H_CPPR: what is less or equally favoured stays pending."""
         self._cppr = priority
         if priority <= _PRIORITY:
             self._asserted = False
-        elif self._waiting and not self._asserted:
+        elif self._first is not None and not self._asserted:
             self._assert()
+        return 0
 
     def hold(self, held: bool) -> None:
         """The partition is suspended: nothing is presented until it runs again. What pulses meanwhile stays pending."""
         self._held = held
-        if not held and self._waiting and self._cppr > _PRIORITY and not self._asserted:
+        if not held and self._first is not None and self._cppr > _PRIORITY and not self._asserted:
             self._assert()
 
     def state(self) -> tuple[int, list[int], list[int]]:
         """CPPR, pending sources with the oldest first, and accepted ones."""
-        accepted = [source for source, state in self._states.items() if state in (_ACCEPTED, _RETIRED)]
-        return self._cppr, list(self._waiting), accepted
+        pending: list[int] = []
+        one: Source | None = self._first
+        while one is not None:
+            pending.append(one.number)
+            one = one.later
+        accepted: list[int] = []
+        for one in self._sources.values():
+            if one.state == _ACCEPTED or one.state == _RETIRED:
+                accepted.append(one.number)
+        return self._cppr, pending, accepted
 
     def restore(self, priority: int, pending: list[int], accepted: list[int]) -> None:
         """Take over what `state` gave of another partition, held until `hold(False)`.
 
-        An accepted source that is not there was retired before. Raises `LocalError` for a pending one that is not.
+        An accepted source that is not there was retired before. Raises `LocalError` for a pending one that is not, and
+        for what no partition can have.
         """
-        for source in pending:
-            if self._states.get(source) != _IDLE:
-                raise LocalError(f"interrupt {source:#x} is pending, but is none of an adapter of this partition")
-            self._states[source] = _PENDING
-            self._waiting.append(source)
-        for source in accepted:
-            self._states[source] = _ACCEPTED if source in self._states else _RETIRED
+        source: Source | None
+        for number in pending:
+            source = self._sources.get(number)
+            if source is None or source.state != _IDLE:
+                raise LocalError(f"interrupt {number:#x} is pending, but is none of an adapter of this partition")
+            self._append(source)
+        for number in accepted:
+            source = self._sources.get(number)
+            if not 0 < number <= _SOURCE or (source is not None and source.state == _PENDING):
+                raise LocalError(f"interrupt {number:#x} is said to be accepted, but it is pending or none at all")
+            if source is None:
+                source = self._sources[number] = Source(number, None)
+                source.state = _RETIRED
+            else:
+                source.state = _ACCEPTED
         self._cppr = priority & 0xFF
         self._held = True
 
     def reset(self) -> None:
         """The partition boots: nothing is pending and everything gets through."""
-        self._states = {source: _IDLE for source, state in self._states.items() if state != _RETIRED}
-        self._waiting.clear()
+        source: Source
+        for source in list(self._sources.values()):
+            source.later = None
+            if source.state == _RETIRED:
+                self._forget(source)
+            else:
+                source.state = _IDLE
+        self._first = self._last = None
         self._cppr = _LEAST_FAVOURED
         self._asserted = False
         self._held = False

@@ -10,10 +10,10 @@ cdef class CostLedger:
     cdef public unsigned long long crq_messages
     cdef public unsigned long long interrupts
     cdef public unsigned long long tce_updates
-    cpdef void count(self, int index)
-    cpdef void moved(self, unsigned long long length)
-    cpdef void touched(self, unsigned long long length)
-    cpdef void redirected(self, unsigned long long pages, unsigned long long length)
-    cpdef void sent(self)
-    cpdef void interrupted(self)
-    cpdef void updated(self, unsigned long long entries)
+    cpdef void count(self, int index) noexcept
+    cpdef void moved(self, unsigned long long length) noexcept
+    cpdef void touched(self, unsigned long long length) noexcept
+    cpdef void redirected(self, unsigned long long pages, unsigned long long length) noexcept
+    cpdef void sent(self) noexcept
+    cpdef void interrupted(self) noexcept
+    cpdef void updated(self, unsigned long long entries) noexcept

@@ -82,38 +82,45 @@ class CostLedger:
         self.tce_updates = 0
 
     @cython.ccall
+    @cython.exceptval(check=False)
     def count(self, index: cython.int) -> cython.void:
         """One more attempt at the hcall with this index."""
         self.calls[index & 127] += 1
 
     @cython.ccall
+    @cython.exceptval(check=False)
     def moved(self, length: cython.ulonglong) -> cython.void:
         """One remote DMA operation of this adapter moved `length` bytes."""
         self.rdma_operations += 1
         self.rdma_bytes += length
 
     @cython.ccall
+    @cython.exceptval(check=False)
     def touched(self, length: cython.ulonglong) -> cython.void:
         """The partner's remote DMA moved `length` bytes to or from this adapter's window."""
         self.rdma_bytes += length
 
     @cython.ccall
+    @cython.exceptval(check=False)
     def redirected(self, pages: cython.ulonglong, length: cython.ulonglong) -> cython.void:
         """So many pages of this connection were mapped for an engine, or `length` bytes moved by one."""
         self.redirected_pages += pages
         self.redirected_bytes += length
 
     @cython.ccall
+    @cython.exceptval(check=False)
     def sent(self) -> cython.void:
         """One message of this adapter was put into the partner's queue."""
         self.crq_messages += 1
 
     @cython.ccall
+    @cython.exceptval(check=False)
     def interrupted(self) -> cython.void:
         """One interrupt of this adapter became pending."""
         self.interrupts += 1
 
     @cython.ccall
+    @cython.exceptval(check=False)
     def updated(self, entries: cython.ulonglong) -> cython.void:
         """So many entries of this adapter's TCE table were written."""
         self.tce_updates += entries

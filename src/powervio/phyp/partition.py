@@ -33,6 +33,7 @@ class Partition(PartitionRecord):
     """
 
     hypervisor: Hypervisor
+    area: MappedArea
     memory: memoryview
     adapters: dict[int, VirtualAdapter]
     sources: dict[int, VirtualAdapter]
@@ -42,14 +43,10 @@ class Partition(PartitionRecord):
         self.partition_id = partition_id
         self.name = name
         self.uuid = uuid5(_NAMESPACE, f"{partition_id}-{name}")
-        self.area = MappedArea.create(f"powervio-{name}", memory_size)
-        super().__init__(hypervisor, self.area.view)
+        super().__init__(hypervisor, MappedArea.create(f"powervio-{name}", memory_size))
         self.slots: dict[int, VirtualAdapter] = {}
         self.nodes: dict[int, VdeviceNode] = {}
         self.engines: list[PhysicalAdapter] = []
-        self.pins = 0
-        """Operations of DMA engines, its own or its servers', that are at work on its memory."""
-        self.alive = True
         self.tree_source = _TREE_SOURCE
         self.interrupts.add(_TREE_SOURCE)
         self._tree_generation = 1
@@ -95,19 +92,13 @@ class Partition(PartitionRecord):
             raise LocalError(f"slot {wanted} of partition {self.name} holds {self.slots[wanted].node.name} already")
         return wanted
 
-    def unpin(self) -> None:
-        """An operation on this memory has ended; the memory of a dead partition goes with the last of them."""
-        self.pins -= 1
-        if not self.pins and not self.alive:
-            self.area.close()
-
     def add(self, adapter: VirtualAdapter) -> None:
         """Plug an adapter into its slot. Under the hypervisor's lock."""
         self.slots[adapter.slot] = adapter
         self.adapters[adapter.unit_address] = adapter
         for source in adapter.sources:
             self.sources[source] = adapter
-            self.interrupts.add(source)
+            self.interrupts.add(source, adapter.ledger)
         for pane in adapter.panes:
             self.panes[pane.liobn] = pane
         self.nodes[adapter.unit_address] = adapter.node

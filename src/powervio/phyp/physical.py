@@ -5,7 +5,7 @@ An operation has two ends. `begin` resolves its addresses and pins the pages, `e
 the ledgers; between the two it holds memoryviews of the memories themselves and no lock. `read` and `write` do all of
 it at once, in the caller's thread. An engine that works while others run (threads, io_uring) keeps what `begin` gave
 and calls `end` when the kernel is done with the memory, not sooner.
-This file is compiled, as ordinary Python, and also runs interpreted.
+This file is compiled (Cython pure mode) and also runs interpreted; the class is an ordinary one.
 """
 
 from __future__ import annotations
@@ -13,14 +13,15 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
+import cython  # noqa: F401  it provides cython.cimports
+from cython.cimports.powervio.phyp.dma_table import DmaOperation
+from cython.cimports.powervio.phyp.records import PhysicalRecord
+
 from powervio.memory.abstract import Backing
 from powervio.papr.codes import ReturnCode
 from powervio.papr.engine import MOVE, DmaEngine, DmaFault, DmaSegment
 from powervio.papr.nodes import DmaWindow, PhysicalNode
 from powervio.papr.tce import TCE_PAGE_MASK, TCE_PAGE_SHIFT, TCE_READ, TCE_WRITE
-from powervio.phyp.dma_table import DmaOperation, DmaTable
-from powervio.phyp.ledger import CostLedger
-from powervio.phyp.tce import TceTable
 
 if TYPE_CHECKING:
     from powervio.phyp.partition import Partition
@@ -28,29 +29,18 @@ if TYPE_CHECKING:
 _PARTIAL = int(ReturnCode.H_PARTIAL)
 
 
-class PhysicalAdapter(DmaEngine):
+class PhysicalAdapter(PhysicalRecord, DmaEngine):
     """Made by `Hypervisor.create_physical_adapter`; `window` is bytes, a multiple of 4096."""
 
+    partition: Partition
+
     def __init__(self, partition: Partition, number: int, window: int) -> None:
-        hypervisor = partition.hypervisor
-        self.partition = partition
-        self.size = window
-        self.liobn = hypervisor.new_liobn()
-        self.ledger = CostLedger()
-        self.own = TceTable(window, partition.memory)
-        self.table = DmaTable(self.own, partition)
+        super().__init__(partition, partition.hypervisor.new_liobn(), window)
         self.node = PhysicalNode(
             name="storage",
             location_code=f"U9117.MMA.0000001-P{partition.partition_id}-C{number}",
             window=DmaWindow(self.liobn, window),
         )
-        self.alive = True
-        self.in_flight = 0
-        """Operations that have begun and not ended."""
-        self._spare: DmaOperation | None = None
-        """One that has ended: what it grew to is of use to the next."""
-        self._hypervisor = hypervisor
-        self._lock = hypervisor.lock
 
     # hcalls of the owner on this table, under the hypervisor's lock
 
@@ -73,47 +63,31 @@ class PhysicalAdapter(DmaEngine):
     def begin(self, segments: Sequence[DmaSegment], *, to_memory: bool) -> DmaOperation:
         """Resolve and pin what the segments name. Raises `DmaFault`, with nothing pinned."""
         operation = DmaOperation()
+        record: PhysicalRecord = self
         with self._lock:
             self._take(operation, segments, to_memory)
-            self._begun(operation)
+            record.begun(operation)
         return operation
 
     def _take(self, operation: DmaOperation, segments: Sequence[DmaSegment], to_memory: bool) -> None:
+        record: PhysicalRecord = self
         need = TCE_WRITE if to_memory else TCE_READ
         for ioba, length in segments:
             inside = self.alive and ioba >= 0 <= length and ioba + length <= self.size
             if not (inside and operation.take(self.table, ioba, length, need)):
-                raise self._refused(operation, f"DMA of {length} bytes at {ioba:#x}, {'in' if to_memory else 'out'}")
+                record.refused(operation)
+                raise self._fault(f"DMA of {length} bytes at {ioba:#x}, {'in' if to_memory else 'out'}")
 
-    def _refused(self, operation: DmaOperation, what: str) -> DmaFault:
-        operation.release()
-        self._wake()
+    def _fault(self, what: str) -> DmaFault:
         return DmaFault(f"{what}, of {self.node.location_code}: expected entries that are valid for it")
-
-    def _begun(self, operation: DmaOperation) -> None:
-        self.in_flight += 1
-        for partition in operation.partitions:
-            partition.pins += 1
 
     def end(self, operation: DmaOperation, *, moved: bool) -> None:
         """The engine touches the memory no more; `moved` says whether all bytes are where they belong. Once."""
+        record: PhysicalRecord = self
         if moved:
             operation.count_all()
         with self._lock:
-            self._ended(operation)
-
-    def _ended(self, operation: DmaOperation) -> None:
-        operation.release()
-        self.in_flight -= 1
-        for partition in operation.partitions:
-            partition.unpin()
-        operation.settle()
-        self._wake()
-
-    def _wake(self) -> None:
-        """Whoever waits for operations to end looks again."""
-        if self._hypervisor.waiting:
-            self._hypervisor.drained.notify_all()
+            record.ended(operation)
 
     def read(self, backing: Backing, position: int, segments: Sequence[DmaSegment]) -> None:
         """See `DmaEngine`."""
@@ -139,18 +113,14 @@ class PhysicalAdapter(DmaEngine):
         """See `DmaEngine`: one operation here."""
         if not 0 <= count <= len(moves) // MOVE.size:
             raise DmaFault(f"{count} moves in a list of {len(moves)} bytes: expected {MOVE.size} bytes for each")
-        with self._lock:
-            operation, self._spare = self._spare or DmaOperation(), None
-            if not (self.alive and operation.take_all(self.table, moves, count)):
-                raise self._refused(operation, f"one of {count} DMA moves")
-            self._begun(operation)
+        record: PhysicalRecord = self
+        operation: DmaOperation | None = record.begin_moves(moves, count)
+        if operation is None:
+            raise self._fault(f"one of {count} DMA moves")
         try:
             return operation.carry_out(backing, moves, count)
         finally:
-            with self._lock:
-                self._ended(operation)
-                operation.clear()
-                self._spare = operation
+            record.end_moves(operation)
 
     def stop(self) -> None:
         """The owner is gone: no operation begins any more; those under way end as they would."""

@@ -9,7 +9,7 @@ interpreter lock.
 from __future__ import annotations
 
 import cython
-from cython.cimports.powervio.memory.hw import copy, get64, pointer, st64
+from cython.cimports.powervio.memory.hw import copy, get64, pointer, pointer_to_read, st64
 from cython.cimports.powervio.phyp.tce import TceTable
 
 H_PERMISSION = cython.declare(cython.int, -11)
@@ -47,6 +47,7 @@ def _move(
 
 
 @cython.ccall
+@cython.exceptval(check=False)
 def copy_pages(
     source: TceTable,
     s_ioba: cython.ulonglong,
@@ -83,13 +84,13 @@ def read_small(source: TceTable, ioba: cython.ulonglong, length: cython.ulonglon
 
 
 @cython.ccall
+@cython.exceptval(-1)
 def write_small(target: TceTable, ioba: cython.ulonglong, data: bytes) -> cython.int:
     """Put a few bytes into a pane; H_PERMISSION if a page is not mapped for writing."""
     length: cython.ulonglong = len(data)
     if not target.allows(ioba, length, WRITE):
         return H_PERMISSION
-    private = bytearray(data)
-    source: cython.p_uchar = pointer(private)
+    source: cython.p_uchar = pointer_to_read(data)
     done: cython.ulonglong = 0
     part: cython.ulonglong
     if length == 8 and ioba & 7 == 0:

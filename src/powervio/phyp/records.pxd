@@ -1,5 +1,6 @@
 cimport cython
 from powervio.phyp.crq cimport ReceiveQueue
+from powervio.phyp.dma_table cimport DmaOperation, DmaTable
 from powervio.phyp.interrupts cimport InterruptPresentation
 from powervio.phyp.ledger cimport CostLedger
 from powervio.phyp.lock cimport HypervisorLock
@@ -39,6 +40,29 @@ cdef class PartitionRecord:
     cdef public InterruptPresentation interrupts
     cdef readonly unsigned long long copy_limit
     cdef readonly int redirect_limit
+    cdef public object area
+    cdef public int pins
+    cdef public bint alive
+    cdef int unpin(self) except? -1
+
+cdef class PhysicalRecord:
+    cdef readonly object partition
+    cdef readonly unsigned long long size
+    cdef readonly unsigned long long liobn
+    cdef readonly CostLedger ledger
+    cdef readonly TceTable own
+    cdef readonly DmaTable table
+    cdef public bint alive
+    cdef readonly int in_flight
+    cdef readonly DmaOperation _spare
+    cdef readonly object _hypervisor
+    cdef readonly HypervisorLock _lock
+    cdef DmaOperation begin_moves(self, object moves, unsigned long long count)
+    cdef int end_moves(self, DmaOperation operation) except? -1
+    cdef int refused(self, DmaOperation operation) except? -1
+    cdef int begun(self, DmaOperation operation) except? -1
+    cdef int ended(self, DmaOperation operation) except? -1
+    cdef int _wake(self) except? -1
 
 cdef class PortRecord:
     cdef readonly PartitionRecord _partition

@@ -11,6 +11,7 @@ from typing import Any
 
 import cython
 from cython.cimports.powervio.phyp.crq import ReceiveQueue
+from cython.cimports.powervio.phyp.dma_table import DmaOperation, DmaTable
 from cython.cimports.powervio.phyp.interrupts import InterruptPresentation
 from cython.cimports.powervio.phyp.ledger import CostLedger
 from cython.cimports.powervio.phyp.lock import HypervisorLock
@@ -103,10 +104,14 @@ class PartitionRecord:
     interrupts: InterruptPresentation
     copy_limit: cython.ulonglong
     redirect_limit: cython.int
+    area: Any
+    pins: cython.int
+    alive: cython.bint
 
-    def __init__(self, hypervisor: Any, memory: memoryview) -> None:
+    def __init__(self, hypervisor: Any, area: Any) -> None:
         self.hypervisor = hypervisor
-        self.memory = memory
+        self.area = area
+        self.memory = area.view
         self.panes = {}
         """By LIOBN: what the partition may name, which is all the authorisation there is."""
         self.physical = {}
@@ -120,6 +125,120 @@ class PartitionRecord:
         self.interrupts = InterruptPresentation()
         self.copy_limit = hypervisor.copy_limit
         self.redirect_limit = hypervisor.policy.max_redirected_mappings
+        self.pins = 0
+        """Operations of DMA engines, its own or its servers', that are at work on its memory."""
+        self.alive = True
+
+    @cython.cfunc
+    @cython.exceptval(-1)
+    def unpin(self) -> cython.int:
+        """An operation on this memory has ended; the memory of a dead partition goes with the last of them."""
+        self.pins -= 1
+        if self.pins == 0 and not self.alive:
+            self.area.close()
+        return 0
+
+
+@cython.cclass
+class PhysicalRecord:
+    """Of a physical adapter: its TCE table, and the operations of its engine."""
+
+    partition: Any
+    size: cython.ulonglong
+    liobn: cython.ulonglong
+    ledger: CostLedger
+    own: TceTable
+    table: DmaTable
+    alive: cython.bint
+    in_flight: cython.int
+    _spare: DmaOperation | None
+    _hypervisor: Any
+    _lock: HypervisorLock
+
+    def __init__(self, partition: PartitionRecord, liobn: int, window: int) -> None:
+        self.partition = partition
+        self.size = window
+        self.liobn = liobn
+        self.ledger = CostLedger()
+        self.own = TceTable(window, partition.memory)
+        self.table = DmaTable(self.own, partition)
+        self.alive = True
+        self.in_flight = 0
+        """Operations that have begun and not ended."""
+        self._spare = None
+        """One that has ended: what it grew to is of use to the next."""
+        self._hypervisor = partition.hypervisor
+        self._lock = partition.hypervisor.lock
+
+    @cython.cfunc
+    def begin_moves(self, moves: Any, count: cython.ulonglong) -> DmaOperation | None:
+        """Begin one operation of all that a list of moves names; None, with nothing pinned, if it is not good."""
+        operation: DmaOperation | None
+        self._lock.acquire()
+        try:
+            operation = self._spare
+            self._spare = None
+            if operation is None:
+                operation = DmaOperation()
+            if not self.alive or not operation.take_all(self.table, moves, count):
+                self.refused(operation)
+                return None
+            self.begun(operation)
+            return operation
+        finally:
+            self._lock.release()
+
+    @cython.cfunc
+    @cython.exceptval(-1)
+    def end_moves(self, operation: DmaOperation) -> cython.int:
+        """It touches the memory no more."""
+        self._lock.acquire()
+        try:
+            self.ended(operation)
+            operation.clear()
+            self._spare = operation
+        finally:
+            self._lock.release()
+        return 0
+
+    # under the lock
+
+    @cython.cfunc
+    @cython.exceptval(-1)
+    def refused(self, operation: DmaOperation) -> cython.int:
+        """An operation did not get all its pages."""
+        operation.release()
+        return self._wake()
+
+    @cython.cfunc
+    @cython.exceptval(-1)
+    def begun(self, operation: DmaOperation) -> cython.int:
+        """An operation has all its pages."""
+        partition: PartitionRecord
+        self.in_flight += 1
+        for partition in operation.partitions:
+            partition.pins += 1
+        return 0
+
+    @cython.cfunc
+    @cython.exceptval(-1)
+    def ended(self, operation: DmaOperation) -> cython.int:
+        """It touches them no more."""
+        partition: PartitionRecord
+        operation.release()
+        self.in_flight -= 1
+        for partition in operation.partitions:
+            partition.unpin()
+        operation.settle()
+        return self._wake()
+
+    @cython.cfunc
+    @cython.exceptval(-1)
+    def _wake(self) -> cython.int:
+        """Whoever waits for operations to end looks again."""
+        if self._hypervisor.waiting:
+            self._hypervisor.drained.notify_all()
+        return 0
 
 
 @cython.cclass

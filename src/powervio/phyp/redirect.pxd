@@ -49,11 +49,12 @@ cdef class CopySet:
     cdef int check(self, unsigned long long entry, unsigned int owner, unsigned long long place, int limit) noexcept
     cdef unsigned int add(self, unsigned long long entry, unsigned int owner, unsigned long long place) except? 0
     cdef void invalidate(self, unsigned int number) noexcept
+    cdef void invalidate_in(self, Places places, unsigned int number) noexcept
     cdef void pin(self, unsigned int number) noexcept
     cdef void unpin(self, unsigned int number) noexcept
     cdef void _forget(self, unsigned int number) noexcept
     cdef int _visit(self, unsigned long long index, unsigned long long count, bint ends) noexcept
     cdef int _visit_entry(self, unsigned long long entry, bint ends) noexcept
-    cpdef int change(self, unsigned long long index, unsigned long long count)
+    cpdef int change(self, unsigned long long index, unsigned long long count) noexcept
     cpdef void invalidate_all(self)
     cpdef int close(self)

@@ -269,16 +269,18 @@ class CopySet:
         record: cython.ulonglong
         if self._free == 0:
             self._make_room()
+        records: cython.p_uchar = self._records
+        newest: cython.p_uchar = self._newest
         number = self._free
         record = _RECORD * number
-        self._free = ld32(self._records, record + _BEFORE)
+        self._free = ld32(records, record + _BEFORE)
         self.owners.hold(owner)
-        st64(self._records, record + _ENTRY, entry)
-        st64(self._records, record + _PLACE, place)
-        st64(self._records, record + _PINS, 0)
-        st32(self._records, record + _BEFORE, ld32(self._newest, 4 * entry))
-        st32(self._records, record + _OWNER, owner)
-        st32(self._newest, 4 * entry, number)
+        st64(records, record + _ENTRY, entry)
+        st64(records, record + _PLACE, place)
+        st64(records, record + _PINS, 0)
+        st32(records, record + _BEFORE, ld32(newest, 4 * entry))
+        st32(records, record + _OWNER, owner)
+        st32(newest, 4 * entry, number)
         self.tracked += 1
         self.live += 1
         return number
@@ -287,14 +289,20 @@ class CopySet:
     @cython.exceptval(check=False)
     def invalidate(self, number: cython.uint) -> cython.void:
         """No operation begins on the live copy any more; it is forgotten when none is under way."""
+        places: Places = self.owners.objects[ld32(self._records, _RECORD * number + _OWNER)]
+        self.invalidate_in(places, number)
+
+    @cython.cfunc
+    @cython.exceptval(check=False)
+    def invalidate_in(self, places: Places, number: cython.uint) -> cython.void:
+        """As `invalidate`, where it is known whose place the copy is in."""
+        records: cython.p_uchar = self._records
         record: cython.ulonglong = _RECORD * number
-        owner: cython.uint = ld32(self._records, record + _OWNER)
-        places: Places = self.owners.objects[owner]
-        places.clear(ld64(self._records, record + _PLACE))
-        st32(self._records, record + _OWNER, 0)
-        self.owners.drop(owner)
+        places.clear(ld64(records, record + _PLACE))
+        self.owners.drop(ld32(records, record + _OWNER))
+        st32(records, record + _OWNER, 0)
         self.live -= 1
-        if ld64(self._records, record + _PINS) == 0:
+        if ld64(records, record + _PINS) == 0:
             self._forget(number)
 
     @cython.cfunc
@@ -322,17 +330,18 @@ class CopySet:
     @cython.cfunc
     @cython.exceptval(check=False)
     def _forget(self, number: cython.uint) -> cython.void:
+        records: cython.p_uchar = self._records
         record: cython.ulonglong = _RECORD * number
-        before: cython.uint = ld32(self._records, record + _BEFORE)
-        entry: cython.ulonglong = ld64(self._records, record + _ENTRY)
+        before: cython.uint = ld32(records, record + _BEFORE)
+        entry: cython.ulonglong = ld64(records, record + _ENTRY)
         later: cython.uint = ld32(self._newest, 4 * entry)
         if later == number:
             st32(self._newest, 4 * entry, before)
         else:
-            while ld32(self._records, _RECORD * later + _BEFORE) != number:
-                later = ld32(self._records, _RECORD * later + _BEFORE)
-            st32(self._records, _RECORD * later + _BEFORE, before)
-        st32(self._records, record + _BEFORE, self._free)
+            while ld32(records, _RECORD * later + _BEFORE) != number:
+                later = ld32(records, _RECORD * later + _BEFORE)
+            st32(records, _RECORD * later + _BEFORE, before)
+        st32(records, record + _BEFORE, self._free)
         self._free = number
         self.tracked -= 1
 
@@ -373,6 +382,7 @@ class CopySet:
         return seen
 
     @cython.ccall
+    @cython.exceptval(check=False)
     def change(self, index: cython.ulonglong, count: cython.ulonglong) -> cython.int:
         """Entries are about to be changed. H_RESOURCE: they must not. BUSY: they may when operations have ended."""
         if self._visit(index, count, False) == 0:

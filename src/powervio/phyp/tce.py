@@ -18,7 +18,7 @@ import mmap
 from typing import Any
 
 import cython
-from cython.cimports.powervio.memory.hw import be64, copy, ld64, pointer, st64
+from cython.cimports.powervio.memory.hw import be64, ld64, pointer, st64
 from cython.cimports.powervio.phyp.redirect import CopySet
 
 from powervio.phyp.redirect import sparse_area
@@ -68,6 +68,7 @@ class TceTable:
         self.memory = pointer(self._owner)
 
     @cython.ccall
+    @cython.exceptval(check=False)
     def get(self, ioba: cython.ulonglong) -> cython.ulonglong:
         """The entry that maps `ioba`; 0 beyond the table, which callers check first."""
         index: cython.ulonglong = ioba >> PAGE_SHIFT
@@ -76,6 +77,7 @@ class TceTable:
         return ld64(self.entries, index * 8)
 
     @cython.ccall
+    @cython.exceptval(check=False)
     def put(self, ioba: cython.ulonglong, tce: cython.ulonglong) -> cython.int:
         """Store one entry. Without access bits its page is neither checked nor dropped (papr-vio 1.4)."""
         index: cython.ulonglong = ioba >> PAGE_SHIFT
@@ -90,7 +92,14 @@ class TceTable:
         st64(self.entries, index * 8, tce)
         return 0
 
+    @cython.cfunc
+    @cython.exceptval(check=False)
+    def drop(self, index: cython.ulonglong) -> cython.void:
+        """Zero one entry in bounds, of a table that nobody copies from."""
+        st64(self.entries, index * 8, 0)
+
     @cython.ccall
+    @cython.exceptval(-1)
     def stuff(self, ioba: cython.ulonglong, tce: cython.ulonglong, count: cython.ulonglong) -> cython.int:
         """Store the same entry `count` times, or none."""
         index: cython.ulonglong = ioba >> PAGE_SHIFT
@@ -111,23 +120,25 @@ class TceTable:
         return 0
 
     @cython.ccall
+    @cython.exceptval(check=False)
     def put_list(self, ioba: cython.ulonglong, address: cython.ulonglong, count: cython.ulonglong) -> cython.int:
         """Store `count` big-endian entries from the page at logical `address`: all of them, or none.
 
         The list is copied before it is looked at, because its owner can write to it at any moment.
         """
         index: cython.ulonglong = ioba >> PAGE_SHIFT
+        i: cython.ulonglong
+        tce: cython.ulonglong
+        words: cython.ulonglong[512]
         if (address & PAGE_OFFSET) != 0 or (address >> PAGE_SHIFT) >= self.memory_pages:
             return H_PARAMETER
         if count > 512 or index >= self.count or count > self.count - index:
             return H_PARAMETER
-        snapshot = bytearray(4096)
-        words: cython.p_uchar = pointer(snapshot)
-        copy(words, 0, self.memory, address, count * 8)
-        i: cython.ulonglong
-        tce: cython.ulonglong
+        if not cython.compiled:
+            words = [0] * 512
         for i in range(count):
-            tce = be64(ld64(words, i * 8))
+            tce = be64(ld64(self.memory, address + i * 8))
+            words[i] = tce
             if (tce & ACCESS) != 0 and (tce >> PAGE_SHIFT) >= self.memory_pages:
                 return H_PARAMETER
         if self.copies.tracked != 0:
@@ -135,7 +146,7 @@ class TceTable:
             if code != 0:
                 return code
         for i in range(count):
-            st64(self.entries, (index + i) * 8, be64(ld64(words, i * 8)))
+            st64(self.entries, (index + i) * 8, words[i])
         return 0
 
     def used(self) -> dict[int, int]:
