@@ -282,18 +282,17 @@ def test_late_kick_after_queue_reset_is_void() -> None:
     pair.close()
 
 
-def test_kick_for_a_queue_may_always_come_over_the_crq_and_the_newer_counts() -> None:
+def test_kick_for_a_queue_may_always_come_over_the_crq_and_the_newer_counts(monkeypatch: pytest.MonkeyPatch) -> None:
     """P5.16: an older kick that comes later through the Sub-CRQ does not hide the newer one."""
     pair = pair_of().start()
     assert isinstance(pair.driver, EchoDriver)
     queue = pair.client._queues[0]
-    held = queue._notifier.signal
-    queue._notifier.signal = lambda key, build: None  # type: ignore[method-assign]
-    pair.driver.send(b"one")
-    pair.driver.send(b"two")
+    with monkeypatch.context() as patch:
+        patch.setattr(queue._notifier, "signal", lambda key, build: None)
+        pair.driver.send(b"one")
+        pair.driver.send(b"two")
     pair.client.crq.post(*encode(Message.KICK, pair.client._number, queue=0, index=2))
     kick(pair, server_channel(pair), queue=0, index=1, generation=1)
-    queue._notifier.signal = held  # type: ignore[method-assign]
     pair.settle()
     assert [message for message, _ in pair.driver.answers] == [b"one", b"two"]
     pair.close()

@@ -199,7 +199,7 @@ def test_pop_of_an_ended_queue_gives_nothing_and_copies_nothing(
     assert device.session is not None
     queue = device.session.queues[0]
     driver.send(b"one", b"two", b"three")
-    pair.server_kernel._interrupts()  # without the passes that follow
+    pair.server_kernel.dispatcher.take_interrupts()  # without the passes that follow
     assert queue.ring.pending
     end(pair)
     copies: list[int] = []

@@ -57,7 +57,7 @@ class Client:
         self._available: dict[int, int] = {}
         self.crq = self.pair.client.crq
         self.crq._on_open = self.crq._on_lost = lambda: None
-        self.crq._on_message = lambda high, low: self.told.append(decode(high, low))
+        self.crq.inbox.on_message = lambda high, low: self.told.append(decode(high, low))
         self.pair.server.start()
         self.crq.register()
         self.pair.settle()
@@ -420,7 +420,7 @@ def test_client_that_never_empties_its_queue_does_not_bring_a_stopped_server_bac
     for _ in range(6):
         while client.port.send_crq(client.crq._unit_address, *message) == 0:
             pass
-        client.kernel._interrupts()  # without the deferred calls: the cut-off is still to come
+        client.kernel.dispatcher.take_interrupts()  # without the deferred calls: the cut-off is still to come
     assert client.kernel._soon
     client.server.stop()
     client.kernel.poll()
@@ -578,7 +578,7 @@ def test_suspend_that_is_given_up_for_an_unknown_message_is_answered_first(conne
     client.echo(b"AAAA")
     client.tell(Message.SUSPEND)
     raw: list[tuple[int, int]] = []
-    client.crq._on_message = lambda high, low: raw.append((high >> 48 & 0xFF, high >> 24 & 0xFF))
+    client.crq.inbox.on_message = lambda high, low: raw.append((high >> 48 & 0xFF, high >> 24 & 0xFF))
     client.crq.post(0x80 << 56 | 0x3F << 48 | 1 << 32, 0)
     client.pair.settle()
     assert raw == [(Message.SUSPEND | REPLY, Status.BAD_STATE), (0x3F | REPLY, Status.UNSUPPORTED)]
@@ -690,7 +690,7 @@ def test_exception_in_the_handler_of_a_message_strands_none_behind_it(connect: C
     """Also one that the server does not catch by itself."""
     client = connect(EchoDevice())
     client.negotiate()
-    handle = client.server.crq._on_message
+    handle = client.server.crq.inbox.on_message
     failures = [ZeroDivisionError("one"), ZeroDivisionError("two")]
 
     def trip(high: int, low: int) -> None:
@@ -698,7 +698,7 @@ def test_exception_in_the_handler_of_a_message_strands_none_behind_it(connect: C
             raise failures.pop()
         handle(high, low)
 
-    client.server.crq._on_message = trip
+    client.server.crq.inbox.on_message = trip
     client.crq.post(*encode(Message.CONFIG_READ, 1))
     client.crq.post(*encode(Message.CONFIG_READ, 1))
     assert client.echo(b"behind") == b"behind"
@@ -842,7 +842,7 @@ def test_flood_of_messages_does_not_make_the_passes_longer_and_longer(connect: C
         handled[0] += 1
         client.port.send_crq(client.crq._unit_address, high, low)
 
-    client.server.crq._on_message = flood
+    client.server.crq.inbox.on_message = flood
     client.port.send_crq(client.crq._unit_address, high, low)
     lengths, passes = [], []
     for _ in range(5):
@@ -886,7 +886,7 @@ def test_cut_off_of_an_old_connection_does_not_hit_the_next(connect: Connect) ->
     for _ in range(6):
         while client.port.send_crq(client.crq._unit_address, *message) == 0:
             pass
-        client.kernel._interrupts()
+        client.kernel.dispatcher.take_interrupts()
     client.server.stop()
     client.server.start()
     ledger = client.pair.server_adapter.ledger

@@ -216,7 +216,7 @@ def test_resume_that_is_refused_ends_the_session_and_the_next_one_runs(server: E
 def test_needs_reset_in_between_resets_the_device_once(server: Echo, first: Message) -> None:
     """P5.14: what was under way is over with the device's life; its late reply is ignored."""
     server.silent = {first}
-    hear = server.crq._on_message
+    hear = server.crq.inbox.on_message
 
     def needs_reset(high: int, low: int) -> None:
         hear(high, low)
@@ -225,7 +225,7 @@ def test_needs_reset_in_between_resets_the_device_once(server: Echo, first: Mess
             server.config_changed(NEEDS_RESET)
             server.crq.post(*encode(first | REPLY, server.session, status=Status.BAD_STATE))
 
-    server.crq._on_message = needs_reset
+    server.crq.inbox.on_message = needs_reset
     if first is Message.SUSPEND:
         server.echo.send(b"one", b"two")
         server.suspend()

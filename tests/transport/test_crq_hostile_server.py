@@ -84,7 +84,7 @@ class Server:
         self._window = self.pair.server._window
         self._config_address = 0
         self.crq = self.pair.server.crq
-        self.crq._on_message = self._hear
+        self.crq.inbox.on_message = self._hear
         self.crq._on_open = self.crq._on_lost = lambda: None
         self.after: dict[int, Callable[[], None]] = {}
         """What the server does after it has answered a message."""
@@ -291,7 +291,7 @@ def test_c001_that_is_never_answered_is_repeated_every_10_seconds(serve: Serve) 
         server.pair.clock.now += 1.0
         kernel.poll()
     assert 50 <= len(sent) <= 61
-    assert len(kernel._timers) < 10
+    assert len(kernel.dispatcher.timers) < 10
 
 
 @pytest.mark.parametrize("kind", [Message.PROBE, Message.ACKNOWLEDGE, Message.FIND_VQS, Message.DRIVER_OK])
@@ -405,7 +405,7 @@ def test_client_that_gave_up_tries_a_server_that_starts_anew() -> None:
     pair = PartitionPair(device, EchoDriver()).start()
     assert pair.client.state.value == "failed"
     pair.server.device = EchoDevice()
-    pair.server._service._device = pair.server._configuration._device = pair.server.device
+    pair.server._service.device = pair.server._configuration._device = pair.server.device
     pair.server.reset()
     pair.settle()
     assert pair.client.state.value == "running"

@@ -129,7 +129,7 @@ class Prober:
         self.replies: list[dict[str, int]] = []
         self.client = self.pair.client
         self.client.crq._on_open = lambda: None
-        self.client.crq._on_message = lambda high, low: self.replies.append(decode(high, low))
+        self.client.crq.inbox.on_message = lambda high, low: self.replies.append(decode(high, low))
         self.pair.start()
 
     def ask(self, kind: int, session: int = 5, **values: int) -> dict[str, int]:
@@ -232,7 +232,7 @@ def test_unknown_type_is_answered_unsupported(kind: int) -> None:
     prober = Prober()
     prober.probe()
     raw: list[tuple[int, int]] = []
-    prober.client.crq._on_message = lambda high, low: raw.append((high, low))
+    prober.client.crq.inbox.on_message = lambda high, low: raw.append((high, low))
     prober.client.crq.post(0x80 << 56 | kind << 48 | 5 << 32, 0)
     prober.pair.settle()
     assert [(high >> 48 & 0xFF, high >> 24 & 0xFF) for high, _ in raw] == [(kind | REPLY, Status.UNSUPPORTED)]

@@ -88,7 +88,7 @@ class Disk:
 
     @property
     def redirector(self) -> Redirector:
-        found = self.pair.server._service._redirector
+        found: Redirector | None = self.pair.server._service._redirector
         assert found is not None
         return found
 

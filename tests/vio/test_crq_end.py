@@ -209,7 +209,7 @@ def test_flood_of_the_partner_leaves_room_for_others(two: Two) -> None:
         turns.append(low)
         port.send_crq(two.client.unit_address, MESSAGE, 0)
 
-    two.server.crq._on_message = flood
+    two.server.crq.inbox.on_message = flood
     port.send_crq(two.client.unit_address, MESSAGE, 0)
-    two.server.kernel._interrupts()
+    two.server.kernel.dispatcher.take_interrupts()
     assert 0 < len(turns) <= 64 * 2 * 256

@@ -14,7 +14,8 @@ import pytest
 
 from powervio.phyp.hypervisor import Hypervisor
 from powervio.testing.clock import Clock
-from powervio.vio.kernel import PartitionKernel, Timer
+from powervio.vio.dispatcher import Timer
+from powervio.vio.kernel import PartitionKernel
 
 pytestmark = pytest.mark.dual
 

@@ -155,16 +155,26 @@ class CrqDisk:
         self.port = CrqPort(driver.queue, self._turn)
         """The driver's side of the queue."""
         self._rig = rig
+        # in one thread the server's partition has its turns here, too
+        kernels = rig.client_kernels if rig.threaded else [*rig.client_kernels, rig.server_kernel]
+        self._polls = tuple(kernel.poll for kernel in kernels)
         self._buffers: list[Buffer] = []
         self._control = self._allocate(_CONTROL, mapped=True)
         self._control_used = 0
 
     def _turn(self, milliseconds: int) -> bool:
-        if self._rig.turn():
+        if self._poll():
             return True
         # In one thread only a timer can bring news.
         self._rig.client_kernels[0].wait(milliseconds / 1000 if self._rig.threaded else 0.001)
-        return self._rig.turn()
+        return self._poll()
+
+    def _poll(self) -> bool:
+        worked: cython.bint = False
+        for poll in self._polls:
+            if poll():
+                worked = True
+        return worked
 
     def _allocate(self, length: int, *, mapped: bool) -> Buffer:
         buffer = self.disk.client.allocate(length, mapped=mapped)

@@ -18,7 +18,7 @@ from dataclasses import replace
 
 from powervio.devices.block_loop import BlockLoop
 from powervio.devices.block_options import SECTOR, BlockCounters, BlockOptions, check_options
-from powervio.devices.block_table import BlockRules, complete, fail_written, has_written, judge, mark, usual_end
+from powervio.devices.block_table import BlockRules, fail_written, serve
 from powervio.devices.throttle import Throttle, Waiting
 from powervio.errors import LocalError, RemoteError
 from powervio.memory.abstract import Backing, Payload
@@ -289,7 +289,7 @@ class BlockDevice(Device):
 
     def _process_batches(self, queue: DeviceQueue, batch: Batch) -> None:
         """Serve what is available, as many requests at once as there are."""
-        if not self._serve_left(queue):
+        if self._left and not self._serve_left(queue):
             return
         table = borrow()
         try:
@@ -299,36 +299,35 @@ class BlockDevice(Device):
                     full = table.fill(queue) == ROWS
                 except RemoteError:
                     if table.count:  # the ring broke behind them
-                        self._serve_table(queue, table, batch)
+                        self._serve_table(table, batch)
                     raise
                 if table.count:
-                    self._serve_table(queue, table, batch)
+                    self._serve_table(table, batch)
         finally:
             give_back(table)
 
-    def _serve_table(self, queue: DeviceQueue, table: RequestTable, batch: Batch) -> None:
-        """Serve these. Reads and writes have no order among each other; all else has its place between them.
+    def _serve_table(self, table: RequestTable, batch: Batch) -> None:
+        """Serve these."""
+        self._rules.capacity = self._capacity
+        flush = None if self._writeback else self._flush_written
+        usual = serve(table, batch, self.backing, self._rules, self._counters, flush, self._serve_other)
+        self.requests += usual  # `_serve_other` counts, too
+
+    def _serve_other(self, table: RequestTable, row: int) -> bool:
+        """Serve one that is no usual read or write.
 
         What takes long and was not charged for when it was popped may end the pass: the rest is for the next one.
         """
-        rules = self._rules
-        rules.capacity = self._capacity
-        batch.fetch(table)
-        mark(table, rules)
-        row, count = 0, table.count
-        while row < count:
-            end = usual_end(table, row)
-            if end > row:
-                self._carry_out(table, row, end, batch)
-                row = end
-                continue
-            self._handle(table.request(row), table.header(row))
-            row += 1
-            if row < count and queue.allowance is not None and queue.allowance <= 0:
-                rest = deque((table.request(one), table.header(one)) for one in range(row, count))
-                self._left[queue.index] = queue, rest
-                queue.wake()
-                return
+        queue = table.queue
+        assert queue is not None
+        self._handle(table.request(row), table.header(row))
+        row += 1
+        if row < table.count and queue.allowance is not None and queue.allowance <= 0:
+            rest = deque((table.request(one), table.header(one)) for one in range(row, table.count))
+            self._left[queue.index] = queue, rest
+            queue.wake()
+            return False
+        return True
 
     def _serve_left(self, queue: DeviceQueue, *, all_of_it: bool = False) -> bool:
         """Serve what is left of an earlier pass; whether that is all of it."""
@@ -340,16 +339,6 @@ class BlockDevice(Device):
                 queue.wake()
                 return False
         return True
-
-    def _carry_out(self, table: RequestTable, first: int, end: int, batch: Batch) -> None:
-        """Serve usual rows."""
-        batch.move(table, first, end, self.backing)
-        if not self._writeback and has_written(table, first, end):
-            self._flush_written(table, first, end)
-        judge(table, first, end, self._counters)
-        self.requests += end - first
-        batch.store(table, first, end)
-        complete(table, first, end, self._counters)
 
     def _flush_written(self, table: RequestTable, first: int, end: int) -> None:
         """Make the writes of a group stable: one flush covers all of them."""

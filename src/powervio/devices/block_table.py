@@ -8,6 +8,9 @@ This file is compiled (Cython pure mode) and also runs interpreted.
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from typing import Any
+
 import cython
 from cython.cimports.powervio.memory.hw import be32, be64, get32, get64, ld8, ld32, ld64, le32, le64, st8, st32, st64
 from cython.cimports.powervio.virtio.request_table import DRAIN, FILL, NO_MEMORY, OTHER, PRESENT, RequestTable
@@ -85,7 +88,48 @@ class BlockRules:
         return self.length <= self.capacity - self.position
 
 
-def mark(table: RequestTable, rules: BlockRules) -> None:
+def serve(
+    table: RequestTable,
+    batch: Any,
+    backing: Any,
+    rules: BlockRules,
+    counters: BlockCounters,
+    flush: Callable[[RequestTable, int, int], None] | None,
+    other: Callable[[RequestTable, int], bool],
+) -> int:
+    """Serve the rows of a table, as `batch` (a `Batch`) reaches them; returns how many usual ones there were.
+
+    Reads and writes have no order among each other, all else has its place between them: `other` gets each row that is
+    not usual, and says whether to go on with those behind it. `flush`, if any, makes the writes of a group of rows
+    stable before they complete.
+    """
+    row: cython.ulonglong = 0
+    end: cython.ulonglong
+    usual: cython.ulonglong = 0
+    batch.fetch(table)
+    _mark(table, rules)
+    while row < table.count:
+        end = row
+        while end < table.count and ld8(table.kinds, end) != OTHER:
+            end += 1
+        if end == row:
+            row += 1
+            if not other(table, row - 1):
+                break
+            continue
+        batch.move(table, row, end, backing)
+        if flush is not None and _has_written(table, row, end):
+            flush(table, row, end)
+        _judge(table, row, end, counters)
+        batch.store(table, row, end)
+        _complete(table, row, end, counters)
+        usual += end - row
+        row = end
+    return int(usual)
+
+
+@cython.cfunc
+def _mark(table: RequestTable, rules: BlockRules) -> cython.void:
     """Say for each row of a table whose headers were fetched what there is to do."""
     row: cython.ulonglong
     for row in range(table.count):
@@ -100,15 +144,9 @@ def mark(table: RequestTable, rules: BlockRules) -> None:
             st32(table.offsets, 4 * row, 0 if rules.kind == FILL else 16)
 
 
-def usual_end(table: RequestTable, first: cython.ulonglong) -> int:
-    """The first row from `first` on that is not usual."""
-    row: cython.ulonglong = first
-    while row < table.count and ld8(table.kinds, row) != OTHER:
-        row += 1
-    return int(row)
-
-
-def has_written(table: RequestTable, first: cython.ulonglong, end: cython.ulonglong) -> bool:
+@cython.cfunc
+@cython.exceptval(check=False)
+def _has_written(table: RequestTable, first: cython.ulonglong, end: cython.ulonglong) -> cython.bint:
     """Whether any of these usual rows has written to the backing."""
     row: cython.ulonglong
     for row in range(first, end):
@@ -125,7 +163,8 @@ def fail_written(table: RequestTable, first: cython.ulonglong, end: cython.ulong
             st32(table.results, 4 * row, code)
 
 
-def judge(table: RequestTable, first: cython.ulonglong, end: cython.ulonglong, counters: BlockCounters) -> None:
+@cython.cfunc
+def _judge(table: RequestTable, first: cython.ulonglong, end: cython.ulonglong, counters: BlockCounters) -> cython.void:
     """Make statuses of results, and count both."""
     row: cython.ulonglong
     result: cython.uint
@@ -154,11 +193,16 @@ def judge(table: RequestTable, first: cython.ulonglong, end: cython.ulonglong, c
     if writes:
         counters.writes += writes
         counters.bytes_written += bytes_written
-    counters.count("backing", failed)
-    counters.count("memory", no_memory)
+    if failed:
+        counters.count("backing", failed)
+    if no_memory:
+        counters.count("memory", no_memory)
 
 
-def complete(table: RequestTable, first: cython.ulonglong, end: cython.ulonglong, counters: BlockCounters) -> None:
+@cython.cfunc
+def _complete(
+    table: RequestTable, first: cython.ulonglong, end: cython.ulonglong, counters: BlockCounters
+) -> cython.void:
     """Give these usual rows back, after their statuses were stored."""
     row: cython.ulonglong
     written: cython.ulonglong
@@ -174,4 +218,5 @@ def complete(table: RequestTable, first: cython.ulonglong, end: cython.ulonglong
             if written + 1 == ld64(table.writable_bytes, 8 * row):
                 written += 1
         table.give(row, written)
-    counters.count("no status", lost)
+    if lost:
+        counters.count("no status", lost)

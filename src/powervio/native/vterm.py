@@ -14,7 +14,8 @@ from powervio.errors import LocalError
 from powervio.memory.area import PAGE_SIZE
 from powervio.papr.codes import Hcall, HcallError, ReturnCode
 from powervio.papr.nodes import VdeviceNode
-from powervio.vio.kernel import PartitionKernel, Timer
+from powervio.vio.dispatcher import Timer
+from powervio.vio.kernel import PartitionKernel
 
 CHARS = 16
 _ALL_ONES = 0xFFFF_FFFF_FFFF_FFFF

@@ -33,7 +33,6 @@ from powervio.papr.crq import (
     EVENT_OVERLAID,
     VALID_EVENT,
     VALID_INIT,
-    VALID_MESSAGE,
     InitCode,
     TransportEvent,
     format_of,
@@ -42,18 +41,14 @@ from powervio.papr.crq import (
 )
 from powervio.papr.nodes import VdeviceNode
 from powervio.papr.vioctl import Vioctl
+from powervio.vio.dispatcher import Timer
 from powervio.vio.dma import DmaSpace
-from powervio.vio.kernel import PartitionKernel, Timer
-from powervio.vio.slots import CrqSlots
+from powervio.vio.inbox import Inbox
+from powervio.vio.kernel import PartitionKernel
+from powervio.vio.outbox import RETRY_LAST, Outbox
 
 _log = logging.getLogger(__name__)
 
-_DRAIN_LIMIT = 256
-"""Elements handled in one go, so that a flood from one partner does not hold up the partition's other adapters."""
-_BACKLOG_LIMIT = 256
-"""Posts kept for a partner whose queue is full; one that never empties its queue is cut off beyond this."""
-_RETRY_FIRST = 0.001
-_RETRY_LAST = 0.1
 _FREE_ATTEMPTS = 100
 _ANSWER_LIMIT = 10.0
 """Seconds to wait for C002."""
@@ -73,11 +68,6 @@ class CrqState(Enum):
     INITIALIZING = "initializing"
     """Our C001 was delivered and not answered yet."""
     OPEN = "open"
-
-
-# what is asked for every message
-_CLOSED = CrqState.CLOSED
-_OPEN = CrqState.OPEN
 
 
 class Input(Enum):
@@ -159,37 +149,39 @@ class CrqEnd:
         self.state = CrqState.CLOSED
         self.suspended = False
         """Whether the partner left by FF06: it is only suspended, and what it has in hand is not over."""
-        self.strays = 0
-        """Elements dropped: messages outside an open connection, unknown headers and events."""
         self._kernel = kernel
         self._port = kernel.port
         self._node = node
         self._unit_address = node.unit_address
         self._interrupt = node.interrupt
         self._dma = dma
-        self._on_message = on_message
         self._on_open = on_open
         self._on_lost = on_lost
         self._on_gone = on_gone
-        self._on_drained = on_drained
         self._on_event = on_event
         self._prepare_msec = prepare_msec
         self._memory = dma.allocate(length)
-        self._slots = CrqSlots(self._memory.view)
-        # What waits for room in the partner's queue, oldest first: notifications under their keys, messages under
-        # negative ones. One order for both, because a request may rely on a message before it (P5.8) and a reply may
-        # say that everything was told (P5.12).
-        self._kept: dict[int, Callable[[], tuple[int, int]]] = {}
-        self._kept_messages = 0
-        self._posts = 0
-        self._retry: Timer | None = None
-        self._retry_delay = _RETRY_FIRST
+        self.inbox = Inbox(
+            self._memory.view, f"CRQ {self._unit_address:#x}", on_message, self._other, self._drain_soon, on_drained
+        )
+        """Where messages come in; see `drain`."""
+        self._outbox = Outbox(kernel, self._unit_address, lambda: self.gone, self._reset_soon)
+        # what is called for every batch of messages, without a step between
+        self.drain: Callable[[], None] = self.inbox.drain
+        """Take everything out of the queue and hand it up."""
+        self.post: Callable[[int, int], None] = self._outbox.post
+        """See `Outbox.post`."""
+        self.signal: Callable[[int, Callable[[], tuple[int, int]]], None] = self._outbox.signal
+        """See `Outbox.signal`."""
+        self.forget_signals: Callable[[], None] = self._outbox.forget_signals
+        """See `Outbox.forget_signals`."""
+        self.forget_signal: Callable[[int], None] = self._outbox.forget_signal
+        """See `Outbox.forget_signal`."""
         self._offering: Timer | None = None
         self._enabling: Timer | None = None
         # so that an answer to an earlier life of this partition is not taken for one to this
         self._number = secrets.randbits(62)
         self._partner_number = 0
-        self._draining = False
         self._drain_again = False
 
     # -- registration
@@ -199,20 +191,20 @@ class CrqEnd:
 
         Nothing happens when the adapter was unplugged.
         """
-        self._slots.reset()
+        self.inbox.slots.reset()
         self._kernel.request_interrupt(self._interrupt, self.drain)
         code = self._reg_crq()
         if code == ReturnCode.H_RESOURCE:
             # an earlier life of this partition left the queue registered (a crash kernel does), and filled by now
             self._free_crq()
-            self._slots.reset()
+            self.inbox.slots.reset()
             code = self._reg_crq()
         if code not in (ReturnCode.H_SUCCESS, ReturnCode.H_CLOSED):
             self._kernel.free_interrupt(self._interrupt)
             if self.gone:
                 return  # the owner learns of it by the device tree
             raise HcallError(Hcall.H_REG_CRQ, code)
-        self.state = CrqState.WAITING
+        self._become(CrqState.WAITING)
         self.suspended = False
         if code == ReturnCode.H_CLOSED and self._on_gone is not None:
             self._on_gone()  # whoever left while this end was closed sent it no event
@@ -233,7 +225,7 @@ class CrqEnd:
         if code == ReturnCode.H_SUCCESS:
             self._step(Input.SENT)
         elif code == ReturnCode.H_DROPPED:
-            self._offering = self._kernel.call_later(_RETRY_LAST, self._offer)
+            self._offering = self._kernel.call_later(RETRY_LAST, self._offer)
 
     @property
     def gone(self) -> bool:
@@ -244,9 +236,9 @@ class CrqEnd:
 
     def abandon(self) -> None:
         """The adapter was unplugged: everything of the connection is over, without a call that would name it."""
-        self._forget_posts()
+        self._outbox.forget()
         self._cancel_timers()
-        self.state = CrqState.CLOSED
+        self._become(CrqState.CLOSED)
         self._kernel.free_interrupt(self._interrupt)
 
     def _suspended(self) -> None:
@@ -282,10 +274,10 @@ class CrqEnd:
         if self.state is CrqState.CLOSED:
             return
         was_open = self.state is CrqState.OPEN
-        self._forget_posts()
+        self._outbox.forget()
         self._cancel_timers()
         self._free_crq()
-        self.state = CrqState.CLOSED
+        self._become(CrqState.CLOSED)
         self._kernel.free_interrupt(self._interrupt)
         if was_open:
             self._on_lost()
@@ -328,59 +320,37 @@ class CrqEnd:
 
     # -- receiving
 
-    def drain(self) -> None:
-        """Take everything out of the queue and hand it up."""
-        if self._draining or not self._slots.waiting():
-            return  # a handler waits in hcalls only, but may reset the connection from inside a message
-        self._draining = True
-        try:
-            self._drain()
-        finally:
-            self._draining = False
+    def _drain_soon(self) -> None:
+        if not self._drain_again:
+            self._drain_again = True
+            self._kernel.call_soon(self._drain_rest)
 
     def _drain_rest(self) -> None:
         self._drain_again = False
         self.drain()
 
-    def _drain(self) -> None:
-        handed_up = False
-        for _ in range(_DRAIN_LIMIT):
-            if self.state is _CLOSED:
-                break
-            element = self._slots.next()
-            if element is None:
-                break
-            high, low = element
-            header = header_of(high)
-            if header == VALID_MESSAGE:
-                if self.state is _OPEN:
-                    handed_up = True
-                    try:
-                        self._on_message(high, low)
-                    except Exception:  # it must not hold up those behind it
-                        _log.exception("CRQ %#x: message %016x %016x failed here", self._unit_address, high, low)
-                else:
-                    self.strays += 1
-            elif header == VALID_INIT:
-                self._init(format_of(high), low)
-            elif header == VALID_EVENT and format_of(high) in _GONE:
-                self.suspended = format_of(high) == TransportEvent.PARTNER_SUSPENDED
-                self._step(Input.GONE)
-                if self.suspended:
-                    self._suspended()
-            elif header == VALID_EVENT and format_of(high) in _SUSPENSION and self._on_event is not None:
-                self._on_event(TransportEvent(format_of(high)))
-                if (high >> 32) & EVENT_OVERLAID:
-                    # a message was lost and the connection goes on: nobody can say what is missing
-                    self._reset_soon()
-            else:
-                self.strays += 1
+    def _other(self, high: int, low: int) -> None:
+        """Take an element that is no message."""
+        header = header_of(high)
+        if header == VALID_INIT:
+            self._init(format_of(high), low)
+        elif header == VALID_EVENT and format_of(high) in _GONE:
+            self.suspended = format_of(high) == TransportEvent.PARTNER_SUSPENDED
+            self._step(Input.GONE)
+            if self.suspended:
+                self._suspended()
+        elif header == VALID_EVENT and format_of(high) in _SUSPENSION and self._on_event is not None:
+            self._on_event(TransportEvent(format_of(high)))
+            if (high >> 32) & EVENT_OVERLAID:
+                # a message was lost and the connection goes on: nobody can say what is missing
+                self._reset_soon()
         else:
-            if not self._drain_again:
-                self._drain_again = True
-                self._kernel.call_soon(self._drain_rest)
-        if handed_up and self._on_drained is not None:
-            self._on_drained()
+            self.inbox.strays += 1
+
+    @property
+    def strays(self) -> int:
+        """Elements dropped: messages outside an open connection, unknown headers and events."""
+        return self.inbox.strays
 
     def _init(self, code: int, number: int) -> None:
         if code == InitCode.INITIALIZE:
@@ -389,19 +359,25 @@ class CrqEnd:
         elif code == InitCode.INITIALIZATION_COMPLETE and number == self._number:
             self._step(Input.COMPLETE)
         else:
-            self.strays += 1
+            self.inbox.strays += 1
+
+    def _become(self, state: CrqState) -> None:
+        self.state = state
+        self.inbox.is_closed = state is CrqState.CLOSED
+        self.inbox.is_open = state is CrqState.OPEN
 
     def _step(self, happened: Input) -> None:
         transition = TRANSITIONS.get((self.state, happened))
         if transition is None:
             raise LocalError(f"CRQ {self._unit_address:#x}: {happened.value} cannot happen while {self.state.value}")
-        self.state, actions = transition
+        state, actions = transition
+        self._become(state)
         if happened is Input.SENT:
             number = self._number
             self._kernel.call_later(_ANSWER_LIMIT, lambda: self._unanswered(number))
         for action in actions:
             if action is Action.LOST:
-                self._forget_posts()
+                self._outbox.forget()
                 self._on_lost()
             elif action is Action.ANSWER:
                 self.post(init_message(InitCode.INITIALIZATION_COMPLETE), self._partner_number)
@@ -413,43 +389,14 @@ class CrqEnd:
     @property
     def waiting(self) -> bool:
         """Whether there are elements that were not taken yet."""
-        return self.state is not CrqState.CLOSED and self._slots.waiting()
+        return self.inbox.waiting
 
     # -- sending
 
     @property
     def backlogged(self) -> bool:
         """Whether messages are kept back because the partner's queue is full."""
-        return bool(self._kept)
-
-    def post(self, high: int, low: int) -> None:
-        """Send a message, now or as soon as the partner's queue has room, in order.
-
-        When the connection is gone the message is forgotten: an event tells of it, or the device tree when the adapter
-        was unplugged. A partner that lets more than 256 messages pile up is cut off (the connection is reset).
-        """
-        if not self._kept and self._sent(high, low):
-            return
-        self._posts += 1
-        self._kept[-self._posts] = lambda: (high, low)
-        self._kept_messages += 1
-        if self._kept_messages > _BACKLOG_LIMIT:
-            _log.warning("CRQ %#x: the partner does not empty its queue; connection reset", self._unit_address)
-            self._forget_posts()
-            self._reset_soon()
-        else:
-            self._retry_later()
-
-    def _sent(self, high: int, low: int) -> bool:
-        """Whether the message is off our hands; not when the partner's queue is full."""
-        code = self._port.send_crq(self._unit_address, high, low)
-        if code == 0:
-            return True
-        if code == ReturnCode.H_DROPPED:
-            return False
-        if code == ReturnCode.H_CLOSED or self.gone:
-            return True
-        raise HcallError(Hcall.H_SEND_CRQ, code)
+        return self._outbox.backlogged
 
     def _reset_soon(self) -> None:
         number = self._number
@@ -458,46 +405,3 @@ class CrqEnd:
     def _cut_off(self, number: int) -> None:
         if self.state is not CrqState.CLOSED and number == self._number:
             self.reset()
-
-    def signal(self, key: int, build: Callable[[], tuple[int, int]]) -> None:
-        """Send a notification for `key`, 0 or more; while the partner's queue is full only one for each key is kept.
-
-        `build` makes the message when it is sent, so a delayed one tells the newest state; it is sent after everything
-        that was posted before the newest call.
-        """
-        if not self._kept and self._sent(*build()):
-            return
-        self._kept.pop(key, None)
-        self._kept[key] = build
-        self._retry_later()
-
-    def forget_signals(self) -> None:
-        """Drop notifications that wait for room: what they tell of is over."""
-        self._kept = {key: build for key, build in self._kept.items() if key < 0}
-
-    def forget_signal(self, key: int) -> None:
-        """Drop the notification for `key` that waits for room."""
-        self._kept.pop(key, None)
-
-    def _retry_later(self) -> None:
-        if self._retry is None:
-            self._retry = self._kernel.call_later(self._retry_delay, self._send_kept)
-
-    def _send_kept(self) -> None:
-        self._retry = None
-        while self._kept:
-            key = next(iter(self._kept))
-            if not self._sent(*self._kept[key]()):
-                self._retry_delay = min(self._retry_delay * 2, _RETRY_LAST)
-                self._retry_later()
-                return
-            del self._kept[key]
-            self._kept_messages -= key < 0
-        self._retry_delay = _RETRY_FIRST
-
-    def _forget_posts(self) -> None:
-        self._kept.clear()
-        self._kept_messages = 0
-        if self._retry is not None:
-            self._retry.cancel()
-            self._retry = None

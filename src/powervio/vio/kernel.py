@@ -8,41 +8,16 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import heapq
-import logging
 import os
 import select
 import threading
 import time
-from collections import deque
 from collections.abc import Callable
-from itertools import count
 
 from powervio.papr.port import HcallPort
+from powervio.vio.dispatcher import Dispatcher, Timer
 from powervio.vio.dma import DmaSpace, PartitionPages
 from powervio.vio.engine import EngineWindow
-from powervio.vio.line import InterruptLine
-
-_INTERRUPT_LIMIT = 64
-"""Interrupts taken in one pass, so that a partner that floods does not keep timers and other work from their turn."""
-_FEW_SOURCES = 2
-"""The tree's and one adapter's: a second interrupt then waits so seldom that to look for it, a system call that fails,
-costs more than to be called again when there is one."""
-_log = logging.getLogger(__name__)
-
-
-class Timer:
-    """A call that is due at a time; `cancel` makes it never happen."""
-
-    __slots__ = ("call", "deadline")
-
-    def __init__(self, deadline: float, call: Callable[[], None]) -> None:
-        self.deadline = deadline
-        self.call: Callable[[], None] | None = call
-
-    def cancel(self) -> None:
-        """Forget the call; harmless when it was made already."""
-        self.call = None
 
 
 class PartitionKernel:
@@ -54,14 +29,21 @@ class PartitionKernel:
         self.engine = EngineWindow(port.engines[0]) if port.engines else None
         """The DMA engine of the partition's physical adapter, if it has one."""
         self.clock = clock
-        self._timers: list[tuple[float, int, Timer]] = []
-        self._order = count()
-        self._soon: deque[Callable[[], None]] = deque()
         self._readers: dict[int, Callable[[], None]] = {}
         # a copy: when the partition is terminated its line is closed, and the number may soon be somebody else's
         self._line_fd = os.dup(port.interrupt_fd)
-        self._line = InterruptLine(port, self._line_fd)
-        self._handlers = self._line.handlers
+        self.dispatcher = Dispatcher(port, self._line_fd, clock)
+        """What `poll` does."""
+        self._handlers = self.dispatcher.handlers
+        self._soon = self.dispatcher.soon
+        self._guard = self.dispatcher.guard
+        self.poll: Callable[[], bool] = self.dispatcher.poll
+        """One pass over interrupts, due timers and deferred calls, without waiting. True when anything was done.
+
+        Descriptors of `add_reader` are looked at by `wait` or by the asyncio loop.
+        """
+        self.next_deadline: Callable[[], float | None] = self.dispatcher.next_deadline
+        """When the next timer is due, in the clock's seconds."""
         self._wake_fd = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
         self._poller = select.poll()
         self._poller.register(self._line_fd, select.POLLIN)
@@ -116,8 +98,7 @@ class PartitionKernel:
 
     def call_later(self, delay: float, call: Callable[[], None]) -> Timer:
         """Call after `delay` seconds."""
-        timer = Timer(self.clock() + delay, call)
-        heapq.heappush(self._timers, (timer.deadline, next(self._order), timer))
+        timer = self.dispatcher.add_timer(delay, call)
         if self._loop is not None:
             self._wake()  # the loop has to learn of a deadline that may be earlier than the one it sleeps for
         return timer
@@ -146,39 +127,6 @@ class PartitionKernel:
             self._poller.unregister(fd)
             if self._loop is not None:
                 self._loop.remove_reader(fd)
-
-    def poll(self) -> bool:
-        """One pass over interrupts, due timers and deferred calls, without waiting. True when anything was done.
-
-        Descriptors of `add_reader` are looked at by `wait` or by the asyncio loop.
-        """
-        worked = self._interrupts()
-        if self._soon:
-            worked = True
-            for _ in range(len(self._soon)):
-                self._guard(self._soon.popleft())
-        while self._timers and self._timers[0][0] <= self.clock():
-            timer = heapq.heappop(self._timers)[2]
-            if timer.call is not None:
-                worked = True
-                self._guard(timer.call)
-        return worked
-
-    def _interrupts(self) -> bool:
-        return self._line.take(1 if len(self._handlers) <= _FEW_SOURCES else _INTERRUPT_LIMIT)
-
-    def _guard(self, call: Callable[[], None]) -> None:
-        """A fault of ours in one adapter must not stop the others of the partition."""
-        try:
-            call()
-        except Exception:
-            _log.exception("partition %s: a handler failed", self.port.partition_name)
-
-    def next_deadline(self) -> float | None:
-        """When the next timer is due, in the clock's seconds."""
-        while self._timers and self._timers[0][2].call is None:
-            heapq.heappop(self._timers)
-        return self._timers[0][0] if self._timers else None
 
     def _timeout(self) -> float | None:
         if self._soon:

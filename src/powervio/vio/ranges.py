@@ -1,8 +1,14 @@
-"""Allocation of runs of pages out of a range: partition memory, and I/O addresses of a window."""
+# cython: language_level=3
+"""Allocation of runs of pages out of a range: partition memory, and I/O addresses of a window.
+
+This file is compiled (Cython pure mode) and also runs interpreted.
+"""
 
 from __future__ import annotations
 
 from bisect import insort
+
+import cython
 
 from powervio.errors import LocalError
 
@@ -11,6 +17,8 @@ class RangeExhausted(LocalError):
     """No run of free pages is long enough."""
 
 
+@cython.final
+@cython.cclass
 class PageRange:
     """First-fit allocator of page runs, with a free list for each run length in front of it.
 
@@ -18,20 +26,30 @@ class PageRange:
     handed out again; only when nothing fits are the kept runs merged with their neighbours.
     """
 
+    free_pages: cython.longlong
+    _what: str
+    _total: cython.longlong
+    _starts: list[int]
+    _lengths: dict[int, int]
+    _kept: dict[int, list[int]]
+
     def __init__(self, first: int, pages: int, what: str) -> None:
         """Manage `pages` pages from page number `first`; `what` names the resource in errors."""
         self._what = what
         self._total = pages
         self._starts = [first] if pages > 0 else []
         self._lengths = {first: pages} if pages > 0 else {}
-        self._kept: dict[int, list[int]] = {}
+        self._kept = {}
         self.free_pages = pages
 
-    def allocate(self, pages: int) -> int:
+    @cython.ccall
+    @cython.exceptval(-1)
+    def allocate(self, pages: cython.longlong) -> cython.longlong:
         """The first page number of a run. Raises `RangeExhausted`, and `LocalError` for a run without pages."""
         if pages < 1:
             raise LocalError(f"{self._what}: a run has one page at least, not {pages}")
-        kept = self._kept.get(pages)
+        kept: list[int] | None = self._kept.get(pages)
+        start: int | None
         if kept:
             self.free_pages -= pages
             return kept.pop()
@@ -46,9 +64,13 @@ class PageRange:
         self.free_pages -= pages
         return start
 
-    def free(self, start: int, pages: int) -> None:
+    @cython.ccall
+    def free(self, start: cython.longlong, pages: cython.longlong) -> cython.void:
         """Give back a run exactly as it was allocated."""
-        self._kept.setdefault(pages, []).append(start)
+        kept: list[int] | None = self._kept.get(pages)
+        if kept is None:
+            kept = self._kept[pages] = []
+        kept.append(start)
         self.free_pages += pages
 
     def _first_fit(self, pages: int) -> int | None:

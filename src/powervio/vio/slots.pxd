@@ -6,6 +6,9 @@ cdef class CrqSlots:
     cdef readonly unsigned long long length
     cdef readonly unsigned long long slot
     cdef unsigned long long place
+    cdef unsigned long long high
+    cdef unsigned long long low
     cdef object _view
     cpdef void reset(self)
-    cpdef bint waiting(self)
+    cpdef bint waiting(self) noexcept
+    cdef bint take(self) noexcept

@@ -29,6 +29,8 @@ class CrqSlots:
     length: cython.ulonglong
     slot: cython.ulonglong
     place: cython.ulonglong
+    high: cython.ulonglong
+    low: cython.ulonglong
     _view: Any
 
     def __init__(self, memory: memoryview, slot: int = 16) -> None:
@@ -42,6 +44,8 @@ class CrqSlots:
         self.length = view.nbytes
         self.slot = slot
         self.place = 0
+        self.high = self.low = 0
+        """Bytes 0-7 and 8-15 of what `take` took last, as big-endian integers."""
 
     @cython.ccall
     def reset(self) -> cython.void:
@@ -53,26 +57,33 @@ class CrqSlots:
         self.place = 0
 
     @cython.ccall
+    @cython.exceptval(check=False)
     def waiting(self) -> cython.bint:
         """Whether there is an element to take."""
         return (be64(ld64_acquire(self.base, self.place)) >> HEADER_SHIFT) != 0
 
     def next(self) -> tuple[int, int] | None:
-        """Take the next element as `(high, low)`: bytes 0-7 and 8-15 as big-endian integers; None if there is none.
+        """Take the next element as `(high, low)`; None if there is none. See `take`."""
+        return (self.high, self.low) if self.take() else None
+
+    @cython.cfunc
+    @cython.exceptval(check=False)
+    def take(self) -> cython.bint:
+        """Take the next element: `high` and `low` are its halves. False if there is none.
 
         The first half is loaded once, with its header; the header is zeroed after everything was read.
         """
         offset: cython.ulonglong = self.place
         high: cython.ulonglong = be64(ld64_acquire(self.base, offset))
-        low: cython.ulonglong
         if (high >> HEADER_SHIFT) == 0:
-            return None
-        low = be64(ld64(self.base, offset + 8))
+            return False
+        self.high = high
+        self.low = be64(ld64(self.base, offset + 8))
         st8_release(self.base, offset, 0)
         self.place = offset + self.slot
         if self.place >= self.length:
             self.place = 0
-        return (high, low)
+        return True
 
     def next_wide(self) -> tuple[int, int, int, int] | None:
         """Take the next element of 32 bytes as four big-endian integers; None if there is none. As `next` otherwise."""

@@ -17,8 +17,9 @@ from powervio.papr.crq import VALID_MESSAGE
 from powervio.papr.nodes import VdeviceNode
 from powervio.papr.vioctl import Vioctl
 from powervio.vio.crq import CrqEnd, CrqState
+from powervio.vio.dispatcher import Timer
 from powervio.vio.dma import DmaSpace
-from powervio.vio.kernel import PartitionKernel, Timer
+from powervio.vio.kernel import PartitionKernel
 from powervio.vio.slots import CrqSlots
 
 Element: TypeAlias = tuple[int, int, int, int]

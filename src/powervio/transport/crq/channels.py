@@ -21,10 +21,12 @@ from powervio.vio.subcrq import Element, SubCrqEnd
 class Notifier(Protocol):
     """Where notifications of a queue go: the CRQ, or the queue's Sub-CRQ."""
 
-    def signal(self, key: int, build: Callable[[], tuple[int, int]]) -> None:
-        """Send a notification; see `CrqEnd.signal`."""
+    @property
+    def signal(self) -> Callable[[int, Callable[[], tuple[int, int]]], None]:
+        """Send a notification; see `Outbox.signal`."""
 
-    def forget_signal(self, key: int) -> None:
+    @property
+    def forget_signal(self) -> Callable[[int], None]:
         """Drop the one that waits for room."""
 
 

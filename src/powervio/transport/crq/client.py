@@ -29,8 +29,9 @@ from powervio.transport.crq.protocol import (
 from powervio.transport.crq.quiescence import Quiescence
 from powervio.transport.crq.replies import AwaitedReplies
 from powervio.vio.crq import CrqEnd, CrqState
+from powervio.vio.dispatcher import Timer
 from powervio.vio.dma import DmaSpace
-from powervio.vio.kernel import PartitionKernel, Timer
+from powervio.vio.kernel import PartitionKernel
 from powervio.virtio import status as device_status
 from powervio.virtio.driver import Driver
 from powervio.virtio.queue import Buffer
@@ -486,12 +487,13 @@ class VirtioVio:
             self._used.clear()
             return
         used, self._used = self._used, set()
+        queues = self._handshake.queues
         for index in used:
-            if index >= len(self._queues):
+            if index >= len(queues):
                 self.rejected += 1
                 continue
             try:
-                self.driver.completed(self._queues[index])
+                self.driver.completed(queues[index])
             except RemoteError as error:
                 self._fail(f"queue {index}: the device broke the ring: {error}")
                 return

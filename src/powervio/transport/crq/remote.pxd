@@ -11,3 +11,4 @@ cdef class RemoteWindow:
     cdef object _dma
     cpdef int copy_in(self, unsigned long long address, unsigned long long length, unsigned long long local) except? -1
     cpdef int copy_out(self, unsigned long long address, unsigned long long length, unsigned long long local) except? -1
+    cpdef int put(self, unsigned long long address, bytes data) except? -1

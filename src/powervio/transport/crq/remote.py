@@ -128,14 +128,21 @@ class RemoteWindow:
         """Put bytes into the partner's memory."""
         length = len(data)
         if length <= _WRITE_LIMIT:
-            code = self._port.write_rdma(self._remote, address, data)
-            if code:
-                self._check(code, address, length, "writing")
+            self.put(address & _REGISTER, data)
             return
         for at in range(0, length, BOUNCE_SIZE):
             piece = data[at : at + BOUNCE_SIZE]
             self.bounce.view[: len(piece)] = piece
             self.store(address + at, len(piece), self.bounce)
+
+    @cython.ccall
+    @cython.exceptval(-1)
+    def put(self, address: cython.ulonglong, data: bytes) -> cython.int:
+        """As `write`, of up to 48 bytes: one call; 8 of them at a multiple of 8 are stored at once."""
+        code = self._port.write_rdma(self._remote, address, data)
+        if code:
+            self._check(code, address, len(data), "writing")
+        return 0
 
 
 class RdmaPayload(Payload):

@@ -1,18 +1,22 @@
+# cython: language_level=3, boundscheck=False, wraparound=False, cdivision=True, initializedcheck=False, nonecheck=False
 """Virtqueues in the client's memory as the server reaches them: shadows of its own, and copies by remote DMA.
 
 A device ring works on the shadow as if it were the ring; each method here is one batch of copies (`RingMemory`). What a
 batch costs is what decides over the transport's speed, so areas that are adjacent at the client come in one copy.
+This file is compiled (Cython pure mode) and also runs interpreted.
 """
 
 from __future__ import annotations
 
 from typing import ClassVar
 
+import cython
+from cython.cimports.powervio.transport.crq.shadow import RingShadow
+
 from powervio.errors import RemoteError
 from powervio.memory.abstract import RingMemory
 from powervio.transport.crq.protocol import QueueAddresses
 from powervio.transport.crq.remote import RemoteWindow
-from powervio.transport.crq.shadow import RingShadow
 from powervio.vio.dma import DmaSpace
 from powervio.virtio import packed_layout, split_layout
 
@@ -85,24 +89,30 @@ class RemoteSplitRing(RemoteRing):
             self.shadow.fetch(self._addresses.descriptors, 16 * self._size, 0)
             self.fetch_available()
 
-    def store_used(self, first: int, count: int) -> None:
+    def store_used(self, first: cython.ulonglong, count: cython.ulonglong) -> None:
         """See `RingMemory`: elements (two copies where they wrap), then the index in a copy of its own, because no
         order is promised inside one copy (papr-vio 4.1)."""
-        used = self._addresses.used
-        until_end = min(count, self._size - first)
-        self.shadow.store(used + 4 + 8 * first, 8 * until_end, self._used_at + 4 + 8 * first)
+        shadow: RingShadow = self.shadow
+        used: cython.ulonglong = self._addresses.used
+        place: cython.ulonglong = self._used_at
+        until_end: cython.ulonglong = self._size - first
+        if count < until_end:
+            until_end = count
+        shadow.store(used + 4 + 8 * first, 8 * until_end, place + 4 + 8 * first)
         if count > until_end:
-            self.shadow.store(used + 4, 8 * (count - until_end), self._used_at + 4)
-        self.shadow.store(used + 2, 2, self._used_at + 2)
+            shadow.store(used + 4, 8 * (count - until_end), place + 4)
+        shadow.store(used + 2, 2, place + 2)
 
     def store_suppression(self) -> None:
         """See `RingMemory`: only what changed since the last time."""
-        event_at = 4 + 8 * self._size
+        used: cython.ulonglong = self._addresses.used
+        event_at: cython.ulonglong = 4 + 8 * self._size
+        shadow: RingShadow = self.shadow
         flags, event = bytes(self.used[:2]), bytes(self.used[event_at : event_at + 2])
         if flags != self._suppression[0]:
-            self.shadow.store(self._addresses.used, 2, self._used_at)
+            shadow.store(used, 2, self._used_at)
         if event != self._suppression[1]:
-            self.shadow.store(self._addresses.used + event_at, 2, self._used_at + event_at)
+            shadow.store(used + event_at, 2, self._used_at + event_at)
         self._suppression = (flags, event)
 
 
@@ -112,27 +122,35 @@ class RemotePackedRing(RemoteRing):
     def __init__(self, window: RemoteWindow, dma: DmaSpace, addresses: QueueAddresses) -> None:
         """See `RemoteRing`."""
         super().__init__(window, dma, addresses, packed_layout.EVENT_BYTES, packed_layout.EVENT_BYTES)
+        self._ring = addresses.descriptors
 
-    def fetch_run(self, first: int, count: int) -> None:
+    def fetch_run(self, first: cython.ulonglong, count: cython.ulonglong) -> None:
         """See `RingMemory`: one copy, two where the run goes over the end of the ring."""
-        ring = self._addresses.descriptors
-        until_end = min(count, self._size - first)
-        self.shadow.fetch_along(ring + 16 * first, 16 * until_end, 16 * first)
+        shadow: RingShadow = self.shadow
+        ring: cython.ulonglong = self._ring
+        until_end: cython.ulonglong = self._size - first
+        if count < until_end:
+            until_end = count
+        shadow.fetch_along(ring + 16 * first, 16 * until_end, 16 * first)
         if count > until_end:
-            self.shadow.fetch(ring, 16 * (count - until_end), 0)
+            shadow.fetch(ring, 16 * (count - until_end), 0)
 
-    def store_run(self, first: int, count: int) -> None:
+    def store_run(self, first: cython.ulonglong, count: cython.ulonglong) -> None:
         """See `RingMemory`: one copy of all but the first (two over the end of the ring), then one aligned doubleword,
         which H_WRITE_RDMA stores whole (P6.7)."""
-        start = first + 1 if first + 1 < self._size else 0
-        until_end = min(count - 1, self._size - start)
-        ring = self._addresses.descriptors
+        shadow: RingShadow = self.shadow
+        ring: cython.ulonglong = self._ring
+        size: cython.ulonglong = self._size
+        start: cython.ulonglong = first + 1 if first + 1 < size else 0
+        until_end: cython.ulonglong = size - start
+        place: cython.ulonglong = 16 * first + 8
+        if count - 1 < until_end:
+            until_end = count - 1
         if until_end:
-            self.shadow.store(ring + 16 * start, 16 * until_end, 16 * start)
+            shadow.store(ring + 16 * start, 16 * until_end, 16 * start)
         if count - 1 > until_end:
-            self.shadow.store(ring, 16 * (count - 1 - until_end), 0)
-        place = 16 * first + 8
-        self.shadow.write(ring + place, 8, place)
+            shadow.store(ring, 16 * (count - 1 - until_end), 0)
+        shadow.write(ring + place, 8, place)
 
     def store_suppression(self) -> None:
         """See `RingMemory`: one call."""

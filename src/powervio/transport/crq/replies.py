@@ -7,7 +7,8 @@ from collections.abc import Callable
 
 from powervio.transport.crq.protocol import REPLY, Message, encode
 from powervio.vio.crq import CrqEnd
-from powervio.vio.kernel import PartitionKernel, Timer
+from powervio.vio.dispatcher import Timer
+from powervio.vio.kernel import PartitionKernel
 
 _REPLY_LIMIT = 10.0
 """Seconds for the server to answer a configuration message."""

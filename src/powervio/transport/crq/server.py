@@ -51,6 +51,7 @@ _log = logging.getLogger(__name__)
 _PREPARE_MSEC = 10_000
 """How long requests in hand may take when the client's partition is to be suspended."""
 _OVER = device_status.FAILED | device_status.NEEDS_RESET
+_KICK = int(Message.KICK)
 
 
 class VirtioCrq:
@@ -297,7 +298,7 @@ class VirtioCrq:
         session = self._configuration.session
         number = (high >> 32) & 0xFFFF
         kind = (high >> 48) & 0xFF
-        if kind == Message.KICK:
+        if kind == _KICK:
             # the hot one: remembered here, served when the CRQ is empty, so that kicks of one burst become one
             if session is None or number != session.number or not session.status.running:
                 self._refused += 1  # also before DRIVER_OK: survived, not served (virtio 1.4, 3.1.1)

@@ -1,7 +1,9 @@
+# cython: language_level=3, boundscheck=False, wraparound=False, cdivision=True, initializedcheck=False, nonecheck=False
 """The request path of a server adapter: from a kick to the used ring.
 
 `QueueService` has the queues of one session. A kick is noted while the CRQ is drained; when it is empty each kicked
 queue is served: ring copied in, requests handed to the device, completions copied out, client told.
+This file is compiled (Cython pure mode) and also runs interpreted.
 """
 
 from __future__ import annotations
@@ -10,6 +12,11 @@ import logging
 from collections.abc import Callable, Mapping
 from functools import partial
 from types import MappingProxyType
+from typing import Any
+
+import cython
+from cython.cimports.powervio.virtio.device_queue import DeviceQueue
+from cython.cimports.powervio.virtio.device_ring import DeviceRing
 
 from powervio.errors import LocalError, RemoteError, Verdict
 from powervio.transport.crq.batch import RdmaBatch
@@ -22,22 +29,40 @@ from powervio.vio.dma import DmaSpace
 from powervio.vio.kernel import PartitionKernel
 from powervio.virtio import features as feature
 from powervio.virtio.device import Device, DeviceSession
-from powervio.virtio.device_ring import DeviceRing
 from powervio.virtio.packed_device import PackedDeviceRing
 from powervio.virtio.packed_layout import FIRST_POSITION
-from powervio.virtio.queue import DeviceQueue
 from powervio.virtio.split_device import SplitDeviceRing
 
 _log = logging.getLogger(__name__)
 
-_ROUNDS = 16
-_PASS_BYTES = 8 << 20
+_ROUNDS = cython.declare(cython.int, 16)
+_PASS_BYTES = cython.declare(cython.int, 8 << 20)
 """Passes over one queue, and bytes of requests taken from it, before the adapter's other queues and the partition's
 other adapters get a turn. A single request is bounded by its device."""
 
 
+@cython.final
+@cython.cclass
 class QueueService:
     """The live queues of one device and one session."""
+
+    paused: cython.bint
+    frozen: cython.bint
+    touched: cython.bint
+    on_idle: Any
+    on_frozen: Any
+    rejected: cython.ulonglong
+    device: Any
+    _kernel: Any
+    _notifiers: dict[int, Notifier]
+    _dma: Any
+    _window: Any
+    _on_broken: Any
+    _redirector: Any
+    _rings: dict[int, RemoteRing]
+    _queues: dict[int, DeviceQueue]
+    _kicked: dict[int, int | None]
+    _builders: dict[int, Callable[[], tuple[int, int]]]
 
     def __init__(
         self,
@@ -55,25 +80,26 @@ class QueueService:
         """Set while the device is suspended: kicks are dropped (P5.12)."""
         self.frozen = False
         """Set from FF09 to FF0A, while the client's partition is being suspended: kicks are dropped (P1.8)."""
-        self.on_idle: Callable[[], None] | None = None
+        self.on_idle = None
         """Called once when the device has nothing in hand any more."""
-        self.on_frozen: Callable[[], None] | None = None
+        self.on_frozen = None
         """The same for whoever froze the service."""
         self.rejected = 0
         """Kicks without a queue, and requests that failed alone."""
         self._kernel = kernel
-        self._notifiers: dict[int, Notifier] = {}
+        self._notifiers = {}
         self._dma = dma
         self._window = window
-        self._device = device
+        self.device = device
+        """What is served."""
         self.touched = False
         """Whether the device has something of this session, so that it has to be reset with it."""
         self._on_broken = on_broken
         self._redirector = redirector
-        self._rings: dict[int, RemoteRing] = {}
-        self._queues: dict[int, DeviceQueue] = {}
-        self._kicked: dict[int, int | None] = {}
-        self._builders: dict[int, Callable[[], tuple[int, int]]] = {}
+        self._rings = {}
+        self._queues = {}
+        self._kicked = {}
+        self._builders = {}
 
     def __contains__(self, index: int) -> bool:
         return index in self._queues
@@ -91,7 +117,7 @@ class QueueService:
     def start(self, session: DeviceSession) -> None:
         """Start the device on the queues that were added."""
         self.touched = True
-        self._device.start(session)
+        self.device.start(session)
 
     def add(
         self,
@@ -155,7 +181,7 @@ class QueueService:
     def reset(self, index: int) -> None:
         """The client reset one queue: the device forgets its requests, and nothing of it is touched any more."""
         self._remove(index)
-        self._device.queue_reset(index)
+        self.device.queue_reset(index)
 
     def _remove(self, index: int) -> None:
         queue = self._queues.pop(index)
@@ -173,7 +199,7 @@ class QueueService:
         if self.touched:
             self.touched = False
             try:
-                self._device.reset()
+                self.device.reset()
             except Exception:
                 _log.exception("the device failed to reset")
         for index in list(self._queues):
@@ -214,9 +240,10 @@ class QueueService:
 
     def serve(self) -> None:
         """Serve every queue that was kicked."""
-        if not self._kicked:
+        kicked: dict[int, int | None] = self._kicked
+        if not kicked:
             return
-        kicked, self._kicked = self._kicked, {}
+        self._kicked = {}
         if self.paused or self.frozen:
             return
         for index, known in kicked.items():
@@ -224,12 +251,16 @@ class QueueService:
             if queue is None:
                 self.rejected += 1
             else:
-                self._guarded(self._serve, queue, known)
+                self._give_turn(queue, True, known)
 
-    def _guarded(self, turn: Callable[..., None], queue: DeviceQueue, *arguments: int | None) -> None:
-        """Give the device a turn."""
+    @cython.cfunc
+    def _give_turn(self, queue: DeviceQueue, kicked: cython.bint, known: Any) -> cython.void:
+        """Give the device a turn. `kicked`: the client may have made buffers available, up to `known`."""
         try:
-            turn(queue, *arguments)
+            if kicked:
+                self._serve(queue, known)
+            else:
+                self._turn(queue)
         except RemoteError as error:
             self._broken(queue.index, error)
         except Exception:
@@ -244,16 +275,18 @@ class QueueService:
         """The device asked for a turn. What is known of the ring is enough: the client kicks when there is more."""
         if queue.woken() and not self.paused and not self.frozen:
             queue.allowance = _PASS_BYTES
-            self._guarded(self._turn, queue)
+            self._give_turn(queue, False, None)
             if queue.live and queue.allowance <= 0 and queue.available:
                 queue.wake()
 
-    def _turn(self, queue: DeviceQueue) -> None:
-        self._device.process(queue)
+    @cython.cfunc
+    def _turn(self, queue: DeviceQueue) -> cython.void:
+        self.device.process(queue)
         queue.flush()
 
-    def _serve(self, queue: DeviceQueue, known: int | None) -> None:
-        ring = queue.ring
+    @cython.cfunc
+    def _serve(self, queue: DeviceQueue, known: Any) -> cython.void:
+        ring: DeviceRing = queue.ring
         queue.allowance = _PASS_BYTES
         for _ in range(_ROUNDS):
             ring.refresh(known)
@@ -290,7 +323,7 @@ class QueueService:
         """Serve what was kicked, then nothing more; call `when_done` when the device has nothing in hand."""
         self.serve()
         self.frozen = True
-        self._device.suspend()
+        self.device.suspend()
         if self.in_hand:
             self.on_frozen = when_done
         else:

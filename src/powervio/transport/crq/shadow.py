@@ -11,7 +11,7 @@ from __future__ import annotations
 from typing import Any
 
 import cython
-from cython.cimports.powervio.memory.hw import copy, pointer
+from cython.cimports.powervio.memory.hw import address_of, bytes_at, copy, pointer
 from cython.cimports.powervio.transport.crq.remote import RemoteWindow
 
 from powervio.errors import RemoteError, Verdict
@@ -22,7 +22,7 @@ ANNEX_LIMIT = 12 * 1024
 
 _LIMIT = cython.declare(cython.ulonglong, ANNEX_LIMIT)
 _LAST = cython.declare(cython.ulonglong, 0xFFFF_FFFF_FFFF_FFFF)
-_REGISTER = 0xFFFF_FFFF_FFFF_FFFF
+_REGISTER = cython.declare(cython.ulonglong, 0xFFFF_FFFF_FFFF_FFFF)
 """What of a sum of addresses arrives at the hypervisor."""
 
 
@@ -76,36 +76,46 @@ class RingShadow:
         self._view = bytearray(8)
         self._shadow = pointer(self._view)
 
-    def fetch(self, address: int, length: int, offset: int) -> None:
+    @cython.ccall
+    @cython.exceptval(-1)
+    def fetch(self, address: cython.ulonglong, length: cython.ulonglong, offset: cython.ulonglong) -> cython.int:
         """Copy from the client."""
         try:
             self._window.copy_in(address & _REGISTER, length, self._ioba + offset)
         except RemoteError as error:
             raise _lost(error) from None
+        return 0
 
-    def store(self, address: int, length: int, offset: int) -> None:
+    @cython.ccall
+    @cython.exceptval(-1)
+    def store(self, address: cython.ulonglong, length: cython.ulonglong, offset: cython.ulonglong) -> cython.int:
         """Copy to the client."""
         try:
             self._window.copy_out(address & _REGISTER, length, self._ioba + offset)
         except RemoteError as error:
             raise _lost(error) from None
+        return 0
 
-    def write(self, address: int, length: int, offset: int) -> None:
-        """Write a few bytes to the client; 8 of them at a multiple of 8 at once."""
+    @cython.ccall
+    @cython.exceptval(-1)
+    def write(self, address: cython.ulonglong, length: cython.ulonglong, offset: cython.ulonglong) -> cython.int:
+        """Write a few bytes, up to 48, to the client; 8 of them at a multiple of 8 at once."""
         try:
-            self._window.write(address & _REGISTER, bytes(self._view[offset : offset + length]))
+            self._window.put(address & _REGISTER, bytes_at(address_of(self._shadow, offset), length))
         except RemoteError as error:
             raise _lost(error) from None
+        return 0
 
-    def fetch_along(self, address: int, length: int, offset: int) -> None:
+    @cython.ccall
+    @cython.exceptval(-1)
+    def fetch_along(self, address: cython.ulonglong, length: cython.ulonglong, offset: cython.ulonglong) -> cython.int:
         """As `fetch`, of descriptors, and what lies behind them up to the small buffers that were asked for before, if
         that is near: a client with a few slots for headers uses the same ones again, and one copy brings them."""
         start: cython.ulonglong = address & _REGISTER
         end: cython.ulonglong = start + length
         self._length = 0
         if start > _LAST - _LIMIT or not end <= self._low < self._high <= start + _LIMIT:
-            self.fetch(address, length, offset)
-            return
+            return self.fetch(address, length, offset)
         window: RemoteWindow = self._window
         try:
             window.copy_in(start, self._high - start, window.bounce.ioba)
@@ -113,10 +123,9 @@ class RingShadow:
             self._forbidden = True
             self._low = _LAST
             self._high = 0
-            self.fetch(address, length, offset)
-            return
+            return self.fetch(address, length, offset)
         copy(self._shadow, offset, window.base, 0, length)
-        self._keep(self._low, start, self._high - self._low)
+        return self._keep(self._low, start, self._high - self._low)
 
     @cython.cfunc
     @cython.exceptval(-1)

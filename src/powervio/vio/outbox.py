@@ -1,0 +1,153 @@
+# cython: language_level=3, boundscheck=False, wraparound=False, cdivision=True, initializedcheck=False, nonecheck=False
+"""The sending half of a CRQ connection: messages and notifications in order, kept while the partner's queue is full.
+
+This file is compiled (Cython pure mode) and also runs interpreted.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable
+from typing import Any
+
+import cython
+
+from powervio.papr.codes import Hcall, HcallError, ReturnCode
+from powervio.vio.dispatcher import Timer
+from powervio.vio.kernel import PartitionKernel
+
+_log = logging.getLogger(__name__)
+
+_LIMIT = cython.declare(cython.int, 256)
+"""Posts kept for a partner whose queue is full; one that never empties its queue is cut off beyond this."""
+RETRY_FIRST = 0.001
+RETRY_LAST = 0.1
+"""Seconds after which what was kept is tried again: first, and at most."""
+_DROPPED = cython.declare(cython.longlong, int(ReturnCode.H_DROPPED))
+_CLOSED = cython.declare(cython.longlong, int(ReturnCode.H_CLOSED))
+
+
+@cython.final
+@cython.cclass
+class Outbox:
+    """In its partition's thread.
+
+    What waits for room in the partner's queue is kept oldest first: notifications under their keys, messages under
+    negative ones. One order for both, because a request may rely on a message before it (P5.8) and a reply may say that
+    everything was told (P5.12).
+    """
+
+    _kernel: PartitionKernel
+    _port: Any
+    _unit_address: int
+    _is_gone: Callable[[], bool]
+    _on_overflow: Callable[[], None]
+    _kept: dict[int, Callable[[], tuple[int, int]]]
+    _kept_messages: cython.int
+    _posts: cython.longlong
+    _retry: Timer | None
+    _delay: cython.double
+
+    def __init__(
+        self,
+        kernel: PartitionKernel,
+        unit_address: int,
+        is_gone: Callable[[], bool],
+        on_overflow: Callable[[], None],
+    ) -> None:
+        """`is_gone` says whether the adapter was unplugged; `on_overflow` is called when the partner is cut off."""
+        self._kernel = kernel
+        self._port = kernel.port
+        self._unit_address = unit_address
+        self._is_gone = is_gone
+        self._on_overflow = on_overflow
+        self._kept = {}
+        self._kept_messages = 0
+        self._posts = 0
+        self._retry = None
+        self._delay = RETRY_FIRST
+
+    @property
+    def backlogged(self) -> bool:
+        """Whether messages are kept back because the partner's queue is full."""
+        return bool(self._kept)
+
+    def post(self, high: int, low: int) -> None:
+        """Send a message, now or as soon as the partner's queue has room, in order.
+
+        When the connection is gone the message is forgotten: an event tells of it, or the device tree when the adapter
+        was unplugged. A partner that lets more than 256 messages pile up is cut off (the connection is reset).
+        """
+        if not self._kept and self._sent(high, low):
+            return
+        self._posts += 1
+        self._kept[-self._posts] = lambda: (high, low)
+        self._kept_messages += 1
+        if self._kept_messages > _LIMIT:
+            _log.warning("CRQ %#x: the partner does not empty its queue; connection reset", self._unit_address)
+            self.forget()
+            self._on_overflow()
+        else:
+            self._retry_later()
+
+    def signal(self, key: int, build: Callable[[], tuple[int, int]], /) -> None:
+        """Send a notification for `key`, 0 or more; while the partner's queue is full only one for each key is kept.
+
+        `build` makes the message when it is sent, so a delayed one tells the newest state; it is sent after everything
+        that was posted before the newest call.
+        """
+        message: tuple[int, int]
+        if not self._kept:
+            message = build()
+            if self._sent(message[0], message[1]):
+                return
+        self._kept.pop(key, None)
+        self._kept[key] = build
+        self._retry_later()
+
+    def forget_signals(self) -> None:
+        """Drop notifications that wait for room: what they tell of is over."""
+        self._kept = {key: build for key, build in self._kept.items() if key < 0}
+
+    def forget_signal(self, key: int, /) -> None:
+        """Drop the notification for `key` that waits for room."""
+        self._kept.pop(key, None)
+
+    def forget(self) -> None:
+        """Drop all that waits for room."""
+        self._kept.clear()
+        self._kept_messages = 0
+        if self._retry is not None:
+            self._retry.cancel()
+            self._retry = None
+
+    @cython.cfunc
+    @cython.exceptval(-1)
+    def _sent(self, high: object, low: object) -> cython.int:
+        """Whether the message is off our hands; not when the partner's queue is full."""
+        code: cython.longlong = self._port.send_crq(self._unit_address, high, low)
+        if code == 0:
+            return 1
+        if code == _DROPPED:
+            return 0
+        if code == _CLOSED or self._is_gone():
+            return 1
+        raise HcallError(Hcall.H_SEND_CRQ, code)
+
+    @cython.cfunc
+    def _retry_later(self) -> cython.void:
+        if self._retry is None:
+            self._retry = self._kernel.call_later(self._delay, self._send_kept)
+
+    def _send_kept(self) -> None:
+        self._retry = None
+        while self._kept:
+            key = next(iter(self._kept))
+            message = self._kept[key]()
+            if not self._sent(message[0], message[1]):
+                self._delay = min(self._delay * 2, RETRY_LAST)
+                self._retry_later()
+                return
+            del self._kept[key]
+            self._kept_messages -= key < 0
+        self._delay = RETRY_FIRST

@@ -1,1 +1,0 @@
-from powervio.vio.line import *
