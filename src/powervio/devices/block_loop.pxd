@@ -32,7 +32,9 @@ cdef class BlockLoop:
     cdef unsigned char *_stopping
     cdef unsigned char *_uring
     cdef bint _has_uring
+    cdef bint _watches
     cdef unsigned int _flying
+    cdef unsigned int _launched
     cdef bint _given_up
     cdef bint _looked
     cdef bint _whole
@@ -49,6 +51,9 @@ cdef class BlockLoop:
     cdef void _note(self, unsigned int head, unsigned long long status, unsigned long long position, unsigned long long length, unsigned int count, unsigned int what) noexcept nogil
     cdef void _advance(self, unsigned int head, unsigned long long done) noexcept nogil
     cdef void _launch(self, unsigned int head) noexcept nogil
+    cdef int _watch_again(self, unsigned long long token, long long outcome) except? -1 nogil
+    cdef int _rest(self) noexcept nogil
+    cdef int _submit(self) noexcept nogil
     cdef int _reap(self) except? -1 nogil
     cdef int _result(self, unsigned int head, long long outcome) except? -1 nogil
     cdef int _moved(self, unsigned int head, unsigned long long status, bint writes, unsigned long long length) except? -1 nogil

@@ -40,13 +40,16 @@ from cython.cimports.powervio.memory.space import READ, WRITE, AddressSpace
 from cython.cimports.powervio.memory.target import FileTarget
 from cython.cimports.powervio.memory.uring import (
     uring_close,
+    uring_defers,
     uring_fd,
     uring_move,
     uring_open,
+    uring_rest,
     uring_result,
     uring_submit,
     uring_sync,
     uring_wait,
+    uring_watch,
 )
 from cython.cimports.powervio.virtio.device_queue import MappedQueue
 from cython.cimports.powervio.virtio.device_ring import DeviceRing
@@ -60,6 +63,8 @@ _ROW = cython.declare(cython.ulonglong, 2560)
 """Pieces of one request's data at most, and their bytes; what has more is the device's Python's."""
 _TURN = cython.declare(cython.int, 32)
 """Requests that are begun before results are looked for."""
+_TOGETHER = cython.declare(cython.uint, 4)
+"""Requests that are handed to the kernel together, at most: more is less work, but the medium would wait for them."""
 
 _FLUSH = cython.declare(cython.uint, 4)
 _READS = cython.declare(cython.uint, 0)
@@ -69,8 +74,14 @@ _SYNCS = cython.declare(cython.uint, 2)
 # Of a request in flight: status address, position, bytes that are missing, bytes of all, pieces, what it does.
 _IN_FLIGHT = cython.declare(cython.ulonglong, 40)
 
+_NOT_NOW = cython.declare(cython.int, -errno.EAGAIN)
+_BUSY = cython.declare(cython.int, -errno.EBUSY)
 _AGAIN = cython.declare(cython.longlong, -errno.EAGAIN)
 _INTERRUPTED = cython.declare(cython.longlong, -errno.EINTR)
+
+_KICK = cython.declare(cython.ulonglong, 1 << 32)
+_STOP = cython.declare(cython.ulonglong, 1 << 33)
+"""Tokens of the kernel's ring that are no heads: watches of the two descriptors that may end a sleep."""
 
 _OK = cython.declare(cython.uint, 0)
 _IOERR = cython.declare(cython.uint, 1)
@@ -105,7 +116,9 @@ class BlockLoop:
     _stopping: cython.p_uchar
     _uring: cython.p_uchar
     _has_uring: cython.bint
+    _watches: cython.bint
     _flying: cython.uint
+    _launched: cython.uint
     _given_up: cython.bint
     _looked: cython.bint
     _whole: cython.bint
@@ -150,8 +163,8 @@ class BlockLoop:
         self._small = pointer(small)
         self._header = pointer(header)
         self._stopping = pointer(stopping)
-        self._has_uring = False
-        self._flying = 0
+        self._has_uring = self._watches = False
+        self._flying = self._launched = 0
         self._given_up = False
         self._looked = self._whole = False
         self._spin = int(spin * 1e9)
@@ -160,8 +173,10 @@ class BlockLoop:
     def run(self) -> None:
         """Serve until `stop`; what is in flight then has ended on return. Raises `RemoteError` for a broken ring."""
         size: cython.uint = self._ring.size
-        self._uring = uring_open(size)
+        self._uring = uring_open(size + 2)
         self._has_uring = self._uring != cython.NULL
+        # then it is the place to sleep in: one call submits, waits, and has the results made
+        self._watches = self._has_uring and uring_defers(self._uring) != 0
         try:
             with cython.nogil:
                 self._run()
@@ -205,13 +220,19 @@ class BlockLoop:
     @cython.exceptval(-1)
     def _run(self) -> cython.int:
         begun: cython.int
+        if self._watches:
+            uring_watch(self._uring, self._stop_fd, _STOP)
+            if self._queue.kick >= 0:
+                uring_watch(self._uring, self._queue.kick, _KICK)
         while not ld8_acquire(self._stopping, 0):
             begun = 0
             self._looked = False
             while begun < _TURN and self._serve_one():
                 begun += 1
-            if self._flying:
-                uring_submit(self._uring)
+                if self._launched == _TOGETHER:
+                    self._submit()
+            if self._flying or self._watches:
+                self._submit()
                 begun += self._reap()
             if begun == 0:
                 self._idle()
@@ -231,24 +252,39 @@ class BlockLoop:
             while clock_ns() < until:
                 if self._ring.look() or ld8_acquire(self._stopping, 0):
                     return 0
-                if self._flying and self._reap():
-                    return 0
+                if self._flying:
+                    self._submit()
+                    if self._reap():
+                        return 0
                 relax()
         if self._ring.arm():
             self._ring.disarm()
             return 0
         self.sleeps += 1
-        # what the kernel did not take at once is handed over again soon
-        ready = self._queue.rest(
-            self._stop_fd,
-            uring_fd(self._uring) if self._flying else -1,
-            1 if self._flying and uring_submit(self._uring) else -1,
-        )
+        ready = self._rest()
         self._ring.disarm()
         if ready < 0:
             with cython.gil:
                 raise OSError(-ready, f"queue {self._queue.index}: waiting for kicks failed")
         return 0
+
+    @cython.cfunc
+    @cython.nogil
+    @cython.exceptval(check=False)
+    def _rest(self) -> cython.int:
+        """Sleep until there is a kick or a result, or the loop is to stop. Negative: an errno."""
+        outcome: cython.int
+        if self._watches:
+            outcome = uring_rest(self._uring)
+            if outcome == _BUSY or outcome == _NOT_NOW:
+                return self._queue.rest(self._stop_fd, -1, 1)  # the kernel is short of memory: again soon
+            return outcome
+        # what the kernel did not take at once is handed over again soon
+        return self._queue.rest(
+            self._stop_fd,
+            uring_fd(self._uring) if self._flying else -1,
+            1 if self._flying and self._submit() else -1,
+        )
 
     @cython.cfunc
     @cython.nogil
@@ -423,6 +459,7 @@ class BlockLoop:
         what: cython.uint = ld32(self._moves, row + 36)
         fd: cython.int = self._target.fd
         self._flying += 1
+        self._launched += 1
         self.deferred += 1
         if what == _SYNCS:
             uring_sync(self._uring, fd, head)
@@ -439,16 +476,45 @@ class BlockLoop:
 
     @cython.cfunc
     @cython.nogil
+    @cython.exceptval(check=False)
+    def _submit(self) -> cython.int:
+        """Hand what was launched to the kernel; not 0 when it did not take all of it."""
+        self._launched = 0
+        return uring_submit(self._uring)
+
+    @cython.cfunc
+    @cython.nogil
     @cython.exceptval(-1)
     def _reap(self) -> cython.int:
         """Take the results that are there; how many requests they completed."""
         completed: cython.int = 0
-        while uring_result(self._uring, self._small):
-            self._flying -= 1
-            completed += self._result(
-                cython.cast(cython.uint, ld64(self._small, 0)), cython.cast(cython.longlong, ld64(self._small, 8))
-            )
+        found: cython.int = uring_result(self._uring, self._small)
+        token: cython.ulonglong
+        while found:
+            token = ld64(self._small, 0)
+            if token < _KICK:
+                self._flying -= 1
+                if self._result(cython.cast(cython.uint, token), cython.cast(cython.longlong, ld64(self._small, 8))):
+                    if completed == 0 and not self._given_up:
+                        self._queue.settle()  # a driver that sleeps wakes up while the rest is done
+                    completed += 1
+            elif found == 1:  # the kernel ended a watch
+                self._watch_again(token, cython.cast(cython.longlong, ld64(self._small, 8)))
+            found = uring_result(self._uring, self._small)
         return completed
+
+    @cython.cfunc
+    @cython.nogil
+    @cython.exceptval(-1)
+    def _watch_again(self, token: cython.ulonglong, outcome: cython.longlong) -> cython.int:
+        """A watch is over; it can see no more when the kernel had no room for its results."""
+        if self._given_up:
+            return 0
+        if outcome < 0:
+            with cython.gil:
+                raise OSError(-outcome, f"queue {self._queue.index}: waiting for kicks failed")
+        uring_watch(self._uring, self._stop_fd if token == _STOP else self._queue.kick, token)
+        return 0
 
     @cython.cfunc
     @cython.nogil

@@ -3,13 +3,15 @@
  * every C compiler's libc brings along; liburing would be one more package to
  * build with. The interpreted stand-in is uring.py; uring.pxd declares this.
  *
- * One thread has a ring. Memory that an operation names stays where it is
+ * One thread has a ring, which is the one that made it: where the kernel can (Linux 6.1) results are made when that
+ * thread asks for them, which saves an interruption for each. Memory that an operation names stays where it is
  * until the operation is over; a table of pieces only until it is submitted.
  */
 #pragma once
 
 #include <errno.h>
 #include <linux/io_uring.h>
+#include <poll.h>
 #include <stdint.h>
 #include <stdlib.h>
 #include <string.h>
@@ -19,10 +21,31 @@
 
 typedef unsigned char uring_u8;
 
+/* Headers may be older than the kernel. */
+#ifndef IORING_SETUP_TASKRUN_FLAG
+#define IORING_SETUP_TASKRUN_FLAG (1U << 9)
+#endif
+#ifndef IORING_SETUP_SINGLE_ISSUER
+#define IORING_SETUP_SINGLE_ISSUER (1U << 12)
+#endif
+#ifndef IORING_SETUP_DEFER_TASKRUN
+#define IORING_SETUP_DEFER_TASKRUN (1U << 13)
+#endif
+#ifndef IORING_SQ_TASKRUN
+#define IORING_SQ_TASKRUN (1U << 2)
+#endif
+
+#if __BYTE_ORDER__ == __ORDER_BIG_ENDIAN__
+#define URING_POLLIN (POLLIN << 16) /* the kernel swaps the halves */
+#else
+#define URING_POLLIN POLLIN
+#endif
+
 struct uring {
 	int fd;
 	unsigned int entries, waiting; /* added and not submitted */
-	unsigned int *sq_head, *sq_tail, *sq_mask, *sq_array;
+	int defers;		       /* results are made when they are asked for */
+	unsigned int *sq_head, *sq_tail, *sq_mask, *sq_flags, *sq_array;
 	unsigned int *cq_head, *cq_tail, *cq_mask;
 	struct io_uring_sqe *sqes;
 	struct io_uring_cqe *cqes;
@@ -55,7 +78,13 @@ static inline uring_u8 *uring_open(unsigned int entries)
 	if (!u)
 		return NULL;
 	memset(&p, 0, sizeof(p));
+	p.flags = IORING_SETUP_SINGLE_ISSUER | IORING_SETUP_DEFER_TASKRUN | IORING_SETUP_TASKRUN_FLAG;
 	u->fd = (int)syscall(__NR_io_uring_setup, entries, &p);
+	u->defers = u->fd >= 0;
+	if (u->fd < 0) {
+		memset(&p, 0, sizeof(p));
+		u->fd = (int)syscall(__NR_io_uring_setup, entries, &p);
+	}
 	if (u->fd < 0) {
 		free(u);
 		return NULL;
@@ -82,6 +111,7 @@ static inline uring_u8 *uring_open(unsigned int entries)
 	u->sq_head = (unsigned int *)(base + p.sq_off.head);
 	u->sq_tail = (unsigned int *)(base + p.sq_off.tail);
 	u->sq_mask = (unsigned int *)(base + p.sq_off.ring_mask);
+	u->sq_flags = (unsigned int *)(base + p.sq_off.flags);
 	u->sq_array = (unsigned int *)(base + p.sq_off.array);
 	u->cq_head = (unsigned int *)(base + p.cq_off.head);
 	u->cq_tail = (unsigned int *)(base + p.cq_off.tail);
@@ -90,25 +120,45 @@ static inline uring_u8 *uring_open(unsigned int entries)
 	return (uring_u8 *)u;
 }
 
-/* Readable while there are results. */
+/* Readable while there are results; not where `uring_defers`. */
 static inline int uring_fd(const uring_u8 *handle) { return ((const struct uring *)handle)->fd; }
 
-/* Hand what was added to the kernel. Returns 0 or the negative errno; then it
- * is still there, to be submitted later. */
+/* Whether results are made in `uring_submit` and `uring_rest` only. */
+static inline int uring_defers(const uring_u8 *handle) { return ((const struct uring *)handle)->defers; }
+
+/* Hand what was added to the kernel, and have the results made that there are.
+ * Returns 0 or the negative errno; then it is still there, to be submitted
+ * later. */
 static inline int uring_submit(uring_u8 *handle)
 {
 	struct uring *u = (struct uring *)handle;
+	unsigned int flags = u->defers ? IORING_ENTER_GETEVENTS : 0;
 	int done;
 
-	while (u->waiting) {
-		done = (int)syscall(__NR_io_uring_enter, u->fd, u->waiting, 0, 0, NULL, 0);
-		if (done >= 0)
-			u->waiting -= (unsigned int)done;
-		else if (errno != EINTR)
+	while (u->waiting || (u->defers && __atomic_load_n(u->sq_flags, __ATOMIC_RELAXED) & IORING_SQ_TASKRUN)) {
+		done = (int)syscall(__NR_io_uring_enter, u->fd, u->waiting, 0, flags, NULL, 0);
+		if (done < 0 && errno != EINTR)
 			return -errno;
+		if (!u->waiting)
+			return 0;
 		if (!done)
 			return -EAGAIN;
+		if (done > 0)
+			u->waiting -= (unsigned int)done;
 	}
+	return 0;
+}
+
+/* The same, and sleep until there is a result. Returns 0, also when a signal
+ * came, or the negative errno. */
+static inline int uring_rest(uring_u8 *handle)
+{
+	struct uring *u = (struct uring *)handle;
+	int done = (int)syscall(__NR_io_uring_enter, u->fd, u->waiting, 1, IORING_ENTER_GETEVENTS, NULL, 0);
+
+	if (done < 0)
+		return errno == EINTR ? 0 : -errno;
+	u->waiting -= (unsigned int)done;
 	return 0;
 }
 
@@ -177,23 +227,44 @@ static inline int uring_sync(uring_u8 *handle, int fd, uint64_t token)
 	return 1;
 }
 
-/* The next result as {u64 token, i64 bytes or negative errno}. Returns 1, or 0
- * when there is none. */
+/* Add a watch that gives a result at once if a descriptor can be read, and then
+ * whenever something more comes; it need not be read. Returns as `uring_move`. */
+static inline int uring_watch(uring_u8 *handle, int fd, uint64_t token)
+{
+	struct uring *u = (struct uring *)handle;
+	struct io_uring_sqe *sqe = uring_entry(u);
+
+	if (!sqe)
+		return 0;
+	sqe->opcode = IORING_OP_POLL_ADD;
+	sqe->fd = fd;
+	sqe->len = IORING_POLL_ADD_MULTI;
+	sqe->poll32_events = URING_POLLIN;
+	sqe->user_data = token;
+	uring_added(u);
+	return 1;
+}
+
+/* The next result as {u64 token, i64 bytes or negative errno}. Returns 0
+ * when there is none, 2 when there will be more of the same operation (a
+ * watch), else 1. */
 static inline int uring_result(uring_u8 *handle, uring_u8 *result)
 {
 	struct uring *u = (struct uring *)handle;
 	unsigned int head = *u->cq_head;
 	const struct io_uring_cqe *cqe;
 	int64_t outcome;
+	int more;
 
 	if (head == __atomic_load_n(u->cq_tail, __ATOMIC_ACQUIRE))
 		return 0;
 	cqe = &u->cqes[head & *u->cq_mask];
 	outcome = cqe->res;
+	more = !!(cqe->flags & IORING_CQE_F_MORE);
 	memcpy(result, &cqe->user_data, 8);
 	memcpy(result + 8, &outcome, 8);
 	__atomic_store_n(u->cq_head, head + 1, __ATOMIC_RELEASE);
-	return 1;
+	return 1 + more;
 }
 
 /* Sleep until there is a result. Returns 0 or the negative errno. */

@@ -22,12 +22,27 @@ def uring_close(handle: Pointer) -> None:
 
 
 def uring_fd(handle: Pointer) -> int:
-    """A descriptor that can be read while there are results."""
+    """A descriptor that can be read while there are results; not where `uring_defers`."""
     return -1
 
 
+def uring_defers(handle: Pointer) -> int:
+    """Whether results are made in `uring_submit` and `uring_rest` only."""
+    return 0
+
+
+def uring_rest(handle: Pointer) -> int:
+    """As `uring_submit`, and sleep until there is a result, or a signal came."""
+    return -errno.ENOSYS
+
+
+def uring_watch(handle: Pointer, fd: int, token: int) -> int:
+    """Add a watch that gives a result at once if a descriptor can be read, and then whenever something more comes."""
+    return 0
+
+
 def uring_submit(handle: Pointer) -> int:
-    """Hand what was added to the kernel; 0 or the negative errno."""
+    """Hand what was added to the kernel, and have the results made that there are; 0 or the negative errno."""
     return -errno.ENOSYS
 
 
@@ -42,7 +57,9 @@ def uring_sync(handle: Pointer, fd: int, token: int) -> int:
 
 
 def uring_result(handle: Pointer, result: Pointer) -> int:
-    """The next result as {u64 token, i64 bytes or negative errno}; 1, or 0 when there is none."""
+    """The next result as {u64 token, i64 bytes or negative errno}; 0 when there is none, 2 when its operation (a watch)
+    will have more, else 1.
+    """
     return 0
 
 
