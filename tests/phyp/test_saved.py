@@ -183,6 +183,12 @@ def test_operations_at_work_on_its_memory_keep_a_partition(linked: Rig) -> None:
     linked.client.pins -= 1
 
 
+def pending_and_accepted(state: PartitionState) -> None:
+    source = state.adapters[0].interrupt
+    state.pending = [source]
+    state.accepted = [source]
+
+
 WRONG: dict[str, tuple[Callable[[PartitionState], object], str]] = {
     "memory": (lambda state: setattr(state, "memory", 8 * PAGE), "bytes of memory; it was saved with"),
     "slots": (lambda state: state.adapters.clear(), "adapters in slots"),
@@ -205,6 +211,8 @@ WRONG: dict[str, tuple[Callable[[PartitionState], object], str]] = {
         "no CRQ can be",
     ),
     "interrupt of nobody": (lambda state: state.pending.append(0x9999), "is none of an adapter"),
+    "interrupt that is two things": (pending_and_accepted, "is said to be accepted"),
+    "interrupt of 25 bits": (lambda state: state.accepted.append(1 << 24), "is said to be accepted"),
 }
 
 

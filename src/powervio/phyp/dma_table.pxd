@@ -55,9 +55,9 @@ cdef class DmaOperation:
     cdef unsigned long long _after(self, unsigned long long number, unsigned long long count) noexcept nogil
     cdef unsigned int _begin(self, unsigned long long number) noexcept nogil
     cdef unsigned int _end(self, unsigned long long after, unsigned long long count) noexcept nogil
-    cdef void _carry_out(self, Target target, unsigned long long count) noexcept nogil
+    cdef unsigned long long _carry_out(self, Target target, unsigned char *results, unsigned long long count) noexcept nogil
     cdef int _ask(self, object backing, unsigned long long number, unsigned int end) except? -1
     cdef int _make_accounts(self) except? -1
-    cdef void _account(self, unsigned int begin, unsigned int end) noexcept
+    cdef void _account(self, unsigned int begin, unsigned int end) noexcept nogil
     cpdef int count_all(self) except? -1
     cpdef int settle(self) except? -1

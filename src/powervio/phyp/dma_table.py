@@ -37,6 +37,12 @@ ACCESS = cython.declare(cython.ulonglong, 3)
 READ = cython.declare(cython.ulonglong, 1)
 WRITE = cython.declare(cython.ulonglong, 2)
 
+# What `redirect.Places` has of a place.
+_PLACE = cython.declare(cython.ulonglong, 16)
+_LINK = cython.declare(cython.ulonglong, 0)
+_NUMBER = cython.declare(cython.ulonglong, 4)
+_TCE = cython.declare(cython.ulonglong, 8)
+
 # A move of `papr.engine.MOVE`: where its fields are.
 _MOVE = cython.declare(cython.ulonglong, 32)
 _POSITION = cython.declare(cython.ulonglong, 0)
@@ -105,6 +111,7 @@ class DmaTable:
         code: cython.int = 0
         copies: CopySet = table.copies
         places: Places = self.places
+        there: cython.p_uchar = places.entries
         own: TceTable = self.own
         listed: cython.bint = addresses is not None
         words: cython.p_uchar = table.entries if addresses is None else pointer(addresses)
@@ -123,7 +130,7 @@ class DmaTable:
             if code != 0:
                 break
             # overwritten: what was copied there before is a copy no more
-            if places.link(index + i) != 0:
+            if ld32(there, _PLACE * (index + i) + _LINK) != 0:
                 self.forget(index + i, 1)
             own.drop(index + i)
             places.put(index + i, account, copies.add(entry, owner, index + i), tce)
@@ -140,23 +147,25 @@ class DmaTable:
         number: cython.uint
         known: cython.uint = 0
         places: Places = self.places
+        there: cython.p_uchar = places.entries
         copies: CopySet | None = None
         for place in range(index, index + count):
-            number = places.link(place)
+            number = ld32(there, _PLACE * place + _LINK)
             if number == 0:
                 continue
             if number != known:
                 copies = cython.cast(Link, places.links.objects[number]).copies
                 known = number
             assert copies is not None
-            copies.invalidate_in(places, places.number(place))
+            copies.invalidate_in(places, ld32(there, _PLACE * place + _NUMBER))
         return 0
 
     @cython.ccall
     @cython.exceptval(check=False)
     def redirected(self, index: cython.ulonglong) -> cython.ulonglong:
         """The client's entry that was copied to a place in bounds; 0 where none was."""
-        return self.places.tce(index) if self.places.link(index) else 0
+        there: cython.p_uchar = self.places.entries
+        return ld64(there, _PLACE * index + _TCE) if ld32(there, _PLACE * index + _LINK) else 0
 
 
 @cython.final
@@ -238,7 +247,7 @@ class DmaOperation:
     ) -> cython.bint:
         """As `take`, where what is known of a link holds from one range to the next: the lock was held all the time."""
         size: cython.ulonglong = table.count << PAGE_SHIFT
-        places: Places = table.places
+        there: cython.p_uchar = table.places.entries
         number: cython.uint
         pinned: cython.uint
         place: cython.ulonglong
@@ -252,8 +261,8 @@ class DmaOperation:
             part = PAGE - (ioba & (PAGE - 1))
             if length < part:
                 part = length
-            place = ioba >> PAGE_SHIFT
-            number = places.link(place)
+            place = _PLACE * (ioba >> PAGE_SHIFT)
+            number = ld32(there, place + _LINK)
             if number == 0:
                 address = table.own.translate(ioba, need)
                 if address < 0:
@@ -263,12 +272,12 @@ class DmaOperation:
                     self._add_partition(table.partition)
                 self._extend(0, table.own.memory, cython.cast(cython.ulonglong, address), part)
             else:
-                tce = places.tce(place)
+                tce = ld64(there, place + _TCE)
                 if (tce & need) != need:
                     return False
                 if number != self._known:
-                    self._use_link(places.links.objects[number], number)
-                pinned = places.number(place)
+                    self._use_link(table.places.links.objects[number], number)
+                pinned = ld32(there, place + _NUMBER)
                 assert self._copies is not None
                 self._copies.pin(pinned)
                 self._note_pin(self._mine, pinned)
@@ -421,20 +430,22 @@ class DmaOperation:
         after: cython.ulonglong
         error: cython.int
         failed: cython.int = 0
+        left: cython.ulonglong = count
         self._make_accounts()
         if target is not None:
             with cython.nogil:
-                self._carry_out(target, count)
+                left = self._carry_out(target, results, count)
+        if left == 0:
+            return 0
         while number < count:
             after = self._after(number, count)
-            error = 0
             if not ld32(self._moves, _MOVE * number + _FLAGS) & _DONE:
                 error = self._ask(backing, number, self._end(after, count))
-            if error == 0:
-                self._account(self._begin(number), self._end(after, count))
-            else:
-                failed += 1
-            st32(results, _MOVE * number + _RESULT, error)
+                if error == 0:
+                    self._account(self._begin(number), self._end(after, count))
+                else:
+                    failed += 1
+                st32(results, _MOVE * number + _RESULT, error)
             number = after
         return failed
 
@@ -464,9 +475,10 @@ class DmaOperation:
     @cython.cfunc
     @cython.nogil
     @cython.exceptval(check=False)
-    def _carry_out(self, target: Target, count: cython.ulonglong) -> cython.void:
-        """All that a target does by itself."""
+    def _carry_out(self, target: Target, results: cython.p_uchar, count: cython.ulonglong) -> cython.ulonglong:
+        """All requests that a target moves by itself; how many it did not."""
         number: cython.ulonglong = 0
+        left: cython.ulonglong = 0
         after: cython.ulonglong
         position: cython.ulonglong
         length: cython.ulonglong
@@ -494,7 +506,12 @@ class DmaOperation:
                 done = target.write(pieces, end - begin, position, length)
             if done:
                 st32(moves, _MOVE * number + _FLAGS, flags | _DONE)
+                st32(results, _MOVE * number + _RESULT, 0)
+                self._account(begin, end)
+            else:
+                left += 1
             number = after
+        return left
 
     @cython.cfunc
     @cython.exceptval(-1)
@@ -524,6 +541,7 @@ class DmaOperation:
         return 0
 
     @cython.cfunc
+    @cython.nogil
     @cython.exceptval(check=False)
     def _account(self, begin: cython.uint, end: cython.uint) -> cython.void:
         run: cython.ulonglong

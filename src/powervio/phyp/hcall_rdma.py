@@ -63,8 +63,8 @@ def copy_rdma(
     d_ioba: cython.ulonglong,
 ) -> cython.int:
     """H_COPY_RDMA: copy between any two panes of the caller. All checks come before the first byte."""
-    source: WindowPane | None = partition.panes.get(s_liobn)
-    target: WindowPane | None = partition.panes.get(d_liobn)
+    source: WindowPane | None = partition.pane(s_liobn)
+    target: WindowPane | None = partition.pane(d_liobn)
     issuer: CostLedger
     code: cython.int
     if source is None or (target is not None and target.remote and not source.remote):
@@ -98,7 +98,7 @@ def copy_rdma(
 @cython.exceptval(-1)
 def write_bytes(partition: PartitionRecord, liobn: Any, ioba: cython.ulonglong, data: bytes) -> cython.int:
     """H_WRITE_RDMA with its data as bytes."""
-    pane: WindowPane | None = partition.panes.get(liobn)
+    pane: WindowPane | None = partition.pane(liobn)
     ledger: CostLedger = _account(partition, pane)
     length: cython.ulonglong = len(data)
     code: cython.int
@@ -128,7 +128,7 @@ def read_bytes(
     partition: PartitionRecord, liobn: Any, ioba: cython.ulonglong, length: cython.ulonglong
 ) -> tuple[int, bytes]:
     """H_READ_RDMA with its data as bytes; no bytes unless it succeeds."""
-    pane: WindowPane | None = partition.panes.get(liobn)
+    pane: WindowPane | None = partition.pane(liobn)
     ledger: CostLedger = _account(partition, pane)
     ledger.count(_READ_RDMA)
     if length > _READ_LIMIT:

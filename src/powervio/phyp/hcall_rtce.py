@@ -39,7 +39,7 @@ _LIOBN_ATTRIBUTES = cython.declare(cython.int, hcall_index("H_LIOBN_ATTRIBUTES")
 @cython.cfunc
 def _pane(partition: PartitionRecord, r_liobn: Any, index: cython.int) -> WindowPane | None:
     """The remote pane of this LIOBN, with the attempt counted."""
-    pane: WindowPane | None = partition.panes.get(r_liobn)
+    pane: WindowPane | None = partition.pane(r_liobn)
     if pane is None:
         partition.ledger.count(index)
         return None
@@ -92,7 +92,7 @@ def put_rtce(
     """H_PUT_RTCE: copy `count` consecutive entries of the client's window into the table of one of the caller's
     adapters."""
     pane: WindowPane | None = _pane(partition, r_liobn, _PUT_RTCE)
-    adapter: PhysicalRecord | None = partition.physical.get(liobn)
+    adapter: PhysicalRecord | None = partition.engine(liobn)
     code: cython.int
     if pane is None or adapter is None:
         return _PARAMETER, 0
@@ -114,7 +114,7 @@ def put_rtce_indirect(
     """H_PUT_RTCE_INDIRECT: as H_PUT_RTCE, with up to 512 big-endian addresses of the client's window from a page of the
     caller's memory."""
     pane: WindowPane | None = _pane(partition, r_liobn, _PUT_RTCE_INDIRECT)
-    adapter: PhysicalRecord | None = partition.physical.get(liobn)
+    adapter: PhysicalRecord | None = partition.engine(liobn)
     code: cython.int
     if pane is None or adapter is None:
         return _PARAMETER, 0
@@ -148,7 +148,7 @@ def remove_rtce(
     An operation in flight on such a page goes on, and the page stays in use until it ends.
     """
     pane: WindowPane | None = _pane(partition, r_liobn, _REMOVE_RTCE)
-    adapter: PhysicalRecord | None = partition.physical.get(liobn)
+    adapter: PhysicalRecord | None = partition.engine(liobn)
     if pane is None or adapter is None:
         return _PARAMETER
     if not (_inside(pane.size, r_ioba, count) and _inside(adapter.size, ioba, count)):
@@ -167,8 +167,8 @@ hcall(Hcall.H_REMOVE_RTCE, function_set="hcall-rdma", registers=6)(remove_rtce)
 def liobn_attributes(partition: PartitionRecord, liobn: Any, reset: int, wanted: int) -> tuple[int, int]:
     """Bit Bucket Allowed of the caller's own table; r4 is what holds now. What is not implemented gives
     H_CONSTRAINED."""
-    pane = partition.panes.get(liobn)
-    adapter = partition.physical.get(liobn)
+    pane = partition.pane(liobn)
+    adapter = partition.engine(liobn)
     (pane or adapter or partition).ledger.count(_LIOBN_ATTRIBUTES)
     if adapter is not None:  # nobody copies from it
         return (_CONSTRAINED if reset | wanted else _SUCCESS), 0

@@ -11,6 +11,7 @@ from __future__ import annotations
 from typing import Any
 
 import cython
+from cython.cimports.powervio.memory.hw import low64
 from cython.cimports.powervio.phyp.records import PartitionRecord, WindowPane
 
 from powervio.papr.codes import Hcall, ReturnCode
@@ -44,7 +45,7 @@ def _when_drained(partition: PartitionRecord, liobn: Any, entries: int, change: 
 
     def done() -> bool:
         nonlocal code
-        pane = partition.panes.get(liobn)  # the adapter may be gone by now
+        pane = partition.pane(liobn)  # the adapter may be gone by now
         if pane is None or pane.table is None:
             code = _PARAMETER
         else:
@@ -59,8 +60,8 @@ def _when_drained(partition: PartitionRecord, liobn: Any, entries: int, change: 
 
 def get_tce(partition: PartitionRecord, liobn: Any, ioba: cython.ulonglong) -> tuple[int, int]:
     """H_GET_TCE: the entry as it was put. Entries hold logical pages, so H_PARTIAL does not happen."""
-    pane: WindowPane | None = partition.panes.get(liobn)
-    physical = partition.physical.get(liobn)
+    pane: WindowPane | None = partition.pane(liobn)
+    physical: Any = partition.engine(liobn)
     (pane or physical or partition).ledger.count(_GET_TCE)
     if physical is not None and ioba < physical.size:
         found: tuple[int, int] = physical.get_tce(ioba)
@@ -74,10 +75,10 @@ def get_tce(partition: PartitionRecord, liobn: Any, ioba: cython.ulonglong) -> t
 @cython.exceptval(-1)
 def put_tce(partition: PartitionRecord, liobn: Any, ioba: cython.ulonglong, tce: cython.ulonglong) -> cython.int:
     """H_PUT_TCE: map or unmap one page."""
-    pane: WindowPane | None = partition.panes.get(liobn)
+    pane: WindowPane | None = partition.pane(liobn)
     code: cython.int
     if pane is None:
-        physical = partition.physical.get(liobn)
+        physical: Any = partition.engine(liobn)
         (physical or partition).ledger.count(_PUT_TCE)
         return _PARAMETER if physical is None else physical.changed(physical.own.put(ioba, tce), ioba, 1)
     pane.ledger.count(_PUT_TCE)
@@ -101,10 +102,10 @@ def stuff_tce(
     count: cython.ulonglong,
 ) -> cython.int:
     """H_STUFF_TCE: the same entry for `count` pages."""
-    pane: WindowPane | None = partition.panes.get(liobn)
+    pane: WindowPane | None = partition.pane(liobn)
     code: cython.int
     if pane is None:
-        physical = partition.physical.get(liobn)
+        physical: Any = partition.engine(liobn)
         (physical or partition).ledger.count(_STUFF_TCE)
         if physical is None or ioba >= physical.size:
             return _PARAMETER
@@ -136,15 +137,15 @@ def put_tce_indirect(
 ) -> cython.int:
     """H_PUT_TCE_INDIRECT: up to 512 entries from a page of the caller's memory, all or none. Without the MTT option: a
     negative LIOBN gives H_FUNCTION."""
-    pane: WindowPane | None = partition.panes.get(liobn)
+    pane: WindowPane | None = partition.pane(liobn)
     code: cython.int
     if pane is None:
-        physical = partition.physical.get(liobn)
+        physical: Any = partition.engine(liobn)
         (physical or partition).ledger.count(_PUT_TCE_INDIRECT)
         if physical is not None:
             code = physical.changed(physical.own.put_list(ioba, list_address, count), ioba, count)
             return code
-        return _FUNCTION if liobn >> 63 else _PARAMETER
+        return _FUNCTION if low64(liobn) >> 63 else _PARAMETER
     pane.ledger.count(_PUT_TCE_INDIRECT)
     if pane.remote or pane.table is None:
         return _PARAMETER

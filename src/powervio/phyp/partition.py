@@ -101,6 +101,7 @@ class Partition(PartitionRecord):
             self.interrupts.add(source, adapter.ledger)
         for pane in adapter.panes:
             self.panes[pane.liobn] = pane
+        self.panes_changed()
         self.nodes[adapter.unit_address] = adapter.node
         self.tree_changed()
 
@@ -112,6 +113,7 @@ class Partition(PartitionRecord):
         self.nodes.pop(adapter.unit_address, None)
         for pane in adapter.panes:
             self.panes.pop(pane.liobn, None)
+        self.panes_changed()
         for source in adapter.sources:
             self.interrupts.remove(source)
             self.sources.pop(source, None)

@@ -95,7 +95,7 @@ class PartitionPort(PortRecord, HcallPort):
         """H_PUT_TCE_INDIRECT."""
         self._lock.acquire()
         try:
-            return put_tce_indirect(self._partition, low64(liobn), low64(ioba), low64(list_address), low64(count))
+            return put_tce_indirect(self._partition, liobn, low64(ioba), low64(list_address), low64(count))
         finally:
             self._lock.release()
 

@@ -29,6 +29,8 @@ cdef class AdapterRecord:
     cdef public object partner
     cdef int pulse(self) except? -1
 
+cdef class PhysicalRecord
+
 cdef class PartitionRecord:
     cdef readonly object hypervisor
     cdef public object memory
@@ -43,6 +45,10 @@ cdef class PartitionRecord:
     cdef public object area
     cdef public int pins
     cdef public bint alive
+    cdef list _panes_at_hand
+    cdef PhysicalRecord _engine_at_hand
+    cdef WindowPane pane(self, object liobn)
+    cdef PhysicalRecord engine(self, object liobn)
     cdef int unpin(self) except? -1
 
 cdef class PhysicalRecord:

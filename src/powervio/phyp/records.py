@@ -10,6 +10,7 @@ from __future__ import annotations
 from typing import Any
 
 import cython
+from cython.cimports.powervio.memory.hw import low64
 from cython.cimports.powervio.phyp.crq import ReceiveQueue
 from cython.cimports.powervio.phyp.dma_table import DmaOperation, DmaTable
 from cython.cimports.powervio.phyp.interrupts import InterruptPresentation
@@ -17,6 +18,8 @@ from cython.cimports.powervio.phyp.ledger import CostLedger
 from cython.cimports.powervio.phyp.lock import HypervisorLock
 from cython.cimports.powervio.phyp.redirect import Link
 from cython.cimports.powervio.phyp.tce import TceTable
+
+_AT_HAND = cython.declare(cython.ulonglong, 8)
 
 
 @cython.final
@@ -107,6 +110,8 @@ class PartitionRecord:
     area: Any
     pins: cython.int
     alive: cython.bint
+    _panes_at_hand: list[WindowPane | None]
+    _engine_at_hand: PhysicalRecord | None
 
     def __init__(self, hypervisor: Any, area: Any) -> None:
         self.hypervisor = hypervisor
@@ -125,9 +130,37 @@ class PartitionRecord:
         self.interrupts = InterruptPresentation()
         self.copy_limit = hypervisor.copy_limit
         self.redirect_limit = hypervisor.policy.max_redirected_mappings
+        self.panes_changed()
+        self._engine_at_hand = None
         self.pins = 0
         """Operations of DMA engines, its own or its servers', that are at work on its memory."""
         self.alive = True
+
+    def panes_changed(self) -> None:
+        """`panes` has been changed: none of them is at hand."""
+        self._panes_at_hand = [None] * _AT_HAND
+
+    @cython.cfunc
+    def pane(self, liobn: Any) -> WindowPane | None:
+        """What an LIOBN names in `panes`. Looked up by number first, among those that were found lately."""
+        number: cython.ulonglong = low64(liobn)
+        place: cython.ulonglong = number & (_AT_HAND - 1)
+        found: WindowPane | None = self._panes_at_hand[place]
+        if found is None or found.liobn != number:
+            found = self.panes.get(number)
+            if found is not None:
+                self._panes_at_hand[place] = found
+        return found
+
+    @cython.cfunc
+    def engine(self, liobn: Any) -> PhysicalRecord | None:
+        """What an LIOBN names in `physical`: an adapter is in there for as long as it is alive."""
+        number: cython.ulonglong = low64(liobn)
+        found: PhysicalRecord | None = self._engine_at_hand
+        if found is None or found.liobn != number or not found.alive:
+            found = self.physical.get(number)
+            self._engine_at_hand = found
+        return found
 
     @cython.cfunc
     @cython.exceptval(-1)

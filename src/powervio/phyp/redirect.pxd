@@ -23,13 +23,10 @@ cdef class Link:
 @cython.final
 cdef class Places:
     cdef readonly Numbers links
-    cdef unsigned char *_entries
+    cdef unsigned char *entries
     cdef object _area
     cdef void put(self, unsigned long long place, unsigned int link, unsigned int number, unsigned long long tce) noexcept
     cdef void clear(self, unsigned long long place) noexcept
-    cdef unsigned int link(self, unsigned long long place) noexcept
-    cdef unsigned int number(self, unsigned long long place) noexcept
-    cdef unsigned long long tce(self, unsigned long long place) noexcept
 
 @cython.final
 cdef class CopySet:

@@ -132,17 +132,21 @@ class Link:
 @cython.final
 @cython.cclass
 class Places:
-    """What was copied to the places of one adapter's table: link, number of the copy, the entry as it was then."""
+    """What was copied to the places of one adapter's table.
+
+    `entries` has 16 bytes for each: the number of the link (u32; 0 when there is no copy), the number of the copy
+    (u32), the client's entry as it was copied (u64).
+    """
 
     links: Numbers
-    _entries: cython.p_uchar
+    entries: cython.p_uchar
     _area: Any
 
     def __init__(self, count: cython.ulonglong) -> None:
         """For a table of `count` entries."""
         self.links = Numbers()
         self._area = sparse_area(16 * count)
-        self._entries = pointer(self._area)
+        self.entries = pointer(self._area)
 
     @cython.cfunc
     @cython.inline
@@ -152,38 +156,17 @@ class Places:
     ) -> cython.void:
         """A copy stands in a place where there was none; `link` is its number in `links`."""
         self.links.hold(link)
-        st32(self._entries, 16 * place, link)
-        st32(self._entries, 16 * place + 4, number)
-        st64(self._entries, 16 * place + 8, tce)
+        st32(self.entries, 16 * place, link)
+        st32(self.entries, 16 * place + 4, number)
+        st64(self.entries, 16 * place + 8, tce)
 
     @cython.cfunc
     @cython.inline
     @cython.exceptval(check=False)
     def clear(self, place: cython.ulonglong) -> cython.void:
         """It stands there no more."""
-        self.links.drop(ld32(self._entries, 16 * place))
-        st32(self._entries, 16 * place, 0)
-
-    @cython.cfunc
-    @cython.inline
-    @cython.exceptval(check=False)
-    def link(self, place: cython.ulonglong) -> cython.uint:
-        """The number of its link, 0 when there is no copy."""
-        return ld32(self._entries, 16 * place)
-
-    @cython.cfunc
-    @cython.inline
-    @cython.exceptval(check=False)
-    def number(self, place: cython.ulonglong) -> cython.uint:
-        """The number of the copy."""
-        return ld32(self._entries, 16 * place + 4)
-
-    @cython.cfunc
-    @cython.inline
-    @cython.exceptval(check=False)
-    def tce(self, place: cython.ulonglong) -> cython.ulonglong:
-        """The client's entry as it was copied."""
-        return ld64(self._entries, 16 * place + 8)
+        self.links.drop(ld32(self.entries, 16 * place))
+        st32(self.entries, 16 * place, 0)
 
 
 @cython.final
