@@ -34,7 +34,7 @@ def file() -> Iterator[int]:
 def test_access_to_what_was_cut_off_is_noted_and_goes_on(file: int) -> None:
     memory = mmap.mmap(file, 8 * PAGE)
     other = mmap.mmap(file, 8 * PAGE)
-    own, others = guard(memory), guard(other)
+    own, others = guard(memory, file), guard(other, file)
     assert [own is not None, others is not None] == [_compiled.is_compiled()] * 2
     if own is None or others is None:
         return
@@ -60,7 +60,7 @@ fds = file(), file()
 guarded, bare = (mmap.mmap(fd, 8192) for fd in fds)
 """
 BREAK = """
-own = guard(guarded)
+own = guard(guarded, fds[0])
 for fd in fds:
     os.ftruncate(fd, 0)
 guarded[0]
@@ -99,7 +99,7 @@ def test_signal_that_was_ignored_or_handled_still_is() -> None:
         return
     program = """
 signal.signal(signal.SIGBUS, HANDLER)
-own = guard(guarded)
+own = guard(guarded, fds[0])
 os.kill(os.getpid(), signal.SIGBUS)
 os.ftruncate(fds[0], 0)
 guarded[0]
@@ -113,7 +113,7 @@ assert own.broken
 
 def test_full_table_leaves_a_file_unmapped_and_room_is_given_back(file: int, memory_folder: Path) -> None:
     guards: list[Guard] = []
-    while (one := guard(mmap.mmap(file, PAGE))) is not None:
+    while (one := guard(mmap.mmap(file, PAGE), file)) is not None:
         guards.append(one)
     assert (len(guards) > 900) is _compiled.is_compiled()
     assert map_file(file, 8 * PAGE, writable=True) is None

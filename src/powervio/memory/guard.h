@@ -27,6 +27,7 @@ static struct {
 	uintptr_t start, end;
 } guard_table[GUARD_RANGES];
 static guard_u8 guard_flags[GUARD_RANGES];
+static uint64_t guard_breaks;
 static struct sigaction guard_before;
 static int guard_installed;
 
@@ -71,6 +72,7 @@ static inline void guard_handle(int number, siginfo_t *info, void *context)
 		 * one page: it is not used again, a long copy has one fault and not
 		 * thousands, and large pages can only be replaced whole. */
 		__atomic_store_n(&guard_flags[at], 1, __ATOMIC_SEQ_CST);
+		__atomic_fetch_add(&guard_breaks, 1, __ATOMIC_SEQ_CST);
 		if (mmap((void *)start, end - start, PROT_READ | PROT_WRITE,
 			 MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE | MAP_FIXED, -1, 0) != MAP_FAILED) {
 			errno = kept;
@@ -129,6 +131,10 @@ static inline void guard_remove(unsigned int number)
 	if (number)
 		guard_set(number - 1, 0, 0);
 }
+
+/* Where there is a number that grows, as the flags are set, with each range that
+ * breaks: one load tells that none of many did. */
+static inline guard_u8 *guard_breaks_at(void) { return (guard_u8 *)&guard_breaks; }
 
 /* Whether something of the range was missing before what this thread did last:
  * the fence has its copies done, stores too, before the flag is read. */

@@ -5,7 +5,9 @@ Compiled modules call the inline C functions of `guard.h` through `guard.pxd`.
 
 from __future__ import annotations
 
-from powervio.memory.hw import Pointer
+from powervio.memory.hw import Pointer, pointer
+
+_breaks = pointer(bytearray(8))
 
 
 def guard_add(base: Pointer, length: int, grain: int) -> int:
@@ -15,6 +17,11 @@ def guard_add(base: Pointer, length: int, grain: int) -> int:
 
 def guard_remove(number: int) -> None:
     """The range is about to be unmapped. 0 is none."""
+
+
+def guard_breaks_at() -> Pointer:
+    """Where there is a number that grows with each range that breaks."""
+    return _breaks
 
 
 def guard_is_broken(number: int) -> int:

@@ -92,6 +92,9 @@ static inline uint64_t get64(const hw_u8 *base, uint64_t offset)
 
 static inline void fence(void) { __atomic_thread_fence(__ATOMIC_SEQ_CST); }
 
+/* Loads before this are done before those after it. */
+static inline void fence_loads(void) { __atomic_thread_fence(__ATOMIC_ACQUIRE); }
+
 static inline void copy(hw_u8 *to, uint64_t to_offset, const hw_u8 *from,
 			uint64_t from_offset, uint64_t length)
 { memmove(to + to_offset, from + from_offset, length); }
@@ -313,7 +316,6 @@ static inline uint64_t low64(PyObject *value)
 
 /* Run the handlers of signals that came; raises what one of them raises. */
 static inline int check_signals(void) { return PyErr_CheckSignals(); }
-
 
 /* Where in a file there are data from a position on, or the negative errno. */
 static inline int64_t next_data(int fd, uint64_t position)

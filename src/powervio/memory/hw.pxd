@@ -20,6 +20,7 @@ cdef extern from "hw.h" nogil:
     uint32_t get32(const unsigned char *base, uint64_t offset) noexcept
     uint64_t get64(const unsigned char *base, uint64_t offset) noexcept
     void fence() noexcept
+    void fence_loads() noexcept
     void copy(unsigned char *to, uint64_t to_offset, const unsigned char *source, uint64_t from_offset, uint64_t length) noexcept
     void fetch(unsigned char *to, uint64_t to_offset, uint64_t address, uint64_t length) noexcept
     void store(uint64_t address, const unsigned char *source, uint64_t from_offset, uint64_t length) noexcept

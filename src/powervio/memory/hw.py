@@ -215,6 +215,10 @@ def fence() -> None:
     """Order all earlier loads and stores before all later ones (see the module's text)."""
 
 
+def fence_loads() -> None:
+    """Loads before this are done before those after it; so they are under the interpreter lock."""
+
+
 def copy(to: Pointer, to_offset: int, source: Pointer, from_offset: int, length: int) -> None:
     """Copy bytes; the areas may overlap."""
     to[to_offset : to_offset + length] = source[from_offset : from_offset + length]

@@ -6,6 +6,8 @@ cdef class Guard:
     cdef object _memory
     cdef bint is_broken(self) noexcept nogil
 
+cdef unsigned char *breaks() noexcept nogil
+
 @cython.final
 cdef class FileMapping:
     cdef object _memory

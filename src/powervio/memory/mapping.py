@@ -12,7 +12,7 @@ import os
 from typing import Any
 
 import cython
-from cython.cimports.powervio.memory.guard import guard_add, guard_is_broken, guard_remove
+from cython.cimports.powervio.memory.guard import guard_add, guard_breaks_at, guard_is_broken, guard_remove
 from cython.cimports.powervio.memory.hw import (
     all_set,
     fetch,
@@ -38,16 +38,16 @@ _PAGE = cython.declare(cython.ulonglong, 4096)
 class Guard:
     """Keeps an access to a mapping alive that meets what its file does not have any more; made by `guard`.
 
-    It lives while the mapping does, and not longer. After a copy `is_broken` says whether the copy is good. Once it
-    says so it stays so: the mapping is private memory then.
+    It lives as long as the mapping, which it keeps unless the mapping has it (`GuardedMap`). After a copy `is_broken`
+    says whether the copy is good. Once it says so it stays so: the mapping is private memory then.
     """
 
     _number: cython.uint
     _memory: Any
 
-    def __init__(self, memory: mmap.mmap, grain: int) -> None:
+    def __init__(self, memory: mmap.mmap, grain: int, *, keep: bool) -> None:
         """`grain` is the bytes of a page of the mapping."""
-        self._memory = memory
+        self._memory = memory if keep else None
         self._number = guard_add(pointer_to_read(memory), len(memory), grain)
 
     def __dealloc__(self) -> None:
@@ -71,10 +71,36 @@ class Guard:
         return guard_is_broken(self._number) != 0
 
 
-def guard(memory: mmap.mmap, grain: int = mmap.PAGESIZE) -> Guard | None:
-    """Guard a shared mapping of a file; None where that cannot be done."""
-    made = Guard(memory, grain)
+def guard(memory: mmap.mmap, fd: int, *, keep: bool = True) -> Guard | None:
+    """Guard a shared mapping of a file, which is open as `fd`; None where that cannot be done."""
+    made = Guard(memory, os.fstat(fd).st_blksize if is_in_huge_pages(fd) else mmap.PAGESIZE, keep=keep)
     return made if made.holds else None
+
+
+class GuardedMap(mmap.mmap):
+    """A shared mapping of a file that is guarded, where that can be done, until its last view is gone. No `close`."""
+
+    guard: Guard | None = None
+
+    @classmethod
+    def of(cls, fd: int, length: int, offset: int) -> GuardedMap:
+        """Map bytes of a file from an offset on. Raises `OSError`, `ValueError`, `OverflowError`."""
+        made = cls(fd, length, mmap.MAP_SHARED, offset=offset)
+        made.guard = guard(made, fd, keep=False)  # its attributes go before its memory does
+        return made
+
+    @property
+    def broken(self) -> bool:
+        """Whether something of the file was missing."""
+        return self.guard is not None and self.guard.broken
+
+
+@cython.cfunc
+@cython.nogil
+@cython.exceptval(check=False)
+def breaks() -> cython.p_uchar:
+    """Where there is a u64 that grows whenever some guard of this process is broken, together with that."""
+    return guard_breaks_at()
 
 
 @cython.final
@@ -211,6 +237,5 @@ def map_file(fd: int, length: int, *, writable: bool, always: bool = False) -> F
         return None
     with contextlib.suppress(OSError):
         memory.madvise(mmap.MADV_DONTDUMP)
-    huge = os.fstat(fd).st_blksize if is_in_huge_pages(fd) else mmap.PAGESIZE
-    own = guard(memory, huge)
+    own = guard(memory, fd)
     return None if own is None else FileMapping(memory, own, marked=in_memory)

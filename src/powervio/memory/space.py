@@ -39,3 +39,10 @@ class AddressSpace:
         full. What the table holds behind `count` is of no meaning after either.
         """
         return -1
+
+    @cython.cfunc
+    @cython.nogil
+    @cython.exceptval(-1)
+    def check(self) -> cython.int:
+        """Raise `RemoteError` when some of this memory is gone, and what was read of it before may be void."""
+        return 0

@@ -4,14 +4,13 @@ A region is a piece of a file that the front end sends. Descriptors name guest-p
 of the front end; with ACCESS_PLATFORM both are I/O virtual addresses, translated by an IOTLB whose entries give user
 addresses. `GuestMemory` has all three kinds, and the dirty log.
 
-A file must be as large as its region says when it is mapped. What a front end cuts off later cannot be prevented: data
-of requests then fail with EFAULT (the kernel moves them), but a load or store of a ring there ends this process with
-SIGBUS. Seal the file (F_SEAL_SHRINK), as QEMU's memory-backend-memfd does with seal=on, the default.
+A file must be as large as its region says when it is mapped. What a front end cuts off later cannot be prevented: its
+rings break when that is met (`memory/mapping.py`), before anything more of them is served. Seal the file
+(F_SEAL_SHRINK), as QEMU's memory-backend-memfd does with seal=on, the default.
 """
 
 from __future__ import annotations
 
-import contextlib
 import mmap
 import os
 import stat
@@ -19,6 +18,7 @@ from collections.abc import Callable, Iterable, Sequence
 
 from powervio.errors import RemoteError, Verdict
 from powervio.memory.abstract import RingMemory
+from powervio.memory.mapping import GuardedMap
 from powervio.transport.vhost_user.protocol import ACCESS_READ, ACCESS_WRITE, Region
 from powervio.transport.vhost_user.translate import RegionMap, TranslationCache, mark
 
@@ -44,18 +44,22 @@ class MappedFile:
         grain = max(mmap.ALLOCATIONGRANULARITY, status.st_blksize)
         before = offset % grain
         try:
-            self._map = mmap.mmap(fd, before + size, mmap.MAP_SHARED, offset=offset - before)
+            memory = GuardedMap.of(fd, before + size, offset - before)
         except (OSError, ValueError, OverflowError) as error:
             raise RemoteError(f"{what}: cannot be mapped ({error})") from error
-        self.view = memoryview(self._map)[before : before + size]
+        self.view = memoryview(memory)[before : before + size]
         self.identity = (status.st_dev, status.st_ino, offset)
         """The file, and where in it the mapping begins: two mappings of equal identity are the same bytes."""
 
     def close(self) -> None:
         """Unmap, when the last view of a ring or of a request is gone too."""
         self.view.release()
-        with contextlib.suppress(BufferError):
-            self._map.close()
+
+    @property
+    def broken(self) -> bool:
+        """Whether some of it was missing: what is read here is void, and what is stored lost."""
+        memory = self.view.obj
+        return isinstance(memory, GuardedMap) and memory.broken
 
 
 class _Mapped:
@@ -155,6 +159,16 @@ class GuestMemory:
     # -- addresses
 
     @property
+    def lost(self) -> bool:
+        """Whether something of a region was missing (`RegionMap.check`)."""
+        return any(mapped.file.broken for mapped in self._mapped)
+
+    @property
+    def map(self) -> RegionMap:
+        """What guest-physical addresses are."""
+        return self._map
+
+    @property
     def space(self) -> RegionMap | None:
         """What addresses mean while no translation has to be asked for."""
         return self._map if self.iotlb is None else None
@@ -231,11 +245,18 @@ class GuestMemory:
         else:
             for view, guest in self._translated(self.iotlb, address, length, ACCESS_WRITE):
                 mark(self._log.view, guest, len(view))
+        self._check_log(self._log)
 
     def written_guest(self, address: int, length: int) -> None:
         """Mark what was written at a guest-physical address."""
         if self.logging and self._log is not None:
             mark(self._log.view, address, length)
+            self._check_log(self._log)
+
+    @staticmethod
+    def _check_log(log: MappedFile) -> None:
+        if log.broken:
+            raise RemoteError("the file of the dirty log became shorter", Verdict.NEEDS_RESET)
 
 
 class GuestRing(RingMemory):

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 import cython
 from cython.cimports.powervio.memory.hw import ld16, pointer, st16
+from cython.cimports.powervio.memory.space import AddressSpace
 from cython.cimports.powervio.transport.vhost_user.payload import payload_of
 from cython.cimports.powervio.virtio.device_queue import DeviceQueue, MappedQueue, Request
 from cython.cimports.powervio.virtio.device_ring import DeviceRing
@@ -38,6 +39,7 @@ class VhostQueue(MappedQueue):
     vring: Any
     left: cython.uint
     _memory: Any
+    _map: AddressSpace
     _ring_failed: Any
     _features: Any
     _heads: bytearray
@@ -64,6 +66,7 @@ class VhostQueue(MappedQueue):
         self.kick = vring.kick
         self.call = vring.call
         self._memory = memory
+        self._map = memory.map
         self._features = features
         self._ring_failed = broken
         self._heads = bytearray(2 * len(again) + 2)
@@ -87,10 +90,12 @@ class VhostQueue(MappedQueue):
     @cython.nogil
     @cython.exceptval(-1)
     def take(self) -> cython.int:
-        """See `DeviceQueue`."""
-        if self._again < self._again_end and self._take_again():
-            return 1
-        return self.ring.take()
+        """See `DeviceQueue`. What is found in memory that is gone is nothing."""
+        found: cython.int = 1
+        if self._again >= self._again_end or not self._take_again():
+            found = self.ring.take()
+        self._map.check()
+        return found
 
     @cython.cfunc
     @cython.nogil

@@ -27,6 +27,7 @@ from powervio.transport.vhost_user.loop import Loop
 from powervio.transport.vhost_user.memory import GuestMemory, GuestRing
 from powervio.transport.vhost_user.queue import VhostQueue
 from powervio.transport.vhost_user.queue_thread import QueueThread
+from powervio.transport.vhost_user.translate import LOST
 from powervio.transport.vhost_user.vring import Vring, base_of, make_ring
 from powervio.virtio import features as feature
 from powervio.virtio.device import Device, DeviceSession
@@ -295,7 +296,9 @@ class QueueService:
         vring = self._vrings.get(index)
         if vring is None or vring.broken:
             return
-        if error.verdict is Verdict.REJECT:
+        if self._memory.lost:
+            self._on_broken(vring, LOST)  # whatever is wrong with what was read there
+        elif error.verdict is Verdict.REJECT:
             _log.info("ring %d: %s", index, error)
         else:
             self._on_broken(vring, str(error))

@@ -13,13 +13,17 @@ from collections.abc import Sequence
 from typing import Any
 
 import cython
-from cython.cimports.powervio.memory.hw import address_of, copy, ld64, or8, pointer, st64
+from cython.cimports.powervio.memory.hw import address_of, copy, fence_loads, ld64, or8, pointer, st64
+from cython.cimports.powervio.memory.mapping import breaks
 from cython.cimports.powervio.memory.space import AddressSpace
 
-from powervio.errors import LocalError, RemoteError
+from powervio.errors import LocalError, RemoteError, Verdict
+from powervio.memory.mapping import GuardedMap
 
 _PAGE_SHIFT = cython.declare(cython.int, 12)
 _LAST = cython.declare(cython.ulonglong, 0xFFFF_FFFF_FFFF_FFFF)
+
+LOST = "the file of a memory region became shorter"
 
 LOG_PAGE = 4096
 """Bytes of guest memory for each bit of a dirty log, whatever the guest's page size."""
@@ -37,6 +41,8 @@ class RegionMap(AddressSpace):
     _hosts: cython.p_uchar
     _views: list[memoryview]
     _books: Any
+    _maps: Any
+    _seen: cython.ulonglong
 
     def __init__(self, regions: Sequence[tuple[int, int, int, memoryview]]) -> None:
         """See `set`."""
@@ -60,6 +66,29 @@ class RegionMap(AddressSpace):
             st64(self._users, 8 * index, user)
             st64(self._hosts, 8 * index, address_of(pointer(view), 0))
             self._views.append(view)
+        self._maps = [view.obj for view in self._views if isinstance(view.obj, GuardedMap)]
+        self._seen = _LAST
+
+    @cython.cfunc
+    @cython.nogil
+    @cython.exceptval(-1)
+    def check(self) -> cython.int:
+        """See `AddressSpace`."""
+        fence_loads()
+        if ld64(breaks(), 0) == self._seen:
+            return 0
+        with cython.gil:
+            self._check_each()
+        return 0
+
+    @cython.cfunc
+    @cython.exceptval(-1)
+    def _check_each(self) -> cython.int:
+        seen: cython.ulonglong = ld64(breaks(), 0)
+        if any(memory.broken for memory in self._maps):
+            raise RemoteError(LOST, Verdict.NEEDS_RESET)
+        self._seen = seen
+        return 0
 
     @cython.cfunc
     @cython.nogil
