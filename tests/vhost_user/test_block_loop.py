@@ -16,6 +16,7 @@ from hypothesis import strategies as st
 from tests.vhost_user.harness import Serving, serving, until
 
 from powervio import _compiled
+from powervio.devices import block_loop
 from powervio.devices.block import BlockDevice, BlockOptions
 from powervio.devices.block_loop import BlockLoop
 from powervio.drivers.block import BlockDriver, BlockError
@@ -85,7 +86,13 @@ def test_each_queue_has_a_loop_and_python_serves_only_what_is_rare(tmp_path: Pat
     assert device.requests == 256 + 16 + 2
 
 
-def test_direct_io_goes_to_io_uring_and_flushes_with_it(tmp_path: Path) -> None:
+@pytest.mark.parametrize("defers", [True, False], ids=["results when asked for", "results at once"])
+def test_direct_io_goes_to_io_uring_and_flushes_with_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, defers: bool
+) -> None:
+    """Both kinds of kernel: since Linux 6.1, and before."""
+    monkeypatch.setattr(block_loop, "DEFERS", defers)
+
     async def use(end: FrontEnd, driver: BlockDriver, back: Serving) -> None:
         data = os.urandom(MIB)
         await asyncio.gather(*(driver.write(at, data[at : at + 65536]) for at in range(0, MIB, 65536)))

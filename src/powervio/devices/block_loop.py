@@ -58,6 +58,10 @@ from cython.cimports.powervio.virtio.request_table import FILL
 from powervio.devices.block_options import BlockCounters
 from powervio.errors import LocalError
 
+DEFERS = True
+"""Whether a loop asks for a kernel ring whose results are made when they are asked for. Kernels before Linux 6.1 have
+none; without it a loop sleeps in poll."""
+
 _PIECES = cython.declare(cython.int, 160)
 _ROW = cython.declare(cython.ulonglong, 2560)
 """Pieces of one request's data at most, and their bytes; what has more is the device's Python's."""
@@ -173,7 +177,7 @@ class BlockLoop:
     def run(self) -> None:
         """Serve until `stop`; what is in flight then has ended on return. Raises `RemoteError` for a broken ring."""
         size: cython.uint = self._ring.size
-        self._uring = uring_open(size + 2)
+        self._uring = uring_open(size + 2, 1 if DEFERS else 0)
         self._has_uring = self._uring != cython.NULL
         # then it is the place to sleep in: one call submits, waits, and has the results made
         self._watches = self._has_uring and uring_defers(self._uring) != 0

@@ -67,9 +67,10 @@ static inline void uring_close(uring_u8 *handle)
 	free(u);
 }
 
-/* A ring for so many operations at a time (a power of two), or NULL where the
- * kernel has none or does not give one. */
-static inline uring_u8 *uring_open(unsigned int entries)
+/* A ring for so many operations at a time, or NULL where the kernel has none
+ * or does not give one. With `defers` it is one whose results are made when
+ * they are asked for, where the kernel has such. */
+static inline uring_u8 *uring_open(unsigned int entries, int defers)
 {
 	struct io_uring_params p;
 	struct uring *u = calloc(1, sizeof(*u));
@@ -78,10 +79,11 @@ static inline uring_u8 *uring_open(unsigned int entries)
 	if (!u)
 		return NULL;
 	memset(&p, 0, sizeof(p));
-	p.flags = IORING_SETUP_SINGLE_ISSUER | IORING_SETUP_DEFER_TASKRUN | IORING_SETUP_TASKRUN_FLAG;
+	if (defers)
+		p.flags = IORING_SETUP_SINGLE_ISSUER | IORING_SETUP_DEFER_TASKRUN | IORING_SETUP_TASKRUN_FLAG;
 	u->fd = (int)syscall(__NR_io_uring_setup, entries, &p);
-	u->defers = u->fd >= 0;
-	if (u->fd < 0) {
+	u->defers = defers && u->fd >= 0;
+	if (defers && u->fd < 0) {
 		memset(&p, 0, sizeof(p));
 		u->fd = (int)syscall(__NR_io_uring_setup, entries, &p);
 	}

@@ -1,7 +1,7 @@
 from libc.stdint cimport uint32_t, uint64_t
 
 cdef extern from "uring.h" nogil:
-    unsigned char *uring_open(unsigned int entries) noexcept
+    unsigned char *uring_open(unsigned int entries, int defers) noexcept
     void uring_close(unsigned char *handle) noexcept
     int uring_fd(const unsigned char *handle) noexcept
     int uring_defers(const unsigned char *handle) noexcept

@@ -12,7 +12,7 @@ import cython
 from powervio.memory.hw import Pointer
 
 
-def uring_open(entries: int) -> Pointer:
+def uring_open(entries: int, defers: int) -> Pointer:
     """A ring for so many operations at a time, or NULL where there is none, as here."""
     return cython.NULL
 
