@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import os
+import random
 import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -473,6 +474,29 @@ def test_more_moves_than_ever_before(linked: Rig, engine: PhysicalAdapter, mediu
         moves = list_of(*((number, 16 * number, 1, IN) for number in range(count)))
         assert engine.move_all(disk, moves, count) == 0
         assert linked.client.memory[PAGE : PAGE + 16 * count : 16].tolist() == list(medium.data[:count])
+
+
+def test_file_that_is_cut_off_within_an_operation_gives_all_of_a_block_or_an_error(
+    linked: Rig, engine: PhysicalAdapter, memory_folder: Path
+) -> None:
+    """The rest of a last page reads as zeroes through a mapping, without a fault: only the file's length tells."""
+    path, block, count = memory_folder / "disk.img", bytes(range(1, 129)) * 32, 10000
+    path.write_bytes(block)
+    put(linked, engine)
+    moves = list_of(*[(0, 0, PAGE, IN)] * count)
+    chance = random.Random(4096)
+    with open_image(path) as disk:
+        for cut in range(16):
+            pause = chance.uniform(0.0001, 0.001)
+            cutter = threading.Timer(pause, os.truncate, (path, 512))
+            if cut:  # the first operation makes the page known
+                cutter.start()
+            engine.move_all(disk, moves, count)
+            read = bytes(linked.client.memory[PAGE : 2 * PAGE])
+            assert results(moves)[-1] == errno.EIO or read == block
+            if cut:
+                cutter.join()
+            path.write_bytes(block)
 
 
 # changes under a copy

@@ -230,6 +230,9 @@ static inline void relax(void)
 #endif
 }
 
+/* Bring a cache line near; an address that is not there does no harm. */
+static inline void prefetch(const hw_u8 *base, uint64_t offset) { __builtin_prefetch(base + offset); }
+
 /* Let others run on this processor. */
 static inline void yield_cpu(void) { sched_yield(); }
 

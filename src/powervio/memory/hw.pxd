@@ -51,6 +51,7 @@ cdef extern from "hw.h" nogil:
     int wait_any(int first, int second, int third, int milliseconds) noexcept
     uint64_t clock_ns() noexcept
     void relax() noexcept
+    void prefetch(const unsigned char *base, uint64_t offset) noexcept
     void yield_cpu() noexcept
     int mutex_try(unsigned char *word) noexcept
     int mutex_wait(unsigned char *word) noexcept

@@ -298,6 +298,10 @@ def relax() -> None:
     time.sleep(0)
 
 
+def prefetch(base: Pointer, offset: int) -> None:
+    """Bring a cache line near."""
+
+
 def yield_cpu() -> None:
     """Let others run on this processor."""
     os.sched_yield()

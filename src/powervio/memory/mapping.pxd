@@ -19,4 +19,5 @@ cdef class FileMapping:
     cdef unsigned char *_marks
     cdef bint has(self, unsigned long long position, unsigned long long length) noexcept nogil
     cdef bint move(self, bint writes, unsigned char *pieces, unsigned int count, unsigned long long position) noexcept nogil
+    cdef void expect(self, unsigned long long position) noexcept nogil
     cdef void learn(self, bint writes, int fd, unsigned char *pieces, unsigned int count, unsigned long long position, unsigned long long length) noexcept nogil

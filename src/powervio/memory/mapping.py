@@ -25,12 +25,14 @@ from cython.cimports.powervio.memory.hw import (
     next_data,
     pointer,
     pointer_to_read,
+    prefetch,
     st8,
     store,
 )
 
 _PAGE = cython.declare(cython.ulonglong, 4096)
 """Bytes for which there is a mark; the kernel's pages are as large or larger."""
+_AHEAD = cython.declare(cython.ulonglong, 256)
 
 
 @cython.final
@@ -173,6 +175,16 @@ class FileMapping:
                 store(address, self._base, position, part)
             position += part
         return not self._guard.is_broken()
+
+    @cython.cfunc
+    @cython.nogil
+    @cython.exceptval(check=False)
+    def expect(self, position: cython.ulonglong) -> cython.void:
+        """Bring the first lines of what is at this position into the cache; the processor sees to the lines behind."""
+        line: cython.ulonglong
+        if position + _AHEAD <= self._length:
+            for line in range(0, _AHEAD, 64):
+                prefetch(self._base, position + line)
 
     @cython.cfunc
     @cython.nogil

@@ -28,7 +28,7 @@ _PIECES = cython.declare(cython.uint, 1024)
 
 @cython.cclass
 class Target:
-    """Both methods: `count` pieces of together `length` bytes, at `position` of the medium, in bytes.
+    """`read`, `write` and `move`: `count` pieces of together `length` bytes, at `position` of the medium, in bytes.
 
     True when all of it is done. False: it has to be done by the backing, all of it; parts may have been moved.
     """
@@ -50,6 +50,33 @@ class Target:
     ) -> cython.bint:
         """Write the pieces, in order."""
         return False
+
+    @cython.cfunc
+    @cython.nogil
+    @cython.exceptval(check=False)
+    def is_whole(self) -> cython.bint:
+        """Whether the medium is as long as it was, or longer."""
+        return True
+
+    @cython.cfunc
+    @cython.nogil
+    @cython.exceptval(check=False)
+    def move(
+        self,
+        writes: cython.bint,
+        pieces: cython.p_uchar,
+        count: cython.uint,
+        position: cython.ulonglong,
+        length: cython.ulonglong,
+    ) -> cython.bint:
+        """As `read` or `write`, of one of many; they are done if `is_whole` was true before the first and after all."""
+        return self.write(pieces, count, position, length) if writes else self.read(pieces, count, position, length)
+
+    @cython.cfunc
+    @cython.nogil
+    @cython.exceptval(check=False)
+    def expect(self, position: cython.ulonglong) -> cython.void:
+        """What is at this position will be read soon."""
 
 
 _AT_ONCE = cython.declare(cython.int, 0)
@@ -134,7 +161,7 @@ class FileTarget(Target):
     @cython.nogil
     @cython.exceptval(check=False)
     def is_whole(self) -> cython.bint:
-        """Whether the file is as long as it was, or longer; if not, there may be no writes."""
+        """See `Target`; if not, there may be no writes."""
         end: cython.longlong = file_end(self.fd)
         return end >= 0 and cython.cast(cython.ulonglong, end) >= self.length
 
@@ -209,6 +236,36 @@ class FileTarget(Target):
             if not self.is_whole():
                 return False
         return self._call(True, pieces, count, position, length)
+
+    @cython.cfunc
+    @cython.nogil
+    @cython.exceptval(check=False)
+    def move(
+        self,
+        writes: cython.bint,
+        pieces: cython.p_uchar,
+        count: cython.uint,
+        position: cython.ulonglong,
+        length: cython.ulonglong,
+    ) -> cython.bint:
+        """See `Target`: the file's length, a call of the kernel, is asked for once for many."""
+        if not self.allows(pieces, count, position, length) or (writes and self.read_only):
+            return False
+        if self.mapped and self.mapping.has(position, length):
+            if self.mapping.move(writes, pieces, count, position):
+                return True
+            self.mapped = False
+            if writes and not self.is_whole():
+                return False
+        return self._call(writes, pieces, count, position, length)
+
+    @cython.cfunc
+    @cython.nogil
+    @cython.exceptval(check=False)
+    def expect(self, position: cython.ulonglong) -> cython.void:
+        """See `Target`."""
+        if self.mapped:
+            self.mapping.expect(position)
 
     @cython.cfunc
     @cython.nogil

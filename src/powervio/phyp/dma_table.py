@@ -480,7 +480,6 @@ class DmaOperation:
         number: cython.ulonglong = 0
         left: cython.ulonglong = 0
         after: cython.ulonglong
-        position: cython.ulonglong
         length: cython.ulonglong
         run: cython.ulonglong
         begin: cython.uint
@@ -488,8 +487,8 @@ class DmaOperation:
         flags: cython.uint
         moves: cython.p_uchar = self._moves
         runs: cython.p_uchar = self._runs
-        pieces: cython.p_uchar
-        done: cython.bint
+        if not target.is_whole():
+            return count
         while number < count:
             after = self._after(number, count)
             begin = self._begin(number)
@@ -498,16 +497,28 @@ class DmaOperation:
             for run in range(begin, end):
                 length += ld64(runs, 16 * run + 8)
             flags = ld32(moves, _MOVE * number + _FLAGS)
-            position = ld64(moves, _MOVE * number + _POSITION)
-            pieces = at(runs, 16 * begin)
-            if flags & _TO_MEMORY:
-                done = target.read(pieces, end - begin, position, length)
-            else:
-                done = target.write(pieces, end - begin, position, length)
-            if done:
+            if after < count:  # it comes near while this is moved
+                target.expect(ld64(moves, _MOVE * after + _POSITION))
+            if target.move(
+                flags & _TO_MEMORY == 0,
+                at(runs, 16 * begin),
+                end - begin,
+                ld64(moves, _MOVE * number + _POSITION),
+                length,
+            ):
                 st32(moves, _MOVE * number + _FLAGS, flags | _DONE)
+            number = after
+        number = 0
+        if not target.is_whole():  # nobody knows what that was: each is done again, by the backing
+            while number < count:
+                st32(moves, _MOVE * number + _FLAGS, ld32(moves, _MOVE * number + _FLAGS) & ~_DONE)
+                number += 1
+            return count
+        while number < count:
+            after = self._after(number, count)
+            if ld32(moves, _MOVE * number + _FLAGS) & _DONE:
                 st32(results, _MOVE * number + _RESULT, 0)
-                self._account(begin, end)
+                self._account(self._begin(number), self._end(after, count))
             else:
                 left += 1
             number = after
