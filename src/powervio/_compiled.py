@@ -57,6 +57,7 @@ COMPILED = (
     "powervio.vio.ranges",
     "powervio.vio.engine",
     "powervio.transport.crq.service",
+    "powervio.transport.crq.receivers",
     "powervio.transport.crq.remote_ring",
     "powervio.virtio.chain_record",
     "powervio.virtio.device_ring",

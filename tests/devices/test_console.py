@@ -534,7 +534,7 @@ def test_suspended_device_says_nothing_until_resume() -> None:
     pair.settle()
     assert driver.ports[0].read(99) == b""
     pair.server._configuration._resume({})
-    pair.server._serve()
+    pair.server._service.serve()
     pair.settle()
     assert driver.ports[0].read(99) == b"typed meanwhile"
     pair.close()

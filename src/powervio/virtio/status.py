@@ -37,6 +37,9 @@ SUSPEND = 16
 NEEDS_RESET = 64
 FAILED = 128
 
+RUNNING_MASK = DRIVER_OK | SUSPEND | NEEDS_RESET | FAILED
+"""What of a status decides whether the queues may be used: then it is DRIVER_OK."""
+
 _NAMES = {
     ACKNOWLEDGE: "ACKNOWLEDGE",
     DRIVER: "DRIVER",
@@ -107,7 +110,7 @@ class StatusMachine:
 
         They may not in a device that needs a reset or was given up: nothing that happens on its rings counts.
         """
-        return self.status & (DRIVER_OK | SUSPEND | NEEDS_RESET | FAILED) == DRIVER_OK
+        return self.status & RUNNING_MASK == DRIVER_OK
 
     @property
     def features_settled(self) -> bool:

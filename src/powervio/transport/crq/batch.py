@@ -16,12 +16,12 @@ This file is compiled (Cython pure mode) and also runs interpreted.
 from __future__ import annotations
 
 import errno
-from typing import Any
 
 import cython
 from cython.cimports.powervio.memory.hw import address_of, copy, ld8, ld32, ld64, pointer, st8, st32, st64
 from cython.cimports.powervio.memory.target import Target
 from cython.cimports.powervio.transport.crq.page_list import MoveList
+from cython.cimports.powervio.transport.crq.redirect import Redirector
 from cython.cimports.powervio.transport.crq.remote import RemoteWindow
 from cython.cimports.powervio.transport.crq.shadow import RingShadow
 from cython.cimports.powervio.virtio.request_table import (
@@ -34,7 +34,6 @@ from cython.cimports.powervio.virtio.request_table import (
 
 from powervio.errors import RemoteError
 from powervio.memory.abstract import Backing
-from powervio.transport.crq.redirect import Redirector
 from powervio.transport.crq.remote import BOUNCE_SIZE
 
 REDIRECT_PAGES = 8
@@ -60,7 +59,7 @@ class RdmaBatch:
 
     _window: RemoteWindow
     _shadow: RingShadow
-    _redirector: Any
+    _redirector: Redirector | None
     _least: cython.ulonglong
     _piece: cython.p_uchar
     _book: bytearray
@@ -200,7 +199,11 @@ class RdmaBatch:
         """Carry out the rows that are in a group."""
         row: cython.ulonglong
         number: cython.uint
-        together: cython.bint = group.count >= _REDIRECT_PAGES and self._redirector.carry_out(group, backing)
+        together: cython.bint = (
+            self._redirector is not None
+            and group.count >= _REDIRECT_PAGES
+            and self._redirector.carry_out(group, backing)
+        )
         for row in range(first, end):
             number = ld32(table.moves, 4 * row)
             if number == 0:

@@ -27,6 +27,7 @@ from powervio.transport.crq.protocol import (
     decode,
 )
 from powervio.transport.crq.quiescence import Quiescence
+from powervio.transport.crq.receivers import UsedReceiver
 from powervio.transport.crq.replies import AwaitedReplies
 from powervio.vio.crq import CrqEnd, CrqState
 from powervio.vio.dispatcher import Timer
@@ -41,7 +42,6 @@ _log = logging.getLogger(__name__)
 _QUIET = 5.0
 """Seconds without trouble after which earlier failures are forgotten."""
 _FAILURE_LIMIT = 8
-_USED = int(Message.USED)
 
 
 class ClientState(Enum):
@@ -98,8 +98,6 @@ class VirtioVio:
         self.state = ClientState.CLOSED
         self.failure = ""
         """Why the last session could not be made or ended, in words."""
-        self.rejected = 0
-        """Messages of the server that made no sense."""
         self.sessions = 0
         """Sessions that came to DRIVER_OK."""
         self._retired = False
@@ -111,26 +109,26 @@ class VirtioVio:
         self._pause: Timer | None = None
         self._failures = 0
         self._last_failure = 0.0
+        self._receiver = UsedReceiver(driver.completed, self._message, self._completion_failed)
         self.crq = CrqEnd(
             kernel,
             node,
             self._dma,
-            on_message=self._message,
+            on_message=self._receiver.message,
             on_open=self._negotiate,
             on_lost=self._lost,
             on_gone=self._gone,
-            on_drained=self._completed,
+            on_drained=self._receiver.drained,
         )
         self._replies = AwaitedReplies(kernel, self.crq, self._fail)
-        self._used: set[int] = set()
         self._channels = Channels(
             kernel,
             node,
             self._dma,
             self.crq,
             Message.USED,
-            on_hint=lambda queue, index: self._used.add(queue),
-            on_drained=self._completed,
+            on_hint=lambda queue, index: self._receiver.used.add(queue),
+            on_drained=self._receiver.drained,
         )
         self._handshake = Handshake(
             driver,
@@ -150,6 +148,7 @@ class VirtioVio:
             fail=self._fail,
             trace=trace or (lambda step: None),
         )
+        self._receiver.handshake = self._handshake
         self._quiescence = Quiescence(
             self._handshake,
             self._channels,
@@ -218,6 +217,11 @@ class VirtioVio:
         self._end_session()  # no-op when the connection was open: then its loss did it
 
     @property
+    def rejected(self) -> int:
+        """Messages of the server that made no sense."""
+        return self._receiver.rejected
+
+    @property
     def running(self) -> bool:
         """Whether the driver is started."""
         return self.state in (ClientState.RUNNING, ClientState.SUSPENDED)
@@ -278,7 +282,8 @@ class VirtioVio:
     def _end_session(self) -> None:
         self._replies.forget()
         self._quiescence.end()
-        self._used.clear()
+        self._receiver.used.clear()
+        self._receiver.live = False
         session, self._session = self._session, None
         self._memory.may_map = False
         if session is not None:
@@ -353,6 +358,7 @@ class VirtioVio:
 
     def _live(self, reply: dict[str, int]) -> None:
         self._session = ClientSession(self._handshake, self._quiescence, self._memory, self._request)
+        self._receiver.live = True
         self._memory.may_map = True
         self.sessions += 1
         self._enter(ClientState.RUNNING)
@@ -427,27 +433,21 @@ class VirtioVio:
     def _message(self, high: int, low: int) -> None:
         kind = (high >> 48) & 0xFF
         number = (high >> 32) & 0xFFFF
-        if kind == _USED:
-            if number == self._handshake.number:
-                self._used.add((high >> 16) & 0xFFFF)
-            else:
-                self.rejected += 1
-            return
         try:
             message = decode(high, low)
         except RemoteError as error:
-            self.rejected += 1
+            self._receiver.rejected += 1
             _log.info("adapter %s: %s", self.node.location_code, error)
             return
         # the answer to a PROBE that settled revision 0 comes with session 0
         if number != self._number and not (kind == Message.PROBE | REPLY and number == 0):
-            self.rejected += 1
+            self._receiver.rejected += 1
         elif kind == Message.CONFIG_CHANGED:
             self._config_event(message)
         elif (answered := self._replies.take(kind)) is not None:
             self._answered(answered, message)
         else:
-            self.rejected += 1
+            self._receiver.rejected += 1
 
     def _answered(self, kind: Message, reply: dict[str, int]) -> None:
         code = reply["status"]
@@ -478,33 +478,20 @@ class VirtioVio:
                 self._fail(why)
 
     def _look(self, queues: Iterable[int]) -> None:
-        self._used.update(queues)
-        self._completed()
+        self._receiver.used.update(queues)
+        self._receiver.drained()
 
-    def _completed(self) -> None:
-        """The CRQ is empty: hand up what the device has used, one call a queue however many notifications came."""
-        if not self._used or self._session is None:
-            self._used.clear()
-            return
-        used, self._used = self._used, set()
-        queues = self._handshake.queues
-        for index in used:
-            if index >= len(queues):
-                self.rejected += 1
-                continue
-            try:
-                self.driver.completed(queues[index])
-            except RemoteError as error:
-                self._fail(f"queue {index}: the device broke the ring: {error}")
-                return
-            except HcallError as error:
-                # the server had used what it still moves: without its connection it cannot
-                self._fail(f"queue {index}: what the device has used cannot be unmapped: {error}")
-                return
-            except Exception:
-                _log.exception("adapter %s: completing queue %d failed", self.node.location_code, index)
-            if not self._queues:
-                return  # a completion ended the session
+    def _completion_failed(self, index: int, error: Exception) -> bool:
+        """The driver could not take what queue `index` has used; whether the session goes on."""
+        if isinstance(error, RemoteError):
+            self._fail(f"queue {index}: the device broke the ring: {error}")
+            return False
+        if isinstance(error, HcallError):
+            # the server had used what it still moves: without its connection it cannot
+            self._fail(f"queue {index}: what the device has used cannot be unmapped: {error}")
+            return False
+        _log.error("adapter %s: completing queue %d failed", self.node.location_code, index, exc_info=error)
+        return True
 
 
 _REPLIES: dict[int, Callable[[VirtioVio, dict[str, int]], None]] = {

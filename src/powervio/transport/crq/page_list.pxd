@@ -1,5 +1,8 @@
 cimport cython
 
+cpdef long long consecutive_from(bytearray pages, unsigned long long count) except? -2
+cpdef void write_list(object memory, unsigned long long address, bytearray pages, unsigned long long count) except *
+
 @cython.final
 cdef class MoveList:
     cdef readonly bytearray pages

@@ -6,6 +6,8 @@ This file is compiled (Cython pure mode) and also runs interpreted.
 
 from __future__ import annotations
 
+from typing import Any
+
 import cython
 from cython.cimports.powervio.memory.hw import be64, copy, ld32, ld64, pointer, st32, st64, zero
 
@@ -26,7 +28,9 @@ _SPREAD = cython.declare(cython.ulonglong, 0x9E37_79B9_7F4A_7C15)
 """2^64 divided by the golden ratio: neighbours land far from each other."""
 
 
-def consecutive_from(pages: bytearray, count: cython.ulonglong) -> int:
+@cython.ccall
+@cython.exceptval(-2)
+def consecutive_from(pages: bytearray, count: cython.ulonglong) -> cython.longlong:
     """The first of `count` (one or more) page numbers, if each is followed by the next number; else -1."""
     words: cython.p_uchar = pointer(pages)
     first: cython.ulonglong = ld64(words, 0)
@@ -34,10 +38,11 @@ def consecutive_from(pages: bytearray, count: cython.ulonglong) -> int:
     for index in range(1, count):
         if ld64(words, 8 * index) != first + index:
             return -1
-    return int(first)
+    return cython.cast(cython.longlong, first)
 
 
-def write_list(memory: memoryview, address: cython.ulonglong, pages: bytearray, count: cython.ulonglong) -> None:
+@cython.ccall
+def write_list(memory: Any, address: cython.ulonglong, pages: bytearray, count: cython.ulonglong) -> cython.void:
     """Write the addresses of pages to logical `address` as H_PUT_RTCE_INDIRECT takes them, big-endian."""
     words: cython.p_uchar = pointer(pages)
     to: cython.p_uchar = pointer(memory)

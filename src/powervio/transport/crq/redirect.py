@@ -10,7 +10,7 @@ an engine operation for the whole piece, and saves one pass of the bytes through
 medians of one request by itself, copied and redirected, client and server in one thread: reads of 64 KiB 60 and 69 us,
 128 KiB 78 and 80, 256 KiB 117 and 112, 512 KiB 213 and 194; writes of 256 KiB 121 and 115, 512 KiB 236 and 203. So
 `REDIRECT_MIN` is 64 pages.
-This file is compiled, as ordinary Python, and also runs interpreted.
+This file is compiled (Cython pure mode) and also runs interpreted.
 """
 
 from __future__ import annotations
@@ -18,18 +18,20 @@ from __future__ import annotations
 import logging
 from array import array
 from collections.abc import Sequence
+from typing import Any
+
+import cython
+from cython.cimports.powervio.transport.crq.page_list import MoveList, consecutive_from, write_list
+from cython.cimports.powervio.vio.engine import EngineWindow
 
 from powervio.errors import RemoteError
 from powervio.memory.abstract import Backing
-from powervio.papr.codes import ReturnCode
 from powervio.papr.engine import DmaFault, DmaSegment
 from powervio.papr.nodes import VdeviceNode
 from powervio.papr.port import HcallPort
 from powervio.papr.tce import MULTI_TCE_LIMIT, TCE_PAGE_SHIFT, TCE_PAGE_SIZE
-from powervio.transport.crq.page_list import MoveList, consecutive_from, write_list
 from powervio.transport.crq.remote import RdmaPayload, RemoteWindow
 from powervio.vio.dma import PartitionPages
-from powervio.vio.engine import EngineWindow
 from powervio.vio.ranges import RangeExhausted
 from powervio.virtio.queue import DeviceQueue
 
@@ -38,12 +40,23 @@ REDIRECT_MIN = 64 * TCE_PAGE_SIZE
 _LARGEST = MULTI_TCE_LIMIT * TCE_PAGE_SIZE // 2
 """Bytes of one piece: with any alignment its pages are one list of H_PUT_RTCE_INDIRECT."""
 _OFFSET = TCE_PAGE_SIZE - 1
+_LIST = cython.declare(cython.longlong, MULTI_TCE_LIMIT)
+_SHIFT = cython.declare(cython.int, TCE_PAGE_SHIFT)
 
 _log = logging.getLogger(__name__)
 
 
+@cython.final
+@cython.cclass
 class Redirector:
     """Redirected DMA between the partner's window and backings, for one server adapter."""
+
+    least: cython.ulonglong
+    copied: cython.ulonglong
+    _port: Any
+    _remote: Any
+    _engine: EngineWindow
+    _pages: Any
 
     def __init__(
         self,
@@ -124,17 +137,21 @@ class Redirector:
                 self._engine.free(start, count)
         return True
 
-    def carry_out(self, group: MoveList, backing: Backing) -> bool:
+    @cython.ccall
+    @cython.exceptval(-1)
+    def carry_out(self, group: MoveList, backing: Backing) -> cython.bint:
         """Carry out several requests together; their results are in the list.
 
         False when nothing was moved and all of it has to be copied.
         """
-        count = group.count
+        count: cython.longlong = group.count
+        free: cython.bint = False
+        start: cython.longlong
+        mapped: cython.longlong
         try:
             start = self._engine.allocate(count)
         except RangeExhausted:
             return self._copy()
-        free = False
         try:
             mapped = self._map(group.pages, count, start)
             if mapped < count:
@@ -152,16 +169,20 @@ class Redirector:
                 self._engine.free(start, count)
         return True
 
-    def _copy(self) -> bool:
+    @cython.cfunc
+    @cython.exceptval(-1)
+    def _copy(self) -> cython.bint:
         self.copied += 1
         return False
 
-    def _map(self, pages: bytearray, count: int, start: int) -> int:
+    @cython.cfunc
+    @cython.exceptval(-1)
+    def _map(self, pages: bytearray, count: cython.longlong, start: cython.longlong) -> cython.longlong:
         """Put these pages of the partner's window into the engine's; how many are mapped."""
-        first = consecutive_from(pages, count)
+        first: cython.longlong = consecutive_from(pages, count)
         if first >= 0:
-            code, done = self._port.put_rtce(self._remote, first << TCE_PAGE_SHIFT, self._engine.liobn, start, count)
-        elif count > MULTI_TCE_LIMIT:  # more than a list holds
+            code, done = self._port.put_rtce(self._remote, first << _SHIFT, self._engine.liobn, start, count)
+        elif count > _LIST:  # more than a list holds
             return 0
         else:
             list_address = self._pages.list_address
@@ -169,14 +190,17 @@ class Redirector:
             code, done = self._port.put_rtce_indirect(list_address, self._remote, self._engine.liobn, start, count)
         return done if code else count
 
-    def _unmap(self, start: int, count: int) -> bool:
+    @cython.cfunc
+    @cython.exceptval(-1)
+    def _unmap(self, start: cython.longlong, count: cython.longlong) -> cython.bint:
         """Take pages out of the engine's window, whatever they were mapped to; True when they are free again."""
+        code: cython.longlong
         if not count:
             return True
         code = self._port.remove_rtce(self._remote, 0, self._engine.liobn, start, count)
-        if code != ReturnCode.H_SUCCESS:
+        if code != 0:
             _log.error("H_REMOVE_RTCE of %d pages at %#x returned %d: they stay out of use", count, start, code)
-        return code == ReturnCode.H_SUCCESS
+        return code == 0
 
 
 class RedirectedPayload(RdmaPayload):

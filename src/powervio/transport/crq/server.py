@@ -32,8 +32,8 @@ from powervio.transport.crq.protocol import (
     Status,
     decode,
     encode,
-    kick_index,
 )
+from powervio.transport.crq.receivers import KickReceiver
 from powervio.transport.crq.redirect import REDIRECT_MIN, Redirector
 from powervio.transport.crq.remote import RemoteWindow
 from powervio.transport.crq.server_session import Later, Refused, ServerSession
@@ -51,7 +51,6 @@ _log = logging.getLogger(__name__)
 _PREPARE_MSEC = 10_000
 """How long requests in hand may take when the client's partition is to be suspended."""
 _OVER = device_status.FAILED | device_status.NEEDS_RESET
-_KICK = int(Message.KICK)
 
 
 class VirtioCrq:
@@ -80,20 +79,26 @@ class VirtioCrq:
         self.node = node
         self.device = device
         self._refused = 0
+        """Messages that were refused, but for kicks."""
         self._retired = False
         self._kernel = kernel
         self._dma = DmaSpace(kernel.port, kernel.pages, node.windows[0])
         self._window = RemoteWindow(kernel.port, node, self._dma)
         device.on_config_change = self._config_changed
         device.scheduler = kernel
+        redirector = None
+        if kernel.engine is not None and redirect_min is not None:
+            redirector = Redirector(kernel.port, node, kernel.engine, kernel.pages, redirect_min)
+        self._service = QueueService(kernel, self._dma, self._window, device, self._needs_reset, redirector)
+        self._kicks = KickReceiver(self._service, self._message)
         self.crq = CrqEnd(
             kernel,
             node,
             self._dma,
-            on_message=self._message,
+            on_message=self._kicks.message,
             on_open=lambda: None,
             on_lost=self._lost,
-            on_drained=self._serve,
+            on_drained=self._service.serve,
             on_event=self._suspension,
             prepare_msec=_PREPARE_MSEC,
         )
@@ -106,10 +111,6 @@ class VirtioCrq:
             on_hint=self._kicked,
             on_drained=self._channel_drained,
         )
-        redirector = None
-        if kernel.engine is not None and redirect_min is not None:
-            redirector = Redirector(kernel.port, node, kernel.engine, kernel.pages, redirect_min)
-        self._service = QueueService(kernel, self._dma, self._window, device, self._needs_reset, redirector)
         self._configuration = Configuration(
             node.location_code,
             device,
@@ -124,6 +125,7 @@ class VirtioCrq:
             on_broken=self._needs_reset,
             trace=trace or (lambda step: None),
         )
+        self._kicks.configuration = self._configuration
 
     # -- life
 
@@ -171,7 +173,7 @@ class VirtioCrq:
     @property
     def rejected(self) -> int:
         """Messages, kicks and requests of the client that were refused."""
-        return self._refused + self._service.rejected + self._channels.rejected
+        return self._refused + self._kicks.refused + self._service.rejected + self._channels.rejected
 
     @property
     def channels(self) -> int:
@@ -195,9 +197,6 @@ class VirtioCrq:
             return "running"
         return "negotiating" if session.status.status else "probed"
 
-    def _serve(self) -> None:
-        self._service.serve()
-
     def _kicked(self, queue: int, index: int) -> None:
         if self.session is not None and self.session.status.running:
             self._service.kick(queue, index)
@@ -210,7 +209,7 @@ class VirtioCrq:
         if self.crq.waiting:
             self._kernel.call_soon(self._channel_drained)
         else:
-            self._serve()
+            self._service.serve()
 
     def _suspension(self, event: TransportEvent) -> None:
         """FF09: finish what is in hand, begin nothing, and say so; FF0A: go on (P1.8)."""
@@ -298,13 +297,6 @@ class VirtioCrq:
         session = self._configuration.session
         number = (high >> 32) & 0xFFFF
         kind = (high >> 48) & 0xFF
-        if kind == _KICK:
-            # the hot one: remembered here, served when the CRQ is empty, so that kicks of one burst become one
-            if session is None or number != session.number or not session.status.running:
-                self._refused += 1  # also before DRIVER_OK: survived, not served (virtio 1.4, 3.1.1)
-            else:
-                self._service.kick((high >> 16) & 0xFFFF, kick_index(high, low))
-            return
         stale = kind != Message.PROBE and (session is None or number != session.number)
         if stale or kind >= SERVER_TYPES:
             # late messages of an older session have nobody who waits for a reply (P1.4); a server's type answered

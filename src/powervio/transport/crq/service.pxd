@@ -23,3 +23,4 @@ cdef class QueueService:
     cdef void _give_turn(self, DeviceQueue queue, bint kicked, object known) except *
     cdef void _turn(self, DeviceQueue queue) except *
     cdef void _serve(self, DeviceQueue queue, object known) except *
+    cpdef void kick(self, object index, object known) except *

@@ -222,7 +222,8 @@ class QueueService:
                 raise LocalError(f"queue {queue.index} has {count} requests in the device's hands; suspend it first")
         return {index: (queue.ring.last_available, queue.ring.used_index) for index, queue in self._queues.items()}
 
-    def kick(self, index: int, known: int | None) -> None:
+    @cython.ccall
+    def kick(self, index: Any, known: Any) -> cython.void:
         """The client made buffers available up to `known`, what its KICK said (P6.2); None when it did not say.
 
         Of two kicks the one that is further ahead counts: one may come late, through the other kind of queue (P5.16).
