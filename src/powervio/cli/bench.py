@@ -133,18 +133,19 @@ def _show_generated(console: Console, result: Result) -> None:
     from rich.table import Table
 
     if console.width < _WIDE:
-        table = Table("load", "CRQ", "vhost-user", "ratio", box=box.SIMPLE_HEAD, pad_edge=False)
+        table = Table("k/s", "CRQ", "vhost-user", "ratio", box=box.SIMPLE_HEAD, pad_edge=False)
     else:
         table = Table(
             "load generator", "depth", "over CRQ", "vhost-user", "ratio", "calls", box=box.SIMPLE_HEAD, pad_edge=False
         )
     for row in result.generated:
         arrangement = row.arrangement.replace("_", " ")
-        rates = f"{row.crq_rate:,.0f}", f"{row.vhost_user_rate:,.0f}", f"{row.ratio:.2f}"
+        rates, ratio = (row.crq_rate, row.vhost_user_rate), f"{row.ratio:.2f}"
         if console.width < _WIDE:
-            table.add_row(f"{arrangement.split()[0]}, {row.depth}", *rates)
+            table.add_row(f"{arrangement.split()[0]}, {row.depth}", *(f"{rate / 1000:,.1f}" for rate in rates), ratio)
         else:
-            table.add_row(arrangement, str(row.depth), *rates, f"{row.cost.hcalls['total']:.2f}")
+            shown = (f"{rate:,.0f}" for rate in rates)
+            table.add_row(arrangement, str(row.depth), *shown, ratio, f"{row.cost.hcalls['total']:.2f}")
     console.print(table)
     console.print(
         "The compiled load generator, requests per second, and hypervisor calls per request over CRQ. One processor:"
