@@ -19,8 +19,16 @@ class MappedArea:
         """Take over `fd` (closed by `close`) and map its first `size` bytes, read and write, shared."""
         self.fd = fd
         self.size = size
-        self._map = mmap.mmap(fd, size, mmap.MAP_SHARED, mmap.PROT_READ | mmap.PROT_WRITE)
+        self._map = self._mapped(fd, size)
         self.view = memoryview(self._map)
+
+    def _mapped(self, fd: int, size: int) -> mmap.mmap:
+        return mmap.mmap(fd, size, mmap.MAP_SHARED, mmap.PROT_READ | mmap.PROT_WRITE)
+
+    @property
+    def lost(self) -> bool:
+        """Whether some of it is no longer there: what is read is void then, and what is written lost."""
+        return False
 
     @classmethod
     def create(cls, name: str, size: int) -> MappedArea:

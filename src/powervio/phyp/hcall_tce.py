@@ -54,7 +54,10 @@ def _when_drained(partition: PartitionRecord, liobn: Any, entries: int, change: 
                 pane.ledger.updated(entries)
         return code != NOT_DRAINED
 
-    partition.hypervisor.wait_drained(done)
+    if partition.waits:
+        partition.hypervisor.wait_drained(done)
+    else:
+        done()
     return int(_RESOURCE) if code == NOT_DRAINED else code
 
 

@@ -7,7 +7,7 @@ from collections.abc import Callable
 from types import TracebackType
 
 from powervio.errors import LocalError
-from powervio.memory.area import PAGE_SIZE
+from powervio.memory.area import PAGE_SIZE, MappedArea
 from powervio.papr.crq import TransportEvent
 from powervio.papr.devicetree import partition_tree
 from powervio.papr.fdt import encode
@@ -75,6 +75,16 @@ class Hypervisor:
     def create_partition(self, name: str, memory_size: int, partition_id: int | None = None) -> Partition:
         """A running partition with `memory_size` bytes of zeroed memory; ids count from 1."""
         _check_pages(memory_size, f"the memory of partition {name}")
+        area = MappedArea.create(f"powervio-{name}", memory_size)
+        try:
+            return self.adopt_partition(name, area, partition_id)
+        except BaseException:
+            area.close()
+            raise
+
+    def adopt_partition(self, name: str, area: MappedArea, partition_id: int | None = None) -> Partition:
+        """As `create_partition`, of memory that is there already and is closed with the partition."""
+        _check_pages(area.size, f"the memory of partition {name}")
         with self.lock:
             if partition_id is None:
                 partition_id = max(self.partitions, default=0) + 1
@@ -84,7 +94,7 @@ class Hypervisor:
                 raise LocalError(f"partition id {partition_id} belongs to {self.partitions[partition_id].name} already")
             if any(name == other.name for other in self.partitions.values()):
                 raise LocalError(f"there is a partition named {name} already")
-            partition = Partition(self, partition_id, name, memory_size)
+            partition = Partition(self, partition_id, name, area)
             self.partitions[partition_id] = partition
             return partition
 

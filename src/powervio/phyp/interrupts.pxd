@@ -5,6 +5,7 @@ from powervio.phyp.ledger cimport CostLedger
 cdef class Source:
     cdef readonly unsigned int number
     cdef int state
+    cdef int fd
     cdef CostLedger ledger
     cdef Source later
 
@@ -26,3 +27,4 @@ cdef class InterruptPresentation:
     cpdef bint end(self, unsigned long long xirr, int counter, CostLedger other) except? -1
     cpdef int set_priority(self, unsigned int priority) except? -1
     cdef int _assert(self) except? -1
+    cdef int _tell(self, Source source) except? -1

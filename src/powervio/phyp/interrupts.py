@@ -44,12 +44,15 @@ class Source:
 
     number: cython.uint
     state: cython.int
+    fd: cython.int
     ledger: CostLedger | None
     later: Source | None
 
     def __init__(self, number: int, ledger: CostLedger | None) -> None:
         self.number = number
         self.state = _IDLE
+        self.fd = -1
+        """Where it is directed to: an eventfd of its own, -1 for the partition's line."""
         self.ledger = ledger
         self.later = None
         """The next one that is pending."""
@@ -138,6 +141,8 @@ class InterruptPresentation:
     def pulse(self, number: Any) -> cython.bint:
         """The source has something to tell; false if the pulse is lost because it has told so already."""
         source: Source = self._sources[number]
+        if source.fd >= 0:
+            return self._tell(source) == 0
         if source.state != _IDLE:
             return False
         self._append(source)
@@ -198,9 +203,39 @@ class InterruptPresentation:
             self._assert()
         return 0
 
+    def direct(self, number: int, fd: int) -> bool:
+        """Direct a source to an eventfd of its own, or with -1 back to the line; false if there is no such source.
+
+        A directed source has no state: each pulse is told at once, H_XIRR does not give it and H_EOI does nothing. What
+        is pending is told there. The eventfd stays the caller's, who directs the source back before closing it.
+        """
+        source: Source | None = self._sources.get(number)
+        if source is None or source.state == _RETIRED:
+            return False
+        source.fd = fd
+        if fd >= 0 and source.state == _PENDING:
+            self._drop(source)
+            source.state = _IDLE
+            self._tell(source)
+        return True
+
+    def direct_back(self) -> None:
+        """Direct every source to the line."""
+        source: Source
+        for source in self._sources.values():
+            source.fd = -1
+
     def hold(self, held: bool) -> None:
-        """The partition is suspended: nothing is presented until it runs again. What pulses meanwhile stays pending."""
+        """The partition is suspended: nothing is presented until it runs again. What pulses meanwhile stays pending.
+
+        Directed sources have nothing that could be pending, so all of them tell something when it runs again.
+        """
+        source: Source
         self._held = held
+        if not held:
+            for source in self._sources.values():
+                if source.fd >= 0:
+                    self._tell(source)
         if not held and self._first is not None and self._cppr > _PRIORITY and not self._asserted:
             self._assert()
 
@@ -246,6 +281,7 @@ class InterruptPresentation:
         source: Source
         for source in list(self._sources.values()):
             source.later = None
+            source.fd = -1
             if source.state == _RETIRED:
                 self._forget(source)
             else:
@@ -272,6 +308,18 @@ class InterruptPresentation:
         self._asserted = True
         # The owner may have filled the counter itself: then the line is readable, which is all that it has to be.
         code = event_signal(self.fd)
+        if code < 0:
+            raise OSError(-code, os.strerror(-code))
+        return 0
+
+    @cython.cfunc
+    @cython.exceptval(-1)
+    def _tell(self, source: Source) -> cython.int:
+        """Pulse a directed source: 1 if nobody hears of it now."""
+        code: cython.int
+        if self._held:
+            return 1
+        code = event_signal(source.fd)
         if code < 0:
             raise OSError(-code, os.strerror(-code))
         return 0

@@ -27,7 +27,7 @@ _LAST_SLOT = 0xFFFF
 
 
 class Partition(PartitionRecord):
-    """Made by `Hypervisor.create_partition`; `memory_size` is bytes, a multiple of 4096.
+    """Made by `Hypervisor.create_partition` and `adopt_partition`; `area` is its memory, a multiple of 4096 bytes.
 
     The dictionaries are read under the hypervisor's lock by every hcall and changed only by `add` and `remove`.
     """
@@ -39,11 +39,11 @@ class Partition(PartitionRecord):
     sources: dict[int, VirtualAdapter]
     physical: dict[int, PhysicalAdapter]
 
-    def __init__(self, hypervisor: Hypervisor, partition_id: int, name: str, memory_size: int) -> None:
+    def __init__(self, hypervisor: Hypervisor, partition_id: int, name: str, area: MappedArea) -> None:
         self.partition_id = partition_id
         self.name = name
         self.uuid = uuid5(_NAMESPACE, f"{partition_id}-{name}")
-        super().__init__(hypervisor, MappedArea.create(f"powervio-{name}", memory_size))
+        super().__init__(hypervisor, area)
         self.slots: dict[int, VirtualAdapter] = {}
         self.nodes: dict[int, VdeviceNode] = {}
         self.engines: list[PhysicalAdapter] = []

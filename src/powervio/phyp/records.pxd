@@ -45,6 +45,7 @@ cdef class PartitionRecord:
     cdef public object area
     cdef public int pins
     cdef public bint alive
+    cdef public bint waits
     cdef list _panes_at_hand
     cdef PhysicalRecord _engine_at_hand
     cdef WindowPane pane(self, object liobn)

@@ -110,6 +110,7 @@ class PartitionRecord:
     area: Any
     pins: cython.int
     alive: cython.bint
+    waits: cython.bint
     _panes_at_hand: list[WindowPane | None]
     _engine_at_hand: PhysicalRecord | None
 
@@ -135,6 +136,8 @@ class PartitionRecord:
         self.pins = 0
         """Operations of DMA engines, its own or its servers', that are at work on its memory."""
         self.alive = True
+        self.waits = True
+        """Whether its hcalls may wait for operations that are in flight, in the thread that makes them."""
 
     def panes_changed(self) -> None:
         """`panes` has been changed: none of them is at hand."""
