@@ -24,6 +24,8 @@ RETRY_FIRST = 0.001
 RETRY_LAST = 0.1
 """Seconds after which what was kept is tried again: first, and at most."""
 _DROPPED = cython.declare(cython.longlong, int(ReturnCode.H_DROPPED))
+_BUSY = cython.declare(cython.longlong, int(ReturnCode.H_BUSY))
+"""A hypervisor in another process did not answer, and will not carry it out."""
 _CLOSED = cython.declare(cython.longlong, int(ReturnCode.H_CLOSED))
 
 
@@ -124,11 +126,11 @@ class Outbox:
     @cython.cfunc
     @cython.exceptval(-1)
     def _sent(self, high: object, low: object) -> cython.int:
-        """Whether the message is off our hands; not when the partner's queue is full."""
+        """Whether the message is off our hands; not when the partner's queue is full or the hypervisor busy."""
         code: cython.longlong = self._port.send_crq(self._unit_address, high, low)
         if code == 0:
             return 1
-        if code == _DROPPED:
+        if code == _DROPPED or code == _BUSY:
             return 0
         if code == _CLOSED or self._is_gone():
             return 1
