@@ -88,6 +88,8 @@ COMPILED = (
     "powervio.transport.vhost_user.payload",
     "powervio.transport.vhost_user.queue",
     "powervio.transport.vhost_user.inflight",
+    "powervio.gateway.mailbox",
+    "powervio.gateway.calls",
 )
 """The modules that are compiled; `ext-modules` in pyproject.toml is the same list."""
 

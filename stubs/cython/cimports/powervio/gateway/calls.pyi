@@ -1,0 +1,1 @@
+from powervio.gateway.calls import *
