@@ -56,6 +56,7 @@ def test_client_process_writes_and_reads_a_disk_served_in_this_process(tmp_path:
 
 
 def test_killed_client_leaves_the_disk_to_its_successor(tmp_path: Path, image: Path) -> None:
+    """G1.5, and G3.4: its memory is empty for the next one."""
     with House(tmp_path) as house:
         door = house.door(house.client)
         house.serve(image)
@@ -68,10 +69,12 @@ def test_killed_client_leaves_the_disk_to_its_successor(tmp_path: Path, image: P
         assert second.ask("write 64 64 3 32") == "good"
         assert second.ask("check 64 64 3 8") == "good"
         assert door.sessions == 2
+        second.kill()
+        wait_until(lambda: not any(house.client.memory), "its memory is not empty")
 
 
 def test_killed_server_process_loses_no_write_in_flight(tmp_path: Path, image: Path) -> None:
-    """Both partitions are processes; the client goes on by itself when there is a server again."""
+    """G1.5. Both partitions are processes; the client goes on by itself when there is a server again."""
     with House(tmp_path) as house:
         client_door, server_door = house.door(house.client), house.door(house.server)
         house.gateway.start()
@@ -130,6 +133,7 @@ def test_server_process_is_killed_with_32_writes_in_flight_of_a_client_here(tmp_
 
 
 def test_second_process_is_refused_while_the_first_lives(tmp_path: Path, image: Path) -> None:
+    """G1.1"""
     with House(tmp_path) as house:
         door = house.door(house.client)
         house.serve(image)
@@ -145,6 +149,7 @@ def test_second_process_is_refused_while_the_first_lives(tmp_path: Path, image: 
 
 
 def test_process_ends_when_the_hypervisor_terminates_its_partition(tmp_path: Path, image: Path) -> None:
+    """G1.6"""
     with House(tmp_path) as house:
         door = house.door(house.client)
         house.serve(image)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
 import pytest
@@ -204,3 +205,68 @@ def test_reboot_forgets_interrupts_and_priority(linked: Rig) -> None:
     linked.hypervisor.reboot(linked.server)
     assert line(linked) == 0
     assert linked.s.xirr() == OPEN
+
+
+# -- sources with an eventfd of their own
+
+
+@pytest.fixture
+def own(linked: Rig) -> Iterator[int]:
+    """Where the server's source may be directed to."""
+    fd = os.eventfd(0, os.EFD_NONBLOCK)
+    yield fd
+    linked.server.interrupts.direct_back()
+    os.close(fd)
+
+
+def told(fd: int) -> int:
+    try:
+        return os.eventfd_read(fd)
+    except BlockingIOError:
+        return 0
+
+
+def test_directed_source_is_told_there_each_time_and_not_by_the_line(linked: Rig, own: int) -> None:
+    source = listen(linked)
+    assert linked.server.interrupts.direct(source, own)
+    send(linked)
+    send(linked)
+    assert told(own) == 2
+    assert line(linked) == 0
+    assert linked.s.xirr() == OPEN
+    assert linked.server_end.ledger.snapshot()["interrupts"] == 2
+    assert linked.server.interrupts.direct(source, -1)
+    send(linked)
+    assert told(own) == 0
+    assert linked.s.xirr() == OPEN | source
+
+
+def test_pending_source_is_told_when_it_is_directed(linked: Rig, own: int) -> None:
+    source = listen(linked)
+    send(linked)
+    assert linked.server.interrupts.direct(source, own)
+    assert told(own) == 1
+    assert linked.s.xirr() == OPEN
+
+
+def test_directed_sources_tell_when_the_partition_is_resumed(linked: Rig, own: int) -> None:
+    source = listen(linked)
+    assert linked.server.interrupts.direct(source, own)
+    linked.server.interrupts.hold(True)
+    send(linked)
+    assert told(own) == 0
+    linked.server.interrupts.hold(False)
+    assert told(own) == 1
+
+
+def test_source_that_is_not_there_cannot_be_directed(linked: Rig, own: int) -> None:
+    assert not linked.server.interrupts.direct(0x999, own)
+
+
+def test_reboot_directs_sources_back(linked: Rig, own: int) -> None:
+    source = listen(linked)
+    assert linked.server.interrupts.direct(source, own)
+    linked.hypervisor.reboot(linked.server)
+    linked.server.interrupts.pulse(source)
+    assert told(own) == 0
+    assert linked.s.xirr() == OPEN | source

@@ -583,6 +583,16 @@ def test_change_of_a_page_in_flight_gives_up_at_the_limit_with_the_entry_as_it_w
     assert rig.c.stuff_tce(rig.window, 0, 0, 4) == ReturnCode.H_SUCCESS
 
 
+def test_partition_whose_hcalls_do_not_wait_has_resource_at_once(linked: Rig, engine: PhysicalAdapter) -> None:
+    put(linked, engine)
+    linked.client.waits = False
+    operation = engine.begin([(0, 16)], to_memory=True)
+    assert linked.c.put_tce(linked.window, PAGE, 0) == ReturnCode.H_RESOURCE
+    assert linked.hypervisor.waiting == 0
+    engine.end(operation, moved=True)
+    assert linked.c.put_tce(linked.window, PAGE, 0) == ReturnCode.H_SUCCESS
+
+
 def test_change_that_waits_for_a_partition_that_dies_is_parameter(linked: Rig, engine: PhysicalAdapter) -> None:
     put(linked, engine)
     operation = engine.begin([(0, 16)], to_memory=True)

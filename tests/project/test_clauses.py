@@ -1,36 +1,43 @@
-"""docs/protocol.md and the tests know of each other: every clause is named by a test, and every named clause exists."""
+"""The normative pages and the tests know of each other: every clause is named by a test, every named clause exists."""
 
 from __future__ import annotations
 
 import re
 from pathlib import Path
 
+import pytest
+
 ROOT = Path(__file__).parents[2]
-CLAUSE = re.compile(r"\bP\d+\.\d+\b")
+PAGES = {"P": ("docs/protocol.md", "tests", "src"), "G": ("docs/gateway.md", "tests/gateway", "src/powervio/gateway")}
+"""By the letter of its clauses: the page, and where these are named."""
 
 
-def clauses() -> set[str]:
-    text = (ROOT / "docs/protocol.md").read_text()
-    return set(re.findall(r"^\*\*(P\d+\.\d+)", text, re.MULTILINE))
+def clauses(letter: str) -> set[str]:
+    text = (ROOT / PAGES[letter][0]).read_text()
+    return set(re.findall(rf"^(?:- )?\*\*({letter}\d+\.\d+)", text, re.MULTILINE))
 
 
-def named(folder: str) -> dict[str, str]:
+def named(letter: str, folder: str) -> dict[str, str]:
     """Clause ids in the Python files below a folder, with a file that names each; `P1.3-P1.6` names all between."""
     found: dict[str, str] = {}
     for path in sorted((ROOT / folder).rglob("*.py")):
         text = path.read_text()
-        for chapter, first, last in re.findall(r"\bP(\d+)\.(\d+)-P\1\.(\d+)\b", text):
+        for chapter, first, last in re.findall(rf"\b{letter}(\d+)\.(\d+)-{letter}\1\.(\d+)\b", text):
             for number in range(int(first), int(last) + 1):
-                found.setdefault(f"P{chapter}.{number}", path.name)
-        for clause in CLAUSE.findall(text):
+                found.setdefault(f"{letter}{chapter}.{number}", path.name)
+        for clause in re.findall(rf"\b{letter}\d+\.\d+\b", text):
             found.setdefault(clause, path.name)
     return found
 
 
-def test_every_clause_is_named_by_a_test() -> None:
-    assert sorted(clauses() - set(named("tests"))) == []
+@pytest.mark.parametrize("letter", PAGES)
+def test_every_clause_is_named_by_a_test(letter: str) -> None:
+    assert clauses(letter)
+    assert sorted(clauses(letter) - set(named(letter, PAGES[letter][1]))) == []
 
 
-def test_every_clause_that_is_cited_exists() -> None:
-    cited = {**named("tests"), **named("src")}
-    assert {clause: place for clause, place in cited.items() if clause not in clauses()} == {}
+@pytest.mark.parametrize("letter", PAGES)
+def test_every_clause_that_is_cited_exists(letter: str) -> None:
+    _, tests, sources = PAGES[letter]
+    cited = {**named(letter, tests), **named(letter, sources)}
+    assert {clause: place for clause, place in cited.items() if clause not in clauses(letter)} == {}

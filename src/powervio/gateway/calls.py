@@ -60,7 +60,7 @@ _ENDED = cython.declare(cython.int, ENDED)
 class CallRing:
     """Numbers count from 1; number n is in slot (n - 1) modulo the slots."""
 
-    number: cython.ulonglong
+    _number: cython.ulonglong
     _region: cython.p_uchar
     _slots: cython.p_uchar
     _count: cython.ulonglong
@@ -76,8 +76,12 @@ class CallRing:
         self._count = where.slots
         self._call_fd = call_fd
         self._socket_fd = socket_fd
-        self.number = 0
+        self._number = 0
+
+    @property
+    def number(self) -> int:
         """The last one that was posted."""
+        return self._number
 
     def room(self) -> bool:
         """Whether the next slot is free: what was posted there last is done."""
@@ -87,11 +91,11 @@ class CallRing:
     @cython.nogil
     @cython.exceptval(check=False)
     def _has_room(self) -> cython.bint:
-        return self.number < self._count or self._is_done(self.number + 1 - self._count)
+        return self._number < self._count or self._is_done(self._number + 1 - self._count)
 
     def post(self, token: int, registers: tuple[int, ...]) -> int:
         """Post an hcall in the next slot, for which there must be `room`; its number. The doorbell is the caller's."""
-        number: cython.ulonglong = self.number + 1
+        number: cython.ulonglong = self._number + 1
         slot: cython.p_uchar = self._slot(number)
         index: cython.uint = 0
         st64(slot, _TOKEN, le64(low64(token)))
@@ -103,7 +107,7 @@ class CallRing:
             st64(slot, _ARGUMENTS + 8 * index, 0)
             index += 1
         st64_release(slot, _POSTED, le64(number))
-        self.number = number
+        self._number = number
         return number
 
     def must_ring(self) -> bool:

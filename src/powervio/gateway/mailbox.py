@@ -55,7 +55,7 @@ _HARDWARE = (int(ReturnCode.H_HARDWARE),)
 class Mailbox:
     """One session's ring. `call` is `PartitionPort.hcall`, or something in front of it."""
 
-    served: cython.ulonglong
+    _served: cython.ulonglong
     _region: cython.p_uchar
     _slots: cython.p_uchar
     _mask: cython.ulonglong
@@ -69,8 +69,7 @@ class Mailbox:
         self._slots = at(self._region, where.slots_offset)
         self._mask = where.slots - 1
         self._call = call
-        self.served = 0
-        """hcalls that were answered, also those that had been withdrawn: the number of the last one."""
+        self._served = 0
 
     def turn(self, limit: int, spin_ns: int = 0) -> tuple[bool, bool]:
         """Answer at most `limit` hcalls; `(whether there is more, whether the partition sleeps for one of these)`.
@@ -94,6 +93,11 @@ class Mailbox:
         return True, wake  # awake stays set: there is another turn
 
     @property
+    def served(self) -> int:
+        """Number of the last hcall that was answered; also those that were withdrawn count."""
+        return self._served
+
+    @property
     def waiting(self) -> bool:
         """Whether something is posted."""
         return bool(self._is_posted())
@@ -102,13 +106,13 @@ class Mailbox:
     @cython.nogil
     @cython.exceptval(check=False)
     def _slot(self) -> cython.p_uchar:
-        return at(self._slots, (self.served & self._mask) * _SLOT)
+        return at(self._slots, (self._served & self._mask) * _SLOT)
 
     @cython.cfunc
     @cython.nogil
     @cython.exceptval(check=False)
     def _is_posted(self) -> cython.bint:
-        return le64(ld64_acquire(self._slot(), _POSTED)) == self.served + 1
+        return le64(ld64_acquire(self._slot(), _POSTED)) == self._served + 1
 
     @cython.cfunc
     @cython.exceptval(check=False)
@@ -129,7 +133,7 @@ class Mailbox:
     def _answer(self) -> cython.bint:
         """Take the next one; whether somebody sleeps until it is done."""
         slot: cython.p_uchar = self._slot()
-        number: cython.ulonglong = self.served + 1
+        number: cython.ulonglong = self._served + 1
         index: cython.uint
         value: cython.ulonglong
         result: tuple[int, ...] = _BUSY
@@ -146,7 +150,7 @@ class Mailbox:
             st64(slot, _CODE + 8 * index, 0)
             index += 1
         st64_release(slot, _DONE, le64(number))
-        self.served = number
+        self._served = number
         fence()
         return le64(ld64(slot, _WAITING)) == number
 

@@ -17,6 +17,7 @@ import select
 import socket
 import struct
 import threading
+import time
 from collections.abc import Callable, Iterable, Sequence
 
 from powervio.errors import LocalError
@@ -30,7 +31,7 @@ _log = logging.getLogger(__name__)
 TURN = 64
 """hcalls of one partition that are answered before the next partition has its turn."""
 CHECK_SECONDS = 0.25
-"""How often a partition that makes no hcalls is looked at: whether it has lost memory."""
+"""How often each partition's memory file is looked at: whether it is as long as it was."""
 _CREDENTIALS = struct.Struct("=iII")
 _BACKLOG = 4
 
@@ -170,6 +171,12 @@ class Door:
             return False
         return self.session.turn(limit, spin_ns)
 
+    def look(self) -> None:
+        """End the session of a partition whose memory has become less."""
+        if self.check():
+            self.partition.area.look()
+            self.check()
+
     def check(self) -> bool:
         """End the session of a partition that cannot go on."""
         if self.session is None:
@@ -245,6 +252,7 @@ class Gateway:
         self.watch(self._wake, self._woken)
         self._thread: threading.Thread | None = None
         self._stopping = False
+        self._next_check = 0.0
 
     def __enter__(self) -> Gateway:
         return self
@@ -306,9 +314,11 @@ class Gateway:
         something to do. Whether a partition has more to do."""
         events = self._epoll.poll(0.0 if self.ready else CHECK_SECONDS if timeout is None else timeout)
         with self.lock:
-            if not events and not self.ready:
+            now = time.monotonic()
+            if now >= self._next_check:
+                self._next_check = now + CHECK_SECONDS
                 for door in self.doors:
-                    door.check()
+                    door.look()
             for fd, _ in events:
                 call = self._calls.get(fd)
                 if call is not None:  # it may have been ended by one before it

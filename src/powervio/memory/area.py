@@ -25,6 +25,9 @@ class MappedArea:
     def _mapped(self, fd: int, size: int) -> mmap.mmap:
         return mmap.mmap(fd, size, mmap.MAP_SHARED, mmap.PROT_READ | mmap.PROT_WRITE)
 
+    def look(self) -> None:
+        """Find out whether `lost` is so, without an access that meets it."""
+
     @property
     def lost(self) -> bool:
         """Whether some of it is no longer there: what is read is void then, and what is written lost."""

@@ -50,10 +50,16 @@ class SharedFile(MappedArea):
             raise LocalError(f"{path}: {error.strerror}") from error
         return cls.of(fd, path)
 
+    _is_cut = False
+
+    def look(self) -> None:
+        """See `MappedArea.look`."""
+        self._is_cut = self._is_cut or os.fstat(self.fd).st_size < self.size
+
     @property
     def lost(self) -> bool:
         """See `MappedArea.lost`."""
-        return isinstance(self._map, GuardedMap) and self._map.broken
+        return self._is_cut or (isinstance(self._map, GuardedMap) and self._map.broken)
 
     def discard(self) -> None:
         """Nothing: what is in the memory is its owner's, who boots in it."""
