@@ -180,8 +180,10 @@ class Redirector:
     def _map(self, pages: bytearray, count: cython.longlong, start: cython.longlong) -> cython.longlong:
         """Put these pages of the partner's window into the engine's; how many are mapped."""
         first: cython.longlong = consecutive_from(pages, count)
+        address: cython.ulonglong
         if first >= 0:
-            code, done = self._port.put_rtce(self._remote, first << _SHIFT, self._engine.liobn, start, count)
+            address = cython.cast(cython.ulonglong, first) << _SHIFT
+            code, done = self._port.put_rtce(self._remote, address, self._engine.liobn, start, count)
         elif count > _LIST:  # more than a list holds
             return 0
         else:
