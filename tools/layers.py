@@ -42,7 +42,7 @@ KNOWS: dict[str, set[str]] = {
 KNOWS["system"] = set(KNOWS)
 KNOWS |= {room: KNOWS["system"] | {"system"} for room in ("trace", "evaluate", "bench")}
 KNOWS["evaluate"] = KNOWS["evaluate"] | {"bench"}
-KNOWS["cli"] = {"system", "trace", "evaluate", "bench"}
+KNOWS["cli"] = {"system", "boot", "trace", "evaluate", "bench"}
 KNOWS["__main__"] = {"cli"}
 KNOWS["testing"] = set(KNOWS) - {"__main__"}
 

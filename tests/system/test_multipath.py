@@ -594,7 +594,7 @@ def test_fio_with_32_writes_in_flight_notices_nothing_of_servers_that_die(busy_h
         for name in ("vios1", "vios2"):
             assert f"{name} is terminated" in house.ok("terminate", name)
             assert f"VIO server {name} is terminated" in house.ok("ps")
-            assert house.ok("boot", name) == f"{name} is running\n"
+            assert house.ok("activate", name) == f"{name} is running\n"
         output, _ = load.communicate(timeout=90)
         assert load.returncode == 0, output
     report = json.loads(output[output.index("{") :])

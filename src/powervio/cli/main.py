@@ -37,11 +37,12 @@ COMMANDS = (
     Entry("save", "cli.move:save", "Let a client partition go on in a file, and end it."),
     Entry("restore", "cli.move:restore", "Let a saved client partition go on."),
     Entry("terminate", "cli.server:terminate", "Let a VIO server of a running system fail."),
-    Entry("boot", "cli.server:boot", "Start a VIO server that was terminated again."),
+    Entry("activate", "cli.server:activate", "Start a VIO server that was terminated again."),
     Entry("dtb", "cli.dtb:dtb", "Print the device tree of a partition."),
     Entry("down", "cli.down:down", "Stop a running system."),
     Entry("pool", "cli.pool:pool", "Make, resize, delete and list the logical volumes of storage pools."),
     Entry("vhost-user", "cli.vhost_user:vhost_user", "Serve a device to a virtual machine, by vhost-user."),
+    Entry("boot", "cli.boot:boot", "Boot a stock Linux kernel in QEMU, with disks of ours."),
     Entry("bench", "cli.bench:bench", "Measure."),
     Entry("doctor", "cli.doctor:doctor", "Say what is here, and what each missing program would enable."),
 )

@@ -1,4 +1,4 @@
-"""`powervio terminate` and `boot`: VIO servers of a running system that fail and come back."""
+"""`powervio terminate` and `activate`: VIO servers of a running system that fail and come back."""
 
 from __future__ import annotations
 
@@ -22,13 +22,18 @@ def terminate(vios: str, name: str | None) -> None:
     ended and its partners have been told.
     """
     control.ask(control.choose(name), "terminate", {"vios": vios}, timeout=LIMIT)
-    click.echo(f"{vios} is terminated; powervio boot {vios} starts it again")
+    click.echo(f"{vios} is terminated; powervio activate {vios} starts it again")
 
 
 @click.command()
 @click.argument("vios")
 @_system
-def boot(vios: str, name: str | None) -> None:
+def activate(vios: str, name: str | None) -> None:
     """Start the VIO server VIOS, which was terminated, again; returns when it serves what it served."""
+    start_again(vios, name)
+
+
+def start_again(vios: str, name: str | None) -> None:
+    """What `activate` does."""
     control.ask(control.choose(name), "boot", {"vios": vios}, timeout=LIMIT)
     click.echo(f"{vios} is running")

@@ -1,4 +1,4 @@
-"""VIO servers that fail and boot again while the system runs: `powervio terminate` and `boot`.
+"""VIO servers that fail and boot again while the system runs: `powervio terminate` and `activate`.
 
 **The order is the fence.** A server that is terminated fails as by a crash: what its devices had in hand is finished or
 forgotten, nobody flushes or says goodbye. But its partners may go on elsewhere as soon as they hear of it (FF01), and a

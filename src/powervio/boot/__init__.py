@@ -1,0 +1,1 @@
+"""Stock Linux guests in QEMU: packages, kernel, root file system, command line, the running guest."""

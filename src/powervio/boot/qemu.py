@@ -1,0 +1,66 @@
+"""QEMU's command line for a guest, as a value.
+
+Everything that QEMU speaks with is a socket that it inherits, by descriptor: no path could be left behind.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from powervio.boot import root
+from powervio.boot.machine import Arch
+from powervio.errors import LocalError
+
+_UNITS = {"": 1, "K": 1 << 10, "M": 1 << 20, "G": 1 << 30}
+LEAST_MEMORY = 128 << 20
+
+
+@dataclass(frozen=True, slots=True)
+class Channels:
+    """Descriptors of the sockets that the guest's ports are at."""
+
+    console: int
+    control: int
+    output: int
+    errors: int
+
+
+def parse_memory(text: str, arch: Arch) -> int:
+    """Bytes of a size like 512M or 1G; raises `LocalError`."""
+    found = re.fullmatch(r"(\d+)([KMG]?)(?:iB|B)?", text.strip(), re.IGNORECASE)
+    if found is None:
+        raise LocalError(f"memory {text!r}: expected a size like 512M or 1G")
+    size = int(found[1]) * _UNITS[found[2].upper()]
+    if size < LEAST_MEMORY:
+        raise LocalError(f"memory {text}: a guest needs {LEAST_MEMORY >> 20}M at least")
+    if size % arch.memory_step:
+        raise LocalError(f"memory {text}: on {arch.name} expected a multiple of {arch.memory_step >> 20}M")
+    return size
+
+
+def command(
+    arch: Arch, *, program: str, image: str, initramfs: str, memory: int, channels: Channels, disks: Sequence[int]
+) -> list[str]:
+    """The command; `disks` are descriptors of sockets at whose other ends vhost-user back ends serve disks.
+
+    Guest memory is shared with the back ends. The guest ends when it panics.
+    """
+    append = f"console={arch.console} quiet panic=-1 {arch.append}".strip()
+    result = [program, "-accel", "tcg", *(word.format(memory="ram") for word in arch.machine)]
+    result += ["-m", f"{memory >> 20}M", "-object", f"memory-backend-memfd,id=ram,size={memory},share=on"]
+    result += ["-nodefaults", "-no-user-config", "-display", "none", "-no-reboot"]
+    result += ["-kernel", image, "-initrd", initramfs, "-append", append]
+    result += ["-chardev", f"socket,id=console,fd={channels.console}", "-serial", "chardev:console"]
+    result += ["-device", "virtio-serial-pci"]
+    for name, fd in (
+        (root.CONTROL, channels.control),
+        (root.OUTPUT, channels.output),
+        (root.ERRORS, channels.errors),
+    ):
+        result += ["-chardev", f"socket,id={name},fd={fd}", "-device", f"virtserialport,chardev={name},name={name}"]
+    for number, fd in enumerate(disks):
+        result += ["-chardev", f"socket,id=disk{number},fd={fd}"]
+        result += ["-device", f"vhost-user-blk-pci,chardev=disk{number}"]
+    return result

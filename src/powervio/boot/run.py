@@ -1,0 +1,137 @@
+"""`powervio boot`, put together: what is fetched, started, waited for, and in which order it ends."""
+
+from __future__ import annotations
+
+import os
+import secrets
+import shutil
+from collections.abc import Callable
+from contextlib import ExitStack
+from dataclasses import dataclass
+from pathlib import Path
+
+from powervio.boot import initramfs, qemu, root
+from powervio.boot.cache import Cache, Kernel
+from powervio.boot.guest import Guest, GuestFailed, Terminal
+from powervio.boot.machine import Arch
+from powervio.boot.processes import BackEnd, Disk
+from powervio.errors import LocalError
+
+TRANSPORTS = ("vhost-user",)
+"""How a guest reaches its disks."""
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """What to boot."""
+
+    arch: Arch
+    memory: int
+    """Bytes."""
+    cache: Path
+    disks: tuple[Disk, ...] = ()
+    command: str | None = None
+    """For the guest's shell; None is its console on `terminal`."""
+    deb: Path | None = None
+    """The kernel's package; None is Debian's newest when the cache was filled."""
+    refresh: bool = False
+    """Whether to fill the cache anew."""
+    timeout: float | None = None
+    """Seconds from power on to the end of the command, or of an interactive guest."""
+
+
+def run(plan: Plan, say: Callable[[str], None], terminal: Terminal, errors: int = 2) -> int:
+    """Boot a guest; the exit status of its command, 0 without one. `say` hears of each step.
+
+    A command's output goes to `terminal.writing` and `errors`. To be called in the main thread: QEMU and the back ends
+    end with the thread that starts them. Raises `LocalError`; then the guest's console is in a file that it names.
+    """
+    program = shutil.which(plan.arch.qemu)
+    if program is None:
+        raise LocalError(f"{plan.arch.qemu} is missing: apt-get install {plan.arch.qemu_package}")
+    cache = Cache(plan.cache, say)
+    kernel, busybox = cache.get(plan.arch, deb=plan.deb, refresh=plan.refresh)
+    log = cache.new_log()
+    try:
+        status = _boot(plan, program, kernel, busybox, log, say, terminal, errors)
+    except GuestFailed as error:
+        raise GuestFailed(f"{error}\nits console is in {log}") from error
+    except BaseException:
+        log.unlink(missing_ok=True)
+        raise
+    log.unlink(missing_ok=True)
+    return status
+
+
+def _boot(
+    plan: Plan,
+    program: str,
+    kernel: Kernel,
+    busybox: Path,
+    log: Path,
+    say: Callable[[str], None],
+    terminal: Terminal,
+    errors: int,
+) -> int:
+    token = secrets.token_hex(16).encode()
+    task = root.Task(token, plan.command, os.environ.get("TERM", "dumb"))
+    with ExitStack() as undo:
+        archive = _in_memory(_archive(task, kernel, busybox))
+        undo.callback(os.close, archive)
+        back_ends = []
+        for disk in plan.disks:
+            back_ends.append(BackEnd(disk))
+            undo.callback(back_ends[-1].close)
+        for back_end in back_ends:
+            back_end.wait_until_ready()
+        sockets = [back_end.socket.fileno() for back_end in back_ends]
+        words = [plan.arch.name, f"Linux {kernel.version}", f"{plan.memory >> 20} MiB"]
+        say(f"starting a guest: {', '.join([*words, *(_about(disk) for disk in plan.disks)])}")
+        guest = Guest(
+            lambda channels: qemu.command(
+                plan.arch,
+                program=program,
+                image=str(kernel.image),
+                initramfs=f"/proc/self/fd/{archive}",
+                memory=plan.memory,
+                channels=channels,
+                disks=sockets,
+            ),
+            pass_fds=[archive, *sockets],
+            token=token,
+            log=log,
+        )
+        undo.callback(guest.close)
+        for back_end in back_ends:
+            back_end.socket.close()  # when QEMU ends, it hears of it
+        seconds = guest.wait_until_up(plan.timeout)
+        status = 0
+        if plan.command is None:
+            say(f"the guest is up after {seconds:.1f} s; poweroff or exit ends it")
+            guest.converse(terminal, plan.timeout)
+        else:
+            say(f"the guest is up after {seconds:.1f} s; running the command")
+            status = guest.run(terminal.writing, errors, plan.timeout)
+        for back_end in back_ends:
+            back_end.finish()
+    return status
+
+
+def _archive(task: root.Task, kernel: Kernel, busybox: Path) -> bytes:
+    try:
+        modules = [(path.name, path.read_bytes()) for path in kernel.modules]
+        return initramfs.pack(root.nodes(task, busybox.read_bytes(), modules))
+    except OSError as error:
+        raise LocalError(f"cache {error.filename}: {error.strerror}; --refresh makes it anew") from error
+
+
+def _in_memory(data: bytes) -> int:
+    """A descriptor of a file that is nowhere in the file system, so that nothing can be left behind."""
+    fd = os.memfd_create("initramfs")
+    with os.fdopen(os.dup(fd), "wb") as stream:
+        stream.write(data)
+    return fd
+
+
+def _about(disk: Disk) -> str:
+    return f"{disk.image} (read-only)" if disk.read_only else disk.image

@@ -1,0 +1,128 @@
+"""`powervio boot`: a stock Linux guest with disks of ours."""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import click
+
+from powervio.boot import cache, machine, run
+from powervio.boot.guest import Terminal
+from powervio.boot.processes import Disk
+from powervio.boot.qemu import parse_memory
+from powervio.cli import server
+from powervio.cli.console import Keys, raw_terminal
+
+COMMAND_LIMIT = 3600.0
+"""Seconds for a guest that nobody at a terminal watches, if --timeout says nothing else."""
+
+
+@click.command()
+@click.option(
+    "--arch",
+    metavar="|".join(machine.ARCHES),
+    help="The guest's architecture; this machine's if it is one of them, or x86_64.",
+)
+@click.option(
+    "--disk",
+    "disks",
+    multiple=True,
+    metavar="FILE[,readonly][,format=FORMAT]",
+    help="A disk of the guest; again for /dev/vdb, and so on. FILE is an image, a block device, or an"
+    " nbd:// or nbd+unix:// URI. FORMAT is raw, qcow2, vmdk or vhdx; FILE.qcow2 and the like need not say it.",
+)
+@click.option("--exec", "command", metavar="CMD", help="Run this in the guest's shell, and end. Without it: a console.")
+@click.option("--memory", default="512M", show_default=True, metavar="SIZE", help="The guest's memory.")
+@click.option(
+    "--timeout",
+    type=click.FloatRange(1),
+    metavar="SECONDS",
+    help="From power on to the end; 3600 if nothing else is said, and none for a console on a terminal.",
+)
+@click.option(
+    "--kernel",
+    default="auto",
+    show_default=True,
+    metavar="DEB|auto",
+    help="A package of a Debian kernel; auto is the newest when the cache was filled.",
+)
+@click.option("--refresh", is_flag=True, help="Fetch the newest kernel and busybox, whatever the cache has.")
+@click.option(
+    "--cache",
+    "folder",
+    type=click.Path(file_okay=False, path_type=Path),
+    metavar="FOLDER",
+    help="Where kernels are kept; powervio/boot in the user's cache folder if not given.",
+)
+@click.option(
+    "--transport",
+    type=click.Choice(run.TRANSPORTS),
+    default=run.TRANSPORTS[0],
+    show_default=True,
+    help="How the guest reaches its disks.",
+)
+@click.option("--system", "name", metavar="NAME", help="Of VIOS: the running system, if there are several.")
+@click.argument("vios", required=False)
+def boot(
+    arch: str | None,
+    disks: tuple[str, ...],
+    command: str | None,
+    memory: str,
+    timeout: float | None,
+    kernel: str,
+    refresh: bool,
+    folder: Path | None,
+    transport: str,
+    name: str | None,
+    vios: str | None,
+) -> int:
+    """Boot a stock Debian kernel in QEMU, with disks that powervio serves.
+
+    \b
+      powervio boot --disk disk.img                       a shell; exit, poweroff or Ctrl-] ends it
+      powervio boot --arch ppc64le --disk disk.img \\
+          --exec 'mount /dev/vda /mnt && cat /mnt/file'   output and exit status are CMD's
+
+    Kernel and busybox are packages of this machine's Debian sources, for the guest's architecture. They are fetched
+    once, and nothing is installed. Each disk is served by a `powervio vhost-user block` of its own. /mnt is there to
+    mount at; the rest of the guest is busybox in memory, and is gone with it.
+
+    Exit status: that of CMD; 1 if the guest fails, and then the file of its console is named. Ctrl-C turns the guest
+    off.
+
+    With VIOS, the name of a VIO server that was terminated, it is the same as `powervio activate VIOS`.
+    """
+    if vios is not None:
+        server.start_again(vios, name)
+        return 0
+    if name is not None:
+        raise click.UsageError("--system is for `powervio boot VIOS`")
+    chosen = machine.find(arch or machine.of_this_machine())
+    is_terminal = command is None and sys.stdin.isatty()
+    if timeout is None and not is_terminal:
+        timeout = COMMAND_LIMIT
+    plan = run.Plan(
+        arch=chosen,
+        memory=parse_memory(memory, chosen),
+        cache=folder or cache.default_folder(),
+        disks=tuple(Disk.parse(disk) for disk in disks),
+        command=command,
+        deb=None if kernel == "auto" else Path(kernel),
+        refresh=refresh,
+        timeout=timeout,
+    )
+    sys.stdout.flush()
+    typed = Keys().pass_on if is_terminal else None
+    return run.run(plan, _steps(), Terminal(sys.stdin.fileno(), sys.stdout.fileno(), typed, raw_terminal))
+
+
+def _steps() -> Callable[[str], None]:
+    began = time.monotonic()
+
+    def say(text: str) -> None:
+        click.echo(f"boot: {time.monotonic() - began:5.1f} s  {text}", err=True)
+
+    return say

@@ -1,0 +1,63 @@
+"""The archive, as cpio reads it."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+from pathlib import Path
+
+import pytest
+
+from powervio.boot import initramfs, root
+from powervio.boot.initramfs import Node, character_device, file, folder, link
+
+
+def cpio(archive: bytes, *options: str, cwd: Path) -> bytes:
+    return subprocess.run(["cpio", "-i", "--quiet", *options], input=archive, cwd=cwd, stdout=-1, check=True).stdout
+
+
+def test_cpio_lists_what_was_packed(tmp_path: Path) -> None:
+    archive = initramfs.pack(
+        [folder("bin"), file("bin/prog", b"x" * 5, 0o755), link("bin/sh", "prog"), folder("dev"),
+         character_device("dev/console", 5, 1)]
+    )  # fmt: skip
+    lines = cpio(archive, "-tvn", cwd=tmp_path).decode().splitlines()
+    assert [(line.split()[0], line.split("1970 ")[1]) for line in lines] == [
+        ("drwxr-xr-x", "bin"),
+        ("-rwxr-xr-x", "bin/prog"),
+        ("lrwxrwxrwx", "bin/sh -> prog"),
+        ("drwxr-xr-x", "dev"),
+        ("crw-------", "dev/console"),
+    ]
+    assert lines[1].split()[1:5] == ["1", "0", "0", "5"]
+    assert lines[4].split()[4:6] == ["5,", "1"]
+
+
+def test_cpio_unpacks_names_and_contents_of_any_length(tmp_path: Path) -> None:
+    contents = {"n" * length: os.urandom(length * 3) for length in range(1, 20)} | {"empty": b"", "large": bytes(70000)}
+    cpio(initramfs.pack(file(name, content) for name, content in contents.items()), cwd=tmp_path)
+    assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == contents
+
+
+@pytest.mark.parametrize("path", ["", "/init", "a\0b", "TRAILER!!!"])
+def test_a_path_that_no_archive_can_have_is_refused(path: str) -> None:
+    with pytest.raises(ValueError, match="bad path"):
+        initramfs.pack([Node(path, 0o100644)])
+
+
+def test_the_root_has_the_command_as_a_file_and_nowhere_else() -> None:
+    command = "echo 'secret \"quoted' $HOME"
+    task = root.Task(b"token", command)
+    nodes = {node.path: node for node in root.nodes(task, b"busybox", [("b.ko", b"2"), ("a.ko", b"1")])}
+    assert nodes["run/command"].content == command.encode() + b"\n"
+    assert [path for path, node in nodes.items() if b"secret" in node.content] == ["run/command"]
+    assert [path for path in nodes if path.startswith("modules/")] == ["modules/00-b.ko", "modules/01-a.ko"]
+    assert nodes["init"].mode == 0o100755
+    subprocess.run(["sh", "-n"], input=nodes["init"].content, check=True)
+    assert initramfs.pack(nodes.values()).count(b"070701") >= len(nodes)
+
+
+def test_the_shell_s_script_is_sound() -> None:
+    script = root.init(root.Task(b"token", None, "a'b"))
+    subprocess.run(["sh", "-n"], input=script.encode(), check=True)
+    assert "setsid" in script
