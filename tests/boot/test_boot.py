@@ -114,7 +114,7 @@ def test_a_signal_leaves_nothing_behind(boot_cache: Path, tmp_path: Path, number
         assert b"Traceback" not in stderr.read()
     wait_until_gone(theirs)
     if number != signal.SIGKILL:
-        assert set(boot_cache.glob("logs/*")) == logs
+        assert set(boot_cache.glob("logs/*")) <= logs
 
 
 class Screen:
