@@ -5,18 +5,18 @@ A guest runs a shell script and ends. Its console is what a test looks at.
 
 from __future__ import annotations
 
-import lzma
 import os
 import re
 import shutil
 import signal
 import subprocess
-import tempfile
 import threading
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 
+from powervio.boot import initramfs, machine
+from powervio.boot.cache import Cache, Kernel
+from powervio.boot.kernel import decompress
 from powervio.cli.peers import ADMIN_PATH
 
 LIMIT = 100.0
@@ -46,28 +46,20 @@ def make_initramfs(
     folder: Path, script: str, modules: Sequence[Path], files: Mapping[str, bytes] | None = None
 ) -> Path:
     """A root with busybox, kernel modules, which are loaded in their order, and files; it runs a script and halts."""
-    root = folder / "root"
-    for name in ("bin", "dev", "mnt", "modules", "proc", "sys", "tmp", "usr"):
-        (root / name).mkdir(parents=True)
-    shutil.copy("/bin/busybox", root / "bin")
-    applets = subprocess.run(["/bin/busybox", "--list"], capture_output=True, text=True, check=True).stdout.split()
-    for applet in applets:
-        if applet != "busybox":
-            (root / "bin" / applet).symlink_to("busybox")
-    for name in ("lib", "lib64"):  # of programs in /usr, if that is mounted
-        (root / name).symlink_to(f"usr/{name}")
+    busybox = Path("/bin/busybox")
+    applets = subprocess.run([busybox, "--list"], capture_output=True, text=True, check=True).stdout.split()
+    nodes = [initramfs.folder(name) for name in ("bin", "dev", "mnt", "modules", "proc", "sys", "tmp", "usr")]
+    nodes.append(initramfs.file("bin/busybox", busybox.read_bytes(), 0o755))
+    nodes += [initramfs.link(f"bin/{applet}", "busybox") for applet in applets if applet != "busybox"]
+    nodes += [
+        initramfs.link(name, f"usr/{name}") for name in ("lib", "lib64")
+    ]  # of programs in /usr, if that is mounted
     for number, module in enumerate(modules):
-        target = root / "modules" / f"{number:02}-{module.name.removesuffix('.xz')}"
-        data = module.read_bytes()
-        target.write_bytes(lzma.decompress(data) if module.suffix == ".xz" else data)
-    for name, content in (files or {}).items():
-        (root / name).write_bytes(content)
-    (root / "init").write_text(f"{_BEGIN}{script}echo DONE\npoweroff -f\n")
-    (root / "init").chmod(0o755)
-    names = "\n".join(str(path.relative_to(root)) for path in sorted(root.rglob("*")))
+        nodes.append(initramfs.file(f"modules/{number:02}-{module.name}", decompress(module.name, module.read_bytes())))
+    nodes += [initramfs.file(name, content) for name, content in (files or {}).items()]
+    nodes.append(initramfs.file("init", f"{_BEGIN}{script}echo DONE\npoweroff -f\n".encode(), 0o755))
     archive = folder / "initramfs"
-    with archive.open("wb") as out:
-        subprocess.run(["cpio", "-o", "-H", "newc", "--quiet"], input=names.encode(), cwd=root, stdout=out, check=True)
+    archive.write_bytes(initramfs.pack(nodes))
     return archive
 
 
@@ -155,62 +147,10 @@ def uml(folder: Path, initramfs: Path, *arguments: str) -> Guest:
 
 # -- Debian's kernel in QEMU
 
-KERNEL = "linux-image-cloud-amd64"
-QEMU_MODULES = (  # of virtio and virtio_ring either needs the other, in one version or another
-    "virtio", "virtio_ring", "virtio", "virtio_pci_legacy_dev", "virtio_pci_modern_dev", "virtio_pci", "virtio_blk",
-    "virtio-rng",
-)  # fmt: skip
-
-
-@dataclass(frozen=True, slots=True)
-class Kernel:
-    """A kernel of Debian, unpacked."""
-
-    image: Path
-    modules: tuple[Path, ...]
-    """Those of `QEMU_MODULES` that are not built in, in an order in which they can be loaded."""
-
 
 def debian_kernel(cache: Path) -> Kernel:
-    """Debian's kernel for virtual machines, unpacked and not installed, from a folder that keeps it between runs."""
-    folder = cache / "kernel"
-    if not folder.is_dir():
-        package = _download_kernel(cache)
-        unpacked = Path(tempfile.mkdtemp(dir=cache))
-        wanted = ["./boot/vmlinuz-*", *sorted({f"./lib/modules/*/{name}.ko*" for name in QEMU_MODULES})]
-        with subprocess.Popen(["dpkg-deb", "--fsys-tarfile", package], stdout=subprocess.PIPE) as archive:
-            # what is built in is not in the archive, of which tar complains
-            subprocess.run(["tar", "-x", "-C", unpacked, "--wildcards", *wanted], stdin=archive.stdout, check=False)
-        assert archive.returncode == 0
-        unpacked.rename(folder)
-        package.unlink()
-    (image,) = folder.glob("boot/vmlinuz-*")
-    modules = []
-    for name in QEMU_MODULES:
-        modules += sorted(folder.glob(f"lib/modules/*/kernel/**/{name}.ko*"))
-    return Kernel(image, tuple(modules))
-
-
-def _download_kernel(cache: Path) -> Path:
-    """Its package, by the system's lists of packages; if these are missing or old, by new lists in the cache."""
-    own = [f"-oDir::State::lists={cache}/lists", f"-oDir::Cache={cache}/apt"]
-    for folder in ("lists", "apt/archives"):
-        (cache / folder / "partial").mkdir(parents=True, exist_ok=True)
-    said = ""
-    for options in ([], own):
-        commands = [["apt-get", *options, "update"]] if options else []
-        commands.append(["apt-cache", *options, "depends", KERNEL])
-        for command in commands:
-            result = subprocess.run(command, cwd=cache, capture_output=True, text=True, check=False)
-            said += result.stderr
-        for package in re.findall(r"Depends: (linux-image-\S+)", result.stdout):
-            command = ["apt-get", "-q", *options, "download", package]
-            result = subprocess.run(command, cwd=cache, capture_output=True, text=True, check=False)
-            said += result.stderr
-            for found in cache.glob(f"{package}_*.deb"):
-                if result.returncode == 0:
-                    return found
-    raise AssertionError(f"no {KERNEL}:\n{said}")
+    """Debian's kernel, as `powervio boot` has it, from a folder that keeps it between runs."""
+    return Cache(cache, print).get(machine.find("x86_64"))[0]
 
 
 def make_tools_disk(folder: Path, *programs: str) -> Path:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 import time
 from collections.abc import Callable
@@ -96,6 +97,8 @@ def boot(
     With VIOS, the name of a VIO server that was terminated, it is the same as `powervio activate VIOS`.
     """
     if vios is not None:
+        if os.path.exists(vios):
+            raise click.UsageError(f"{vios} is a file; for a disk say --disk {vios}")
         server.start_again(vios, name)
         return 0
     if name is not None:
