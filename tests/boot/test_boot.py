@@ -180,13 +180,15 @@ def test_a_console_at_a_terminal(boot_cache: Path, tmp_path: Path, arch: str, en
     assert checked.returncode == 0, checked.stdout
 
 
-def test_a_console_of_pipes_ends_with_its_input(boot_cache: Path) -> None:
+def test_a_console_of_pipes_takes_all_of_its_input_and_ends_with_it(boot_cache: Path) -> None:
+    lines = b"".join(b"echo line %d\n" % number for number in range(2000))
     done = subprocess.run(
         [*COMMAND, "--cache", str(boot_cache), "--arch", "x86_64", "--timeout", "60"],
-        input=b"cat >/tmp/x\necho $((6 * 7))\n",
+        input=b"stty -echo; exec sh -c 'cat >/tmp/lines; wc -c </tmp/lines; md5sum </tmp/lines'\n" + lines,
         capture_output=True,
         check=False,
         timeout=100,
     )
     assert done.returncode == 0, done.stderr.decode()
+    assert f"{len(lines)}\r\n{hashlib.md5(lines).hexdigest()}  -".encode() in done.stdout, done.stdout
     assert b"reboot: Power down" in done.stdout

@@ -6,56 +6,19 @@ import gzip
 import json
 import lzma
 import struct
-import subprocess
 from pathlib import Path
 
 import pytest
+from tests.boot.archive import MODULES, make_kernel, module
 from tests.boot.program import run
 
 from powervio.boot import kernel, machine
 from powervio.boot.cache import Cache
 from powervio.errors import LocalError
 
-MODULES = {
-    "virtio_pci": ("virtio",),
-    "virtio": ("virtio_ring",),
-    "virtio_ring": (),
-    "virtio_blk": ("virtio", "of-no-hint"),
-    "virtio_console": (),
-    "ext4": ("jbd2", "built_in"),
-    "jbd2": (),
-    "of_no_hint": ("deeper",),
-    "deeper": (),
-    "other": (),
-}
-
-
-def module(needs: tuple[str, ...]) -> bytes:
-    return b"\x7fELF...\0license=GPL\0depends=" + ",".join(needs).encode() + b"\0name=x\0"
-
-
-def make_package(
-    folder: Path, *, architecture: str = "amd64", image: bytes = b"image", modules: dict[str, tuple[str, ...]] = MODULES
-) -> Path:
-    tree = folder / "tree"
-    (tree / "DEBIAN").mkdir(parents=True)
-    fields = {"Package": "linux-image-x", "Version": "6.9-1", "Architecture": architecture, "Maintainer": "x <x@x>"}
-    (tree / "DEBIAN/control").write_text("".join(f"{k}: {v}\n" for k, v in fields.items()) + "Description: x\n")
-    (tree / "boot").mkdir()
-    (tree / "boot/vmlinuz-6.9").write_bytes(image)
-    place = tree / "lib/modules/6.9/kernel/drivers"
-    place.mkdir(parents=True)
-    (place.parent.parent / "modules.builtin").write_text("kernel/lib/built-in.ko\n")
-    for number, (name, needs) in enumerate(modules.items()):
-        pack, end = ((lambda data: data, ""), (lzma.compress, ".xz"), (gzip.compress, ".gz"))[number % 3]
-        (place / f"{name}.ko{end}").write_bytes(pack(module(needs)))
-    deb = folder / "kernel.deb"
-    subprocess.run(["dpkg-deb", "--root-owner-group", "-Znone", "-b", tree, deb], check=True, capture_output=True)
-    return deb
-
 
 def test_modules_come_in_the_order_in_which_they_can_be_loaded(tmp_path: Path) -> None:
-    contents = kernel.read_package(make_package(tmp_path))
+    contents = kernel.read_package(make_kernel(tmp_path / "kernel.deb"))
     assert contents.image == b"image"
     order = list(contents.order)
     assert sorted(order) == sorted(set(MODULES) - {"other"})
@@ -102,7 +65,7 @@ def test_a_named_package_gets_an_entry_of_its_own(tmp_path: Path) -> None:
     place.mkdir(parents=True)
     (place / "busybox").write_bytes(b"")
     arch = machine.find("x86_64")
-    deb = make_package(tmp_path)
+    deb = make_kernel(tmp_path / "kernel.deb")
     found, _ = cache.get(arch, deb=deb)
     assert (found.package, found.version, found.image.read_bytes()) == ("linux-image-x", "6.9-1", b"image")
     assert found.modules[-1].name == "ext4.ko"
@@ -123,7 +86,7 @@ def test_a_named_package_gets_an_entry_of_its_own(tmp_path: Path) -> None:
 def test_a_package_that_makes_no_guest_is_refused_in_one_line(
     tmp_path: Path, options: dict[str, object], said: str
 ) -> None:
-    deb = make_package(tmp_path, **options)  # type: ignore[arg-type]
+    deb = make_kernel(tmp_path / "kernel.deb", **options)  # type: ignore[arg-type]
     (tmp_path / "cache/x86_64/busybox").mkdir(parents=True)
     done = run(tmp_path / "cache", "--arch", "x86_64", "--kernel", str(deb), "--exec", "true")
     assert done.returncode == 1

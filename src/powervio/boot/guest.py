@@ -77,6 +77,7 @@ class Guest:
         self._open = {self._console, self._port, self._output, self._errors}
         self._marked = {self._output: Marked(token), self._errors: Marked(token)}
         self._control = Control()
+        self._typing = bytearray()
         self._log_path = log
         self._began = time.monotonic()
 
@@ -134,20 +135,21 @@ class Guest:
         limit = None if timeout is None else self._began + timeout
         late = f"the guest did not end within {timeout or 0:g} s"
         targets = {self._console: terminal.writing}
-        reading: int | None = terminal.reading
+        at_end = False
         while self._open:
-            if not self._turn(limit, late, targets, reading, waiting=reading is not None):
-                if reading is None:
-                    self._type(
-                        _END_OF_INPUT, limit
-                    )  # whoever reads then ends, at last the shell, and with it the guest
+            # at a terminal what is typed is looked at even if the guest takes nothing: the user may want to leave
+            is_full = terminal.typed is None and bool(self._typing)
+            reading = None if at_end or is_full else terminal.reading
+            if not self._turn(limit, late, targets, reading, waiting=not at_end):
+                if at_end and not self._typing:
+                    self._typing += _END_OF_INPUT  # who reads then ends, at last the shell, and with it the guest
                 continue
             typed, leave = _read(terminal.reading), False
             if not typed:
-                reading, leave = None, terminal.typed is not None
+                at_end, leave = True, terminal.typed is not None
             elif terminal.typed is not None:
                 typed, leave = terminal.typed(typed)
-            self._type(typed, limit)
+            self._typing += typed
             if leave:
                 self._tell(b"end\n")
                 self._wait_for_end(LEAVE_LIMIT, targets)
@@ -168,9 +170,13 @@ class Guest:
         if not waiting and left != 0:
             left = _PAUSE if left is None else min(left, _PAUSE)
         watched: list[socket.socket | int] = [*self._open, *([] if typed is None else [typed])]
-        readable = select.select(watched, [], [], left)[0]
-        if left == 0 or (waiting and not readable):
+        sending = [self._console] if self._typing and self._console in self._open else []
+        readable, writable, _ = select.select(watched, sending, [], left)
+        if left == 0 or (waiting and not readable and not writable):
             raise self._failed(late)
+        if writable:
+            with suppress(OSError):  # it is gone: the next read says so
+                del self._typing[: self._console.send(self._typing)]
         for channel in [channel for channel in self._open if channel in readable]:
             try:
                 piece = channel.recv(_PIECE)
@@ -204,18 +210,6 @@ class Guest:
                 raise self._failed(f"{late}: its output is not read")
             with suppress(BlockingIOError):
                 data = data[os.write(fd, data[:_ROOM]) :]
-
-    def _type(self, data: bytes, limit: float | None) -> None:
-        while data and self._console in self._open:
-            try:
-                data = data[self._console.send(data) :]
-            except BlockingIOError:
-                # the guest does not read; what it says meanwhile waits, too, but not for ever
-                left = 1.0 if limit is None else min(max(limit - time.monotonic(), 0), 1.0)
-                if not select.select([], [self._console], [], left)[1]:
-                    return
-            except OSError:
-                return
 
     def _tell(self, line: bytes) -> None:
         with suppress(OSError):  # what it does not take in it does not miss
