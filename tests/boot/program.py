@@ -32,7 +32,9 @@ def run(
 
 def start(cache: Path, *arguments: str) -> subprocess.Popen[bytes]:
     """Start it, and wait until its command runs."""
-    process = subprocess.Popen([*COMMAND, "--cache", str(cache), *arguments], stderr=subprocess.PIPE)
+    process = subprocess.Popen(
+        [*COMMAND, "--cache", str(cache), *arguments], stdout=subprocess.DEVNULL, stderr=subprocess.PIPE
+    )
     assert process.stderr is not None
     said = []
     for line in process.stderr:

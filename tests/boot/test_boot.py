@@ -117,6 +117,30 @@ def test_a_signal_leaves_nothing_behind(boot_cache: Path, tmp_path: Path, number
         assert set(boot_cache.glob("logs/*")) <= logs
 
 
+def test_a_back_end_that_dies_ends_the_guest(boot_cache: Path, tmp_path: Path) -> None:
+    image = make_disk(tmp_path, b"")
+    process = start(boot_cache, "--arch", "x86_64", "--disk", str(image), "--exec", "while :; do cat /dev/vda; done")
+    theirs = children(process.pid)
+    (back_end,) = [pid for pid in theirs if b"vhost-user\0block" in Path(f"/proc/{pid}/cmdline").read_bytes()]
+    os.kill(back_end, signal.SIGKILL)
+    assert process.stderr is not None
+    with process.stderr as stderr:
+        said = stderr.read().decode()
+    assert process.wait(20) == 1
+    assert f"powervio: disk {image}: its back end ended, killed by SIGKILL" in said
+    wait_until_gone(theirs)
+
+
+def test_what_qemu_says_when_it_does_not_start_is_told(boot_cache: Path, tmp_path: Path) -> None:
+    program = tmp_path / "qemu-system-x86_64"
+    program.write_text("#!/bin/sh\necho 'qemu: no such machine' >&2\nexit 1\n")
+    program.chmod(0o755)
+    path = {"PATH": f"{tmp_path}:{os.environ['PATH']}"}
+    done = run(boot_cache, "--arch", "x86_64", "--exec", "true", environment=path)
+    assert done.returncode == 1
+    assert "powervio: QEMU ended with status 1: qemu: no such machine\n" in done.stderr.decode()
+
+
 class Screen:
     """A terminal, and who looks at it."""
 
@@ -168,7 +192,8 @@ def test_a_console_at_a_terminal(boot_cache: Path, tmp_path: Path, arch: str, en
         screen.type("stty size; echo $((6 * 7)); mount /dev/vda /mnt; echo new >/mnt/new; cat /mnt/file\r")
         screen.wait_for(b"33 101\r\n42\r\ncontent\r\n")
         screen.resize(None, 20, 60)
-        screen.type("while [ \"$(stty size)\" != '20 60' ]; do sleep 0.1; done; echo re''sized; sleep 600\r")
+        screen.type("while [ \"$(stty size)\" != '20 60' ]; do sleep 0.1; done\r")
+        screen.type("sh -c \"echo re''sized; exec sleep 600\"\r")
         screen.wait_for(b"resized\r\n")
         screen.type("\x03")
         screen.wait_for(b"# ")

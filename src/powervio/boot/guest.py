@@ -9,13 +9,14 @@ import socket
 import subprocess
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, ExitStack, nullcontext, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO
 
 from powervio.boot import processes
+from powervio.boot.processes import BackEnd
 from powervio.boot.qemu import Channels
 from powervio.boot.stream import Control, Marked, reason_of_end
 from powervio.errors import LocalError, RemoteError
@@ -26,6 +27,8 @@ END_LIMIT = 120.0
 """Seconds for the guest to write back what it has, and to power off."""
 LEAVE_LIMIT = 15.0
 """Seconds for the same when the user does not want to wait for a shell's end."""
+LOST_LIMIT = 5.0
+"""Seconds for QEMU to end after one of its back ends has: longer than between the two when a guest powers off."""
 _PIECE = 65536
 _PAUSE = 1.0
 _END_OF_INPUT = b"\x04"
@@ -53,7 +56,13 @@ class Guest:
     """A running guest. `make_command` makes QEMU's command line; `pass_fds` is what QEMU inherits beside channels."""
 
     def __init__(
-        self, make_command: Callable[[Channels], list[str]], *, pass_fds: list[int], token: bytes, log: Path
+        self,
+        make_command: Callable[[Channels], list[str]],
+        *,
+        pass_fds: list[int],
+        back_ends: Sequence[BackEnd],
+        token: bytes,
+        log: Path,
     ) -> None:
         self._undo = ExitStack()
         try:
@@ -71,9 +80,13 @@ class Guest:
             self._undo.callback(self._kill)
             for end in theirs:
                 end.close()
+            self._back_ends = {os.pidfd_open(back_end.process.pid): back_end for back_end in back_ends}
+            for fd in self._back_ends:
+                self._undo.callback(os.close, fd)
         except BaseException:
             self._undo.close()
             raise
+        self._lost: tuple[float, BackEnd] | None = None
         self._open = {self._console, self._port, self._output, self._errors}
         self._marked = {self._output: Marked(token), self._errors: Marked(token)}
         self._control = Control()
@@ -166,10 +179,15 @@ class Guest:
         waiting: bool = True,
     ) -> bool:
         """Wait for something, for a second at most if not `waiting`, and take it; whether there is more at `typed`."""
+        if self._lost is not None and (limit is None or limit > self._lost[0]):
+            limit = self._lost[0]
+            late = self._lost[1].say_why()
         left = None if limit is None else max(limit - time.monotonic(), 0)
         if not waiting and left != 0:
             left = _PAUSE if left is None else min(left, _PAUSE)
         watched: list[socket.socket | int] = [*self._open, *([] if typed is None else [typed])]
+        if self._lost is None:
+            watched += self._back_ends
         sending = [self._console] if self._typing and self._console in self._open else []
         readable, writable, _ = select.select(watched, sending, [], left)
         if left == 0 or (waiting and not readable and not writable):
@@ -177,6 +195,9 @@ class Guest:
         if writable:
             with suppress(OSError):  # it is gone: the next read says so
                 del self._typing[: self._console.send(self._typing)]
+        for fd, back_end in self._back_ends.items():
+            if fd in readable:
+                self._lost = (time.monotonic() + LOST_LIMIT, back_end)
         for channel in [channel for channel in self._open if channel in readable]:
             try:
                 piece = channel.recv(_PIECE)

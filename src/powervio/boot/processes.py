@@ -89,6 +89,15 @@ def end(process: subprocess.Popen[bytes], *numbers: signal.Signals, patience: fl
     return process.wait(patience)
 
 
+def _status(process: subprocess.Popen[bytes]) -> str:
+    with suppress(subprocess.TimeoutExpired):
+        process.wait(1)
+    status = process.returncode
+    if status is None or status >= 0:
+        return f"status {status}"
+    return f"killed by {signal.Signals(-status).name}"
+
+
 class BackEnd:
     """`powervio vhost-user block` for one disk, at one end of a socket pair."""
 
@@ -128,6 +137,12 @@ class BackEnd:
         if status:
             raise LocalError(self._complaint())
 
+    def say_why(self) -> str:
+        """Why it has ended, in its own words."""
+        while self._hear(0.1) and self.process.poll() is None:
+            pass
+        return self._complaint()
+
     def close(self) -> None:
         """End it, whatever it does."""
         self.socket.close()
@@ -146,6 +161,7 @@ class BackEnd:
         return bool(piece)
 
     def _complaint(self) -> str:
-        lines = self._said.decode(errors="replace").strip().splitlines()
-        said = lines[-1].removeprefix("powervio: ") if lines else "its back end ended without a word"
+        said = self._said.decode(errors="replace").strip()
+        lines = [line for line in said.splitlines() if "serving at" not in line]
+        said = lines[-1].removeprefix("powervio: ") if lines else f"its back end ended, {_status(self.process)}"
         return said if self.disk.image in said else f"disk {self.disk.image}: {said}"

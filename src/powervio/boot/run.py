@@ -98,6 +98,7 @@ def _boot(
                 disks=sockets,
             ),
             pass_fds=[archive, *sockets],
+            back_ends=back_ends,
             token=token,
             log=log,
         )
