@@ -279,6 +279,8 @@ class BlockLoop:
         """Sleep until there is a kick or a result, or the loop is to stop. Negative: an errno."""
         outcome: cython.int
         if self._watches:
+            if ld8_acquire(self._stopping, 0):
+                return 0  # its watch may have been reaped already, and tells it once
             outcome = uring_rest(self._uring)
             if outcome == _BUSY or outcome == _NOT_NOW:
                 return self._queue.rest(self._stop_fd, -1, 1)  # the kernel is short of memory: again soon
