@@ -182,6 +182,35 @@ def test_signal_to_a_full_queue_is_sent_once_with_the_newest_state(two: Two) -> 
     assert two.server.messages == [(MESSAGE, 1010)]
 
 
+def test_what_a_busy_hypervisor_did_not_take_is_sent_again_in_order(two: Two, monkeypatch: pytest.MonkeyPatch) -> None:
+    """H_BUSY: a hypervisor in another process did not answer in time, and will not carry the call out (G5.10)."""
+    two.server.crq.register()
+    two.client.crq.register()
+    two.settle()
+    port = two.client_partition.port
+    tried: list[int] = []
+
+    def busy(unit_address: int, high: int, low: int) -> int:
+        tried.append(low)
+        return ReturnCode.H_BUSY
+
+    with monkeypatch.context() as patch:
+        patch.setattr(port, "send_crq", busy)
+        two.client.crq.post(MESSAGE, 1)
+        two.client.crq.signal(5, lambda: (MESSAGE, 2))
+        two.client.crq.post(MESSAGE, 3)
+        assert tried == [1], "what comes behind is not tried before it"
+        two.clock.now += 0.01
+        two.settle()
+        assert tried == [1, 1]
+    two.settle()
+    assert two.server.messages == []
+    two.clock.now += 0.2
+    two.settle()
+    assert two.server.messages == [(MESSAGE, 1), (MESSAGE, 2), (MESSAGE, 3)]
+    assert not two.client.crq.backlogged
+
+
 def test_partner_that_never_empties_its_queue_is_cut_off(two: Two) -> None:
     """P2.6."""
     two.server.crq.register()

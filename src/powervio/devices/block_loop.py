@@ -233,7 +233,7 @@ class BlockLoop:
             self._looked = False
             while begun < _TURN and self._serve_one():
                 begun += 1
-                if self._launched == _TOGETHER:
+                if self._launched >= _TOGETHER:
                     self._submit()
             if self._flying or self._watches:
                 self._submit()

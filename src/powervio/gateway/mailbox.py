@@ -156,9 +156,10 @@ class Mailbox:
 
     @cython.cfunc
     def _called(self, slot: cython.p_uchar) -> tuple[int, ...]:
+        token: cython.ulonglong = le64(ld64(slot, _TOKEN))
         try:
             return self._call(
-                le64(ld64(slot, _TOKEN)),
+                token,
                 le64(ld64(slot, _ARGUMENTS)),
                 le64(ld64(slot, _ARGUMENTS + 8)),
                 le64(ld64(slot, _ARGUMENTS + 16)),
@@ -170,5 +171,5 @@ class Mailbox:
                 le64(ld64(slot, _ARGUMENTS + 64)),
             )[:10]
         except Exception:  # a fault of ours: the partition gets an answer, its neighbours their turn
-            _log.exception("hcall %#x failed", le64(ld64(slot, _TOKEN)))
+            _log.exception("hcall %#x failed", token)
             return _HARDWARE

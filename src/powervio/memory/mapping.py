@@ -182,7 +182,7 @@ class FileMapping:
     def expect(self, position: cython.ulonglong) -> cython.void:
         """Bring the first lines of what is at this position into the cache; the processor sees to the lines behind."""
         line: cython.ulonglong
-        if position + _AHEAD <= self._length:
+        if position < self._length and _AHEAD <= self._length - position:
             for line in range(0, _AHEAD, 64):
                 prefetch(self._base, position + line)
 

@@ -20,10 +20,10 @@ from cython.cimports.powervio.virtio.driver_queue import Buffer, DriverQueue
 from cython.cimports.powervio.virtio.driver_ring import DriverRing
 
 from powervio.errors import LocalError, RemoteError, Verdict
-from powervio.memory.abstract import RingMemory
 from powervio.papr.codes import HcallError
 from powervio.papr.tce import TCE_ACCESS, TCE_READ
 from powervio.transport.crq.channels import Notifier
+from powervio.transport.crq.own_ring import OwnRing
 from powervio.transport.crq.protocol import Message, QueueAddresses, encode
 from powervio.vio.crq import CrqEnd
 from powervio.vio.dma import DmaMemory
@@ -44,36 +44,6 @@ _LAZY = 64
 _NONE = cython.declare(cython.uint, 0xFFFF_FFFF)
 _READ = cython.declare(cython.uint, TCE_READ)
 _ACCESS = cython.declare(cython.uint, TCE_ACCESS)
-
-
-class OwnRing(RingMemory):
-    """Ring memory in the client's own partition: mapped for the device, plain memory for the driver."""
-
-    def __init__(self, dma: DmaSpace, size: int, available_bytes: int, used_bytes: int) -> None:
-        available_at = 16 * size
-        used_at = (available_at + available_bytes + 7) & ~7
-        self._dma = dma
-        self._memory = dma.allocate(used_at + used_bytes)
-        view = self._memory.view
-        self.descriptors = view[:available_at]
-        self.available = view[available_at : available_at + available_bytes]
-        self.used = view[used_at : used_at + used_bytes]
-        self._used_at = used_at
-
-    def addresses(self, index: int, size: int) -> QueueAddresses:
-        """The entry of FIND_VQS for this ring."""
-        ioba = self._memory.ioba
-        return QueueAddresses(index, size, ioba, ioba + 16 * size, ioba + self._used_at)
-
-    def fetch_table(self, address: int, length: int) -> memoryview:
-        """A driver never fetches a table."""
-        raise NotImplementedError
-
-    def release(self) -> None:
-        """Unmap and free; the ring is not used afterwards."""
-        for area in (self.descriptors, self.available, self.used):
-            area.release()
-        self._dma.release(self._memory)
 
 
 @cython.cclass
