@@ -9,6 +9,8 @@ import subprocess
 from collections.abc import Mapping
 from pathlib import Path
 
+from powervio.boot.packages import of_this_machine
+
 MODULES = {
     "virtio_pci": ("virtio",),
     "virtio": ("virtio_ring",),
@@ -66,6 +68,34 @@ def make_kernel(
         pack, end = ((lambda data: data, ""), (lzma.compress, ".xz"), (gzip.compress, ".gz"))[number % 3]
         files[f"lib/modules/6.9/kernel/drivers/{stem}.ko{end}"] = pack(module(needs))
     return make_package(deb, name, files, version=version, architecture=architecture)
+
+
+HEADERS_MAKEFILE = b"modules:\n\t@echo warnings=$(W); $(CC) -c -o $(M)/driver.ko $(M)/driver.c\n"
+"""What stands for that of a kernel: it makes one object of one source."""
+
+
+def make_headers(folder: Path, version: str, *, makefile: bytes = HEADERS_MAKEFILE) -> list[Path]:
+    """The three packages of a kernel's headers."""
+    name = f"linux-headers-{version}"
+    tree = f"usr/src/{name}"
+    flavour = {
+        f"{tree}-amd64/Makefile": f"include /usr/src/{name}-common/Makefile\n".encode(),
+        f"{tree}-amd64/.kernelvariables": b"CC = $(CROSS_COMPILE)gcc-1\n",
+    }
+    common = {
+        f"{tree}-common/{path}": b"" for path in ("include/linux/a.h", "include/drm/b.h", "arch/x86/c", "arch/arm/d")
+    }
+    common |= {f"{tree}-common/Makefile": makefile, f"usr/share/doc/{name}/copyright": b"x"}
+    needs = f"{name}-common (= {version}), linux-kbuild-{version} (>= {version}), linux-compiler-gcc"
+    kbuild = {f"usr/lib/linux-kbuild-{version}/scripts/tool": b"#!/bin/sh\n"}
+    host = of_this_machine()
+    return [
+        make_package(folder / f"{name}-amd64.deb", f"{name}-amd64", flavour, version=version, depends=needs),
+        make_package(folder / f"{name}-common.deb", f"{name}-common", common, version=version, architecture="all"),
+        make_package(
+            folder / f"kbuild-{version}.deb", f"linux-kbuild-{version}", kbuild, version=version, architecture=host
+        ),
+    ]
 
 
 class Archive:

@@ -56,8 +56,7 @@ def test_the_newest_kernel_is_fetched_once_and_kept_until_it_is_refreshed(house:
     assert house.get() == b"image 6.1"
     assert [line.split(" (")[0] for line in house.said] == [
         "fetching the lists of packages for amd64",
-        "downloading busybox-static 1 for amd64",
-        "downloading linux-image-6.1-amd64 6.1 for amd64",
+        "downloading busybox-static 1, linux-image-6.1-amd64 6.1 for amd64",
         "unpacking linux-image-6.1-amd64_6.1_amd64.deb",
     ]
     house.said.clear()

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import re
 import subprocess
 from pathlib import Path
 
+import pytest
 from tests.boot.program import run
 
 from powervio.boot.packages import Choice, complaint, configuration, parse_show
@@ -32,13 +34,14 @@ def test_versions_are_read_in_the_order_of_apt() -> None:
     assert parse_show("") == []
 
 
-def test_apt_knows_the_one_architecture_and_no_hook(tmp_path: Path) -> None:
-    (tmp_path / "apt.conf").write_text(configuration(tmp_path, "ppc64el", "root"))
+@pytest.mark.parametrize("names", [["ppc64el"], ["ppc64el", "amd64"]])
+def test_apt_knows_these_architectures_and_no_hook(tmp_path: Path, names: list[str]) -> None:
+    (tmp_path / "apt.conf").write_text(configuration(tmp_path, names, "root"))
     said = subprocess.run(
         ["apt-config", "-c", tmp_path / "apt.conf", "dump"], capture_output=True, text=True, check=True
     ).stdout
-    assert 'APT::Architectures:: "ppc64el";' in said
-    assert said.count("APT::Architectures::") == 1
+    assert re.findall('APT::Architectures:: "(.*)";', said) == names
+    assert 'APT::Architecture "ppc64el";' in said
     assert f'Dir::State::lists "{tmp_path}/lists";' in said
     hooks = [line for line in said.splitlines() if line.startswith("APT::Update::P") and not line.endswith('"";')]
     assert hooks == []

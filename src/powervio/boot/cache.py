@@ -1,7 +1,8 @@
-"""The cache of kernels and busyboxes: an entry is a folder that is there whole or not at all.
+"""The cache of kernels, busyboxes and modules: an entry is a folder that is there whole or not at all.
 
 CACHE/ARCH/kernel, CACHE/ARCH/busybox     what apt gave, kept until it is refreshed
 CACHE/ARCH/deb-DIGEST                     a kernel of a package that the user named
+  .../headers, .../module-DIGEST          in a kernel's entry: its headers, and modules built of some sources
 CACHE/scratch-...                         being made; CACHE/logs has consoles of guests that failed
 """
 
@@ -14,18 +15,21 @@ import os
 import shutil
 import tempfile
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
-from powervio.boot import kernel, packages
+from powervio.boot import kernel, module, packages
 from powervio.boot.machine import Arch
+from powervio.boot.packages import Apt, Choice
 from powervio.errors import LocalError
 
 LOCK_LIMIT = 900.0
 """Seconds to wait for another process that fills the cache."""
 LOGS_KEPT = 10
+MODULES_KEPT = 8
+"""Builds of different sources that a kernel's entry has: more than one checkout may use it."""
 _ABOUT = "about.json"
 _IMAGE = "image"
 
@@ -39,6 +43,13 @@ class Kernel:
     image: Path
     modules: tuple[Path, ...]
     """In an order in which they can be loaded."""
+
+    def with_module(self, made: Path) -> Kernel:
+        """The same with one more, which comes right after what it needs, and so before the drivers."""
+        names = [path.stem for path in self.modules]
+        needs = [names.index(name) for name in kernel.depends(made.read_bytes()) if name in names]
+        place = max(needs, default=-1) + 1
+        return replace(self, modules=(*self.modules[:place], made, *self.modules[place:]))
 
 
 def default_folder() -> Path:
@@ -63,24 +74,42 @@ class Cache:
         except OSError as error:
             raise LocalError(f"cache {folder}: {error.strerror}") from error
 
-    def get(self, arch: Arch, *, deb: Path | None = None, refresh: bool = False) -> tuple[Kernel, Path]:
+    def get(
+        self, arch: Arch, *, deb: Path | None = None, refresh: bool = False, sources: module.Sources | None = None
+    ) -> tuple[Kernel, Path]:
         """A kernel and a static busybox; fetched if they are not here. `deb` is a kernel's package.
 
-        Raises `LocalError`.
+        With `sources` the kernel's modules have the one that is built of them. Raises `LocalError`.
         """
         name = "kernel" if deb is None else f"deb-{_digest(deb, arch)}"
         with self._locked():
             self._sweep()
             place = self._folder / arch.name
             place.mkdir(exist_ok=True)
-            fetched = [entry for entry in ("kernel", "busybox") if deb is None or entry != "kernel"]
-            wanted = [entry for entry in fetched if refresh or not (place / entry).is_dir()]
-            if wanted or not (place / name).is_dir():
+            built = None if sources is None else place / name / f"module-{sources.digest()}"
+            anew = refresh and deb is None
+            to_build = built is not None and (anew or not built.is_dir())
+            if to_build:
+                module.Compiler.of(arch)  # what is missing is said before anything is fetched
+            wanted = {
+                "busybox": refresh or not (place / "busybox").is_dir(),
+                "kernel": deb is None and (anew or not (place / name).is_dir()),
+                "headers": to_build and (anew or not (place / name / "headers").is_dir()),
+            }
+            if any(wanted.values()) or not (place / name).is_dir():
                 with self._scratch() as scratch:
-                    self._fill(place, scratch, arch, wanted)
                     if deb is not None and not (place / name).is_dir():
                         self._unpack_kernel(deb, kernel.control_field(deb, "Version"), scratch, place / name)
-            return self._kernel(place / name), place / "busybox" / "busybox"
+                    if any(wanted.values()):
+                        self._fill(place / name, scratch, arch, {what for what, is_so in wanted.items() if is_so})
+            found = self._kernel(place / name)
+            if sources is not None and built is not None:
+                if not built.is_dir():
+                    with self._scratch() as scratch:
+                        self._build(sources, arch, scratch, built)
+                os.utime(built)
+                found = found.with_module(built / f"{sources.name}.ko")
+            return found, place / "busybox" / "busybox"
 
     def new_log(self) -> Path:
         """A file for a guest's console; the oldest ones go."""
@@ -91,31 +120,64 @@ class Cache:
                 old.unlink()
         return logs / f"{time.strftime('%Y%m%d-%H%M%S')}-{os.getpid()}.log"
 
-    def _fill(self, place: Path, scratch: Path, arch: Arch, wanted: list[str]) -> None:
-        if not wanted:
-            return
-        apt = packages.Apt(scratch / "apt", arch.debian, self._say)
+    def _fill(self, place: Path, scratch: Path, arch: Arch, wanted: set[str]) -> None:
+        """Fetch what is wanted; `place` is the kernel's entry. All comes in one run of apt-get."""
+        apt = Apt(
+            scratch / "apt", arch.debian, self._say, tools=packages.of_this_machine() if "headers" in wanted else ""
+        )
         apt.update()
+        needs: dict[str, list[list[Choice]]] = {}
         if "busybox" in wanted:
-            choice, deb = apt.download(apt.choices("busybox-static"))
+            needs["busybox"] = [[choice] for choice in apt.choices("busybox-static")]
+        if "kernel" not in wanted and "headers" in wanted:
+            about = self._kernel(place)
+            try:
+                needs["headers"] = [module.headers(apt, Choice(about.package, about.version, 0, ()))]
+            except LocalError as error:
+                if place.name != "kernel":
+                    raise LocalError(f"no headers to build the guest's driver with: {error}") from error
+                self._say(f"{error}; so a newer kernel is fetched")
+                wanted = {*wanted, "kernel"}
+        if "kernel" in wanted:
+            needs["kernel"] = _kernels(apt, arch, with_headers="headers" in wanted)
+        found = dict(zip(needs, apt.download(*needs.values()), strict=True))
+        if debs := found.get("busybox"):
             made = scratch / "busybox"
             made.mkdir()
-            (made / "busybox").write_bytes(_busybox(deb))
-            self._finish(made, place / "busybox", {"package": choice.package, "version": choice.version})
-        if "kernel" in wanted:
-            choices = [
-                image
-                for newest in apt.choices(arch.kernel)
-                for name in newest.depends
-                if name.startswith("linux-image-")
-                for image in apt.choices(name)
-            ]
-            if not choices:
-                raise LocalError(f"{arch.kernel} for {arch.debian} names no kernel")
-            choice, deb = apt.download(choices)
-            self._unpack_kernel(deb, choice.version, scratch, place / "kernel")
+            (made / "busybox").write_bytes(_busybox(debs[0]))
+            self._finish(made, place.with_name("busybox"), {"version": kernel.control_field(debs[0], "Version")})
+        if debs := found.get("kernel"):
+            version = kernel.control_field(debs[0], "Version")
+            self._unpack_kernel(debs[0], version, scratch, place, headers=debs[1:], arch=arch)
+        if debs := found.get("headers"):
+            self._unpack_headers(debs, arch, scratch / "headers")
+            (scratch / "headers").rename(place / "headers")
 
-    def _unpack_kernel(self, deb: Path, version: str, scratch: Path, place: Path) -> None:
+    def _unpack_headers(self, debs: Sequence[Path], arch: Arch, made: Path) -> None:
+        self._say(f"unpacking {' and '.join(deb.name for deb in debs[:1])}, and what it needs")
+        module.unpack(debs, arch, made)
+
+    def _build(self, sources: module.Sources, arch: Arch, scratch: Path, place: Path) -> None:
+        work, made = scratch / "build", scratch / "module"
+        work.mkdir()
+        made.mkdir()
+        content, _ = module.build(sources, arch, place.parent / "headers", work, self._say)
+        (made / f"{sources.name}.ko").write_bytes(content)
+        made.rename(place)
+        built = sorted(place.parent.glob("module-*"), key=lambda path: path.stat().st_mtime)
+        for old in built[:-MODULES_KEPT]:
+            shutil.rmtree(old, ignore_errors=True)
+
+    def _unpack_kernel(
+        self,
+        deb: Path,
+        version: str,
+        scratch: Path,
+        place: Path,
+        *,
+        headers: Sequence[Path] = (),
+        arch: Arch | None = None,
+    ) -> None:
         self._say(f"unpacking {deb.name}")
         contents = kernel.read_package(deb)
         made = scratch / "kernel"
@@ -123,6 +185,8 @@ class Cache:
         (made / _IMAGE).write_bytes(contents.image)
         for name in contents.order:
             (made / "modules" / f"{name}.ko").write_bytes(contents.modules[name])
+        if headers and arch is not None:
+            self._unpack_headers(headers, arch, made / "headers")
         package = kernel.control_field(deb, "Package")
         about = {"package": package, "version": version, "modules": contents.order}
         self._finish(made, place, about)
@@ -176,6 +240,22 @@ class Cache:
                     told = True
                 time.sleep(0.1)
             yield
+
+
+def _kernels(apt: Apt, arch: Arch, *, with_headers: bool) -> list[list[Choice]]:
+    """The kernels that the lists have, the newest first, each with its headers if those are wanted."""
+    found = []
+    said = f"{arch.kernel} for {arch.debian} names no kernel"
+    for newest in apt.choices(arch.kernel):
+        for name in newest.depends:
+            for image in apt.choices(name) if name.startswith("linux-image-") else ():
+                try:
+                    found.append([image, *(module.headers(apt, image) if with_headers else ())])
+                except LocalError as error:
+                    said = str(error)
+    if not found:
+        raise LocalError(said)
+    return found
 
 
 def _digest(deb: Path, arch: Arch) -> str:

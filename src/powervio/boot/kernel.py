@@ -13,8 +13,10 @@ import struct
 import subprocess
 import tarfile
 import threading
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path, PurePosixPath
 
 from powervio.errors import LocalError
@@ -183,6 +185,18 @@ def files(deb: Path, is_wanted: Callable[[PurePosixPath], str | None]) -> dict[s
     Raises `LocalError`.
     """
     found: dict[str, bytes] = {}
+    with opened(deb) as members:
+        for member, read in members:
+            name = is_wanted(PurePosixPath(member.name)) if member.isfile() else None
+            if name is not None:
+                found[name] = read()
+    return found
+
+
+@contextmanager
+def opened(deb: Path) -> Iterator[Iterator[tuple[tarfile.TarInfo, Callable[[], bytes]]]]:
+    """A package's members in their order, each with a function that reads the content of a file. Within
+    `UNPACK_LIMIT`; raises `LocalError`."""
     command = ["dpkg-deb", "--fsys-tarfile", str(deb)]
     with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL) as process:
         limit = threading.Timer(UNPACK_LIMIT, process.kill)
@@ -190,15 +204,15 @@ def files(deb: Path, is_wanted: Callable[[PurePosixPath], str | None]) -> dict[s
         limit.start()
         try:
             with tarfile.open(fileobj=process.stdout, mode="r|") as archive:
-                for member in archive:
-                    name = is_wanted(PurePosixPath(member.name)) if member.isfile() else None
-                    content = archive.extractfile(member) if name is not None else None
-                    if name is not None and content is not None:
-                        found[name] = content.read()
-        except (tarfile.TarError, OSError, EOFError) as error:
+                yield ((member, partial(_read, archive, member)) for member in archive)
+        except (tarfile.TarError, EOFError) as error:
             said = str(error) if limit.is_alive() else f"reading it took more than {UNPACK_LIMIT:.0f} s"
             raise LocalError(f"{deb.name} cannot be unpacked: {said}") from error
         finally:
             limit.cancel()
             process.kill()
-    return found
+
+
+def _read(archive: tarfile.TarFile, member: tarfile.TarInfo) -> bytes:
+    content = archive.extractfile(member)
+    return b"" if content is None else content.read()

@@ -18,6 +18,10 @@ class Arch:
     """As Linux and QEMU call it."""
     debian: str
     """As Debian calls it."""
+    gnu: str
+    """As GNU's compilers call a Linux of it."""
+    linux: str
+    """Its folder in the kernel's sources."""
     kernel: str
     """The package that depends on the newest kernel."""
     qemu: str
@@ -39,6 +43,8 @@ ARCHES = {
         Arch(
             name="x86_64",
             debian="amd64",
+            gnu="x86_64-linux-gnu",
+            linux="x86",
             kernel="linux-image-amd64",
             qemu="qemu-system-x86_64",
             qemu_package="qemu-system-x86",
@@ -49,6 +55,8 @@ ARCHES = {
         Arch(
             name="ppc64le",
             debian="ppc64el",
+            gnu="powerpc64le-linux-gnu",
+            linux="powerpc",
             kernel="linux-image-powerpc64le",
             qemu="qemu-system-ppc64",
             qemu_package="qemu-system-ppc",

@@ -1,0 +1,194 @@
+"""The guest's driver: its headers from an archive that is made here, and real builds for Debian's kernels."""
+
+from __future__ import annotations
+
+import platform
+from pathlib import Path
+
+import pytest
+from tests.boot.archive import make_headers
+from tests.boot.test_cache import ARCH, House
+
+from powervio.boot import machine, module
+from powervio.boot.cache import Cache, Kernel
+from powervio.boot.module import Compiler, Sources
+from powervio.errors import LocalError
+
+TRIVIAL = """\
+// SPDX-License-Identifier: GPL-2.0
+#include <linux/module.h>
+#include <linux/virtio.h>
+
+static struct virtio_driver trivial = { .driver.name = "trivial" };
+module_virtio_driver(trivial);
+MODULE_DESCRIPTION("does nothing");
+MODULE_LICENSE("GPL");
+"""
+
+
+@pytest.fixture
+def house(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> House:
+    made = House(tmp_path)
+    monkeypatch.setenv("APT_CONFIG", str(made.archive.configuration))
+    return made
+
+
+@pytest.fixture
+def driver(tmp_path: Path) -> Sources:
+    folder = tmp_path / "driver"
+    folder.mkdir()
+    (folder / "Makefile").write_text("obj-m := driver.o\n")
+    (folder / "driver.c").write_text("int driver;\n")
+    return Sources(folder, "driver")
+
+
+def get(house: House, driver: Sources) -> Kernel:
+    house.said.clear()
+    return Cache(house.place, house.said.append).get(ARCH, sources=driver)[0]
+
+
+def built(kernel: Kernel) -> Path:
+    return next(path for path in kernel.modules if path.name == "driver.ko")
+
+
+def add_headers(house: House, version: str) -> list[Path]:
+    return [house.archive.add(deb) for deb in make_headers(house.folder, version)]
+
+
+def test_kernel_and_headers_come_in_one_run_and_the_second_time_nothing_is_done(house: House, driver: Sources) -> None:
+    house.add_kernel("6.1")
+    add_headers(house, "6.1")
+    first = get(house, driver)
+    assert [line.split(" (")[0] for line in house.said] == [
+        "fetching the lists of packages for amd64",
+        "downloading busybox-static 1, linux-image-6.1-amd64 6.1, linux-headers-6.1-amd64 6.1, linux-headers-6.1-common"
+        " 6.1, linux-kbuild-6.1 6.1 for amd64",
+        "unpacking linux-image-6.1-amd64_6.1_amd64.deb",
+        "unpacking linux-headers-6.1-amd64_6.1_amd64.deb, and what it needs",
+        "building driver for 6.1-amd64 with gcc",
+    ]
+    assert built(first).read_bytes().startswith(b"\x7fELF")
+    headers = first.image.parent / "headers"
+    assert sorted(path.name for path in headers.rglob("*") if path.is_file()) == [
+        ".kernelvariables", "Makefile", "Makefile", "a.h", "c", "tool",
+    ]  # fmt: skip
+    assert get(house, driver) == first
+    assert house.said == []
+    (driver.folder / "driver.c").write_text("int driver = 1;\n")
+    second = get(house, driver)
+    assert house.said == ["building driver for 6.1-amd64 with gcc"]
+    assert built(second) != built(first)
+    assert built(first).exists()
+    assert list(house.place.glob("scratch-*")) == []
+
+
+def test_a_kernel_that_is_here_gets_its_headers_later(house: House, driver: Sources) -> None:
+    house.add_kernel("6.1")
+    house.get()
+    with pytest.raises(LocalError, match=r"linux-headers-6\.1-amd64"):
+        get(house, driver)
+    add_headers(house, "6.1")
+    house.add_kernel("6.2")
+    assert get(house, driver).image.read_bytes() == b"image 6.1"
+    assert (
+        "downloading linux-headers-6.1-amd64 6.1, linux-headers-6.1-common 6.1, linux-kbuild-6.1 6.1" in house.said[1]
+    )
+
+
+def test_a_kernel_whose_headers_are_gone_makes_way_for_one_that_has_them(house: House, driver: Sources) -> None:
+    house.add_kernel("6.1")
+    house.get()
+    house.add_kernel("6.2")
+    add_headers(house, "6.2")
+    assert get(house, driver).image.read_bytes() == b"image 6.2"
+    assert any("so a newer kernel is fetched" in line for line in house.said)
+
+
+def test_the_headers_of_a_named_package_are_found_by_its_version_or_missed(
+    house: House, driver: Sources, tmp_path: Path
+) -> None:
+    deb = house.add_kernel("6.1")
+    add_headers(house, "6.2")
+    cache = Cache(house.place, house.said.append)
+    with pytest.raises(LocalError, match=r"no headers to build the guest's driver with: no package linux-headers-6\.1"):
+        cache.get(ARCH, deb=deb, sources=driver)
+    add_headers(house, "6.1")
+    kernel, _ = cache.get(ARCH, deb=deb, sources=driver)
+    assert built(kernel).exists()
+
+
+def test_a_compiler_s_complaint_is_told_and_nothing_is_left(house: House, driver: Sources) -> None:
+    house.add_kernel("6.1")
+    add_headers(house, "6.1")
+    (driver.folder / "driver.c").write_text("int driver = nonsense;\n")
+    with pytest.raises(LocalError, match=r"the module driver cannot be built: .*driver\.c:1:14: error: 'nonsense'"):
+        get(house, driver)
+    assert list(house.place.glob("**/module-*")) == []
+    assert list(house.place.glob("scratch-*")) == []
+    with pytest.raises(LocalError, match=r"there are no sources of the module driver"):
+        get(house, Sources(house.folder / "archive", "driver"))
+
+
+def test_only_the_newest_builds_are_kept(house: House, driver: Sources, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("powervio.boot.cache.MODULES_KEPT", 2)
+    house.add_kernel("6.1")
+    add_headers(house, "6.1")
+    for number in range(3):
+        (driver.folder / "driver.c").write_text(f"int driver = {number};\n")
+        kernel = get(house, driver)
+    assert built(kernel).exists()
+    assert len(list(kernel.image.parent.glob("module-*"))) == 2
+
+
+def test_what_is_missing_is_named_before_anything_is_fetched(
+    house: House, driver: Sources, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("PATH", str(house.folder))
+    with pytest.raises(
+        LocalError, match=r"powerpc64le-linux-gnu-gcc and make missing: apt-get install gcc-powerpc64le-l"
+    ):
+        Cache(house.place, house.said.append).get(machine.find("ppc64le"), sources=driver)
+    if platform.machine() == ARCH.name:
+        with pytest.raises(LocalError, match=r"gcc and make missing: apt-get install gcc make"):
+            Compiler.of(ARCH)
+    assert house.said == []
+
+
+def test_products_of_a_build_are_no_sources(driver: Sources) -> None:
+    before = driver.digest()
+    for name in ("driver.o", "driver.mod.c", ".driver.o.cmd", "Module.symvers"):
+        (driver.folder / name).touch()
+    assert driver.digest() == before
+    assert [path.name for path in driver.files()] == ["Makefile", "driver.c"]
+
+
+def test_a_module_is_loaded_right_after_what_it_needs(tmp_path: Path) -> None:
+    made = tmp_path / "new.ko"
+    made.write_bytes(b"\0depends=virtio,virtio-ring,gone\0")
+    names = ("virtio_ring", "virtio", "virtio_blk")
+    kernel = Kernel("package", "1", tmp_path, tuple(Path(f"{name}.ko") for name in names)).with_module(made)
+    assert [path.stem for path in kernel.modules] == ["virtio_ring", "virtio", "new", "virtio_blk"]
+    made.write_bytes(b"\0depends=\0")
+    assert kernel.with_module(made).modules[0] == made
+
+
+@pytest.mark.timeout(300)  # the first test fills the cache
+@pytest.mark.parametrize("arch", ["x86_64", "ppc64le"])
+def test_a_module_builds_for_debian_s_kernel_without_a_warning(tmp_path: Path, boot_cache: Path, arch: str) -> None:
+    folder = tmp_path / "trivial"
+    folder.mkdir()
+    (folder / "Makefile").write_text("obj-m := trivial.o\n")
+    (folder / "trivial.c").write_text(TRIVIAL)
+    trivial = Sources(folder, "trivial")
+    kernel, _ = Cache(boot_cache, print).get(machine.find(arch), sources=trivial)
+    assert built_for(kernel, "trivial") == f"vermagic={kernel.package.removeprefix('linux-image-')}"
+    scratch = tmp_path / "scratch"
+    scratch.mkdir()
+    headers = kernel.image.parent / "headers"
+    _, said = module.build(trivial, machine.find(arch), headers, scratch, print, warnings=True)
+    assert "warning:" not in said, said
+
+
+def built_for(kernel: Kernel, name: str) -> str:
+    content = next(path for path in kernel.modules if path.stem == name).read_bytes()
+    return content[content.index(b"vermagic=") :].split(b" ")[0].decode()
