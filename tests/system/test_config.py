@@ -102,7 +102,11 @@ MISTAKES = [
     ),
     ('name = "client1"', 'name = "vios1"', 'lpar[0].name: "vios1" is the name of vios[0] already'),
     ("memory =", "mem =", 'lpar[0].mem: there is no such option; did you mean "memory"?'),
-    ("memory =", "cpus =", "lpar[0].cpus: there is no such option; expected one of name, memory, disk, console, rng"),
+    (
+        "memory =",
+        "cpus =",
+        "lpar[0].cpus: there is no such option; expected one of name, memory, guest, arch, disk, console, rng",
+    ),
     ("memory =", "memroy =", 'lpar[0].memroy: there is no such option; did you mean "memory"?'),
     (
         '"256M"',
@@ -153,7 +157,7 @@ MISTAKES = [
     (
         "memory =",
         '"a\\nb" =',
-        "lpar[0].a\\nb: there is no such option; expected one of name, memory, disk, console, rng",
+        "lpar[0].a\\nb: there is no such option; expected one of name, memory, guest, arch, disk, console, rng",
     ),
     (
         'vios = "vios1"',

@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import json
-from typing import Any
+import shlex
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from powervio.system import control
+
+if TYPE_CHECKING:
+    from rich.console import Console
 
 _TABLE_WIDTH = 72
 """Columns of a terminal below which the table is told line by line."""
@@ -82,6 +86,9 @@ def show(report: dict[str, Any]) -> None:
             for column, cell in zip(table.columns, row, strict=True):
                 console.print(f"{column.header}: {cell}", soft_wrap=True)
         console.print()
+    for lpar in report["lpar"]:
+        if lpar["door"]:
+            _show_door(console, lpar["name"], lpar["door"])
     for adapter in clients:
         path = adapter.get("path")
         if path and path["reason"]:
@@ -110,6 +117,15 @@ def show(report: dict[str, Any]) -> None:
             console.print(f"    {path['waiting']} requests wait for a path", markup=False, soft_wrap=True)
         if adapter["failure"] and adapter["state"] != "running":
             console.print(f"    {adapter['failure']}", markup=False, soft_wrap=True)
+
+
+def _show_door(console: Console, name: str, door: dict[str, Any]) -> None:
+    """A guest's door, and what to start QEMU with: a command line to be copied, options of other devices behind it."""
+    is_there = "a guest is there" if door["attached"] else "no guest is there"
+    console.print(f"{name}: {door['path']}, {is_there}", markup=False, soft_wrap=True)
+    if not door["attached"]:
+        console.print(f"    memory: {door['memory_path']}", markup=False, soft_wrap=True)
+        console.print(f"    {shlex.join([door['qemu'], *door['options']])}", markup=False, soft_wrap=True)
 
 
 def _limits(server: dict[str, Any]) -> str:

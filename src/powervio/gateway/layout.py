@@ -213,6 +213,16 @@ def split_map(memory_size: int, below: int, above: int = 1 << 32) -> tuple[MapEn
     return MapEntry(0, below, 0), MapEntry(above, memory_size - below, below)
 
 
+def vectors_of(header: bytes) -> int:
+    """How many vectors the header of a region says that there are: so many eventfds come. Raises `RemoteError`."""
+    if len(header) < _HEADER.size:
+        raise RemoteError(f"a region of {len(header)} bytes has no room for the mailbox")
+    vectors: int = _HEADER.unpack_from(header)[8]
+    if not FIRST_SOURCE_VECTOR <= vectors <= MAX_VECTORS:
+        raise RemoteError(f"the mailbox has {vectors} vectors; {FIRST_SOURCE_VECTOR} to {MAX_VECTORS} are possible")
+    return vectors
+
+
 def decode(region: memoryview) -> Layout:
     """Read a header, as a partition does. Raises `RemoteError` for a region that it cannot use."""
     if len(region) < MIN_REGION:

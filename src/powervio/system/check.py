@@ -9,8 +9,10 @@ import os
 import stat
 from collections.abc import Iterator, Sequence
 
+import msgspec
 from msgspec import Struct
 
+from powervio.boot import machine
 from powervio.errors import LocalError
 from powervio.storage import pool
 from powervio.storage.open import check_format, is_uri, parse_uri
@@ -35,6 +37,8 @@ from powervio.system.sizing import PAGE
 def config_problems(config: Config) -> Iterator[str]:
     """What is wrong with partitions, devices, images and sockets."""
     yield from _check_partitions(config)
+    for number, lpar in enumerate(config.lpar):
+        yield from _check_guest(f"lpar[{number}]", lpar)
     servers = {vios.name for vios in config.vios}
     images: dict[tuple[int, int] | str, tuple[str, Disk]] = {}
     sockets: dict[str, str] = {}
@@ -169,8 +173,56 @@ def _check_partitions(config: Config) -> Iterator[str]:
                 yield f"{where}.memory: {show_size(partition.memory)}; its devices need at least {-(-need >> 20)}M"
 
 
+def _check_guest(where: str, lpar: Lpar) -> Iterator[str]:
+    """What is wrong with a partition that is a guest, or says something that only guests have."""
+    if lpar.guest is None:
+        if lpar.arch is not None:
+            yield f'{where}.arch: it is about guests; expected guest = "door" beside it'
+        return
+    arch = machine.find(lpar.arch or machine.of_this_machine())
+    if lpar.memory % arch.memory_step:
+        yield (
+            f"{where}.memory: {show_size(lpar.memory)}; of a guest on {arch.name} expected a multiple of"
+            f" {show_size(arch.memory_step)}"
+        )
+    whose = "the guest's own driver decides that"
+    for number, disk in enumerate(lpar.disk):
+        at = f"{where}.disk[{number}]"
+        if disk.paths > 1:
+            yield f"{at}.vios: a guest takes each path for a disk of its own; expected one VIO server"
+        yield from _only_ours(at, disk, whose, "revision", "byteorder", "indirect", "event_idx", "ring", "unmapping")
+        yield from _only_ours(at, disk, "the disk is for programs in the guest", "nbd")
+    for row, number, declared in devices_of(lpar):
+        at = f"{where}.{row.section}[{number}]"
+        yield from _only_ours(at, declared, whose, "revision", "byteorder")
+        yield from _only_ours(at, declared, "a guest has no virtual terminal, only virtio consoles", "type")
+        for place, part in _parts(at, declared):
+            yield from _only_ours(place, part, "the device is for programs in the guest", "exec", "socket")
+
+
+def _only_ours(where: str, declared: Struct, why: str, *options: str) -> Iterator[str]:
+    """Options that only clients of powervio's own have, where they are not at their defaults."""
+    defaults = {field.name: field.default for field in msgspec.structs.fields(declared)}
+    for option in options:
+        if option in defaults and getattr(declared, option) != defaults[option]:
+            yield f"{where}.{option}: the partition is a guest, and {why}"
+
+
+def _parts(where: str, declared: Struct) -> Iterator[tuple[str, Struct]]:
+    """A section and the tables below it."""
+    yield where, declared
+    for name in declared.__struct_fields__:
+        value = getattr(declared, name)
+        if isinstance(value, list):
+            for number, part in enumerate(value):
+                if isinstance(part, Struct):
+                    yield f"{where}.{name}[{number}]", part
+
+
 def _memory_need(config: Config, partition: Vios | Lpar) -> int:
     if isinstance(partition, Lpar):
+        if partition.guest is not None:
+            return 0  # its own business
         others = sum(1 for _ in devices_of(partition))
         return sizing.client_need(partition.disk) + others * sizing.CLIENT_DEVICE
     others = sum(declared.vios == partition.name for _, _, _, declared in config.devices())

@@ -12,6 +12,7 @@ import resource
 from powervio.errors import LocalError
 from powervio.storage.open import is_uri
 from powervio.system.config import Config
+from powervio.system.doors import vectors_of
 
 PARTITION = 5
 """Of a partition: its memory and the mapping of that, its interrupt line at both ends, what wakes it."""
@@ -19,6 +20,8 @@ DISK = 1
 """Of a disk: its image."""
 HELPED_DISK = 3
 """Of a disk whose image another process has: the connection to it, the image's lock, what that process has to say."""
+DOOR = 6
+"""Of a guest's door beside its vectors: the socket, the guest's connection, region and doorbell, and those who wait."""
 SOCKET = 1
 """Of a socket on which the system listens."""
 PROGRAM = 2
@@ -31,6 +34,7 @@ def needed(config: Config) -> int:
     """Descriptors that a system takes when it runs, with some for those who will connect to its sockets."""
     disks = [disk for _, _, disk in config.disks()]
     count = PARTITION * (len(config.vios) + len(config.lpar)) + SPARE
+    count += sum(DOOR + vectors_of(lpar) for lpar in config.lpar if lpar.guest is not None)
     for disk in disks:
         helped = disk.format not in (None, "raw") or is_uri(disk.image)
         count += HELPED_DISK if helped else DISK

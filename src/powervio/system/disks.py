@@ -24,6 +24,7 @@ from powervio.storage.nbd_backing import NbdBacking
 from powervio.storage.open import LOCK_WAIT, is_uri, open_disk
 from powervio.storage.share import ImageShare
 from powervio.system.config import Disk
+from powervio.system.guest_end import GuestDriver, GuestEnd
 from powervio.system.plan import make_pair
 from powervio.system.served import adapter_entry
 from powervio.system.sizing import BUFFER_SIZE
@@ -43,13 +44,25 @@ class ServedPath:
     vios: str
     server_adapter: VioAdapter
     client_adapter: VioAdapter
-    driver: BlockCore
+    client_driver: BlockCore | GuestDriver
     """Of the client's adapter: the disk's own, or one path's."""
-    client: VirtioVio
+    client_end: VirtioVio | GuestEnd
     image: Backing
     """This, and the two below, are others each time when the VIO server boots; closed while it does not run."""
     device: BlockDevice
     server: VirtioCrq
+
+    @property
+    def client(self) -> VirtioVio:
+        """The end of a client of ours, which is no guest."""
+        assert isinstance(self.client_end, VirtioVio)
+        return self.client_end
+
+    @property
+    def driver(self) -> BlockCore:
+        """The driver of a client of ours."""
+        assert isinstance(self.client_driver, BlockCore)
+        return self.client_driver
 
 
 @dataclasses.dataclass(slots=True)
@@ -59,7 +72,7 @@ class ServedDisk:
     where: str
     """What messages call it: its path in the system file, or "disk" if it was attached later."""
     declared: Disk
-    driver: BlockDriver | MultipathDriver
+    client_driver: BlockDriver | MultipathDriver | GuestDriver
     paths: list[ServedPath]
     """The preferred one first; there is always one."""
     share: ImageShare | None = None
@@ -67,6 +80,12 @@ class ServedDisk:
     nbd: NbdServer[Any] | None = None
     connected: bool = False
     """Whether the client's driver ever ran: then there may be something to flush."""
+
+    @property
+    def driver(self) -> BlockDriver | MultipathDriver:
+        """The driver of a client of ours, which is no guest."""
+        assert not isinstance(self.client_driver, GuestDriver)
+        return self.client_driver
 
     # What a disk with one path has once; of several, the preferred path's.
 
@@ -87,7 +106,7 @@ class ServedDisk:
 
     @property
     def client(self) -> VirtioVio:
-        """The client's end."""
+        """The end of a client of ours."""
         return self.paths[0].client
 
     @property
@@ -148,8 +167,8 @@ async def make_disk(
         if size_to_make is not None:
             undo.callback(os.unlink, declared.image)
         system.look_at_size(where, declared, images[0].size, made=size_to_make is not None)
-        driver = _make_driver(system, client_name, declared)
-        drivers: list[BlockCore] = list(driver.paths) if isinstance(driver, MultipathDriver) else [driver]
+        driver = _make_driver(system, client_name, declared, images[0].size)
+        drivers: list[BlockCore | GuestDriver] = list(driver.paths) if isinstance(driver, MultipathDriver) else [driver]
         paths = []
         for number, (vios, image, core) in enumerate(zip(declared.servers, images, drivers, strict=True)):
             device = make_device(declared, image)
@@ -160,17 +179,7 @@ async def make_disk(
                 pair = make_pair(system.hypervisor, system.partitions, client_name, vios, slot)
                 server_adapter, client_adapter = pair
                 undo.callback(system.hypervisor.remove_pair, client_adapter)
-            client = VirtioVio(
-                system.kernels[client_name],
-                client_adapter.node,
-                core,
-                revision=declared.revision,
-                big_endian=declared.byteorder == "big",
-                indirect=declared.indirect,
-                event_idx=declared.event_idx,
-                packed=declared.ring == "packed",
-                lazy_unmapping=declared.unmapping == "lazy",
-            )
+            client = _make_client(system, client_name, declared, client_adapter, core)
             undo.callback(client.retire)
             server = await system.in_partition(vios, _server_maker(system, vios, server_adapter, device))
             paths.append(
@@ -178,6 +187,24 @@ async def make_disk(
             )
         undo.pop_all()
     return ServedDisk(where, declared, driver, paths, share)
+
+
+def _make_client(
+    system: System, client_name: str, declared: Disk, adapter: VioAdapter, driver: BlockCore | GuestDriver
+) -> VirtioVio | GuestEnd:
+    if isinstance(driver, GuestDriver):
+        return GuestEnd(adapter)
+    return VirtioVio(
+        system.kernels[client_name],
+        adapter.node,
+        driver,
+        revision=declared.revision,
+        big_endian=declared.byteorder == "big",
+        indirect=declared.indirect,
+        event_idx=declared.event_idx,
+        packed=declared.ring == "packed",
+        lazy_unmapping=declared.unmapping == "lazy",
+    )
 
 
 def make_device(declared: Disk, image: Backing) -> BlockDevice:
@@ -236,7 +263,7 @@ async def flush_image(system: System, disk: ServedDisk) -> None:
 def capacity_of(system: System, disk: ServedDisk) -> int:
     """Bytes that the disk has at its VIO servers; what the client knows if none of them runs."""
     running = [path.device.capacity for path in disk.paths if system.servers.runs(path.vios)]
-    return running[0] if running else disk.driver.capacity
+    return running[0] if running else disk.client_driver.capacity
 
 
 async def resize_images(system: System, disk: ServedDisk, size: int) -> None:
@@ -292,7 +319,11 @@ async def _opened(open_it: Callable[[], T]) -> T:
         raise
 
 
-def _make_driver(system: System, client_name: str, declared: Disk) -> BlockDriver | MultipathDriver:
+def _make_driver(
+    system: System, client_name: str, declared: Disk, capacity: int
+) -> BlockDriver | MultipathDriver | GuestDriver:
+    if system.is_guest(client_name):
+        return GuestDriver(capacity)
     buffers = system.buffers_of(client_name)
     if declared.paths == 1:
         return BlockDriver(max_queues=declared.queues, buffers=buffers, buffer_size=BUFFER_SIZE)
@@ -348,9 +379,13 @@ def _adapter_entry(disk: ServedDisk, adapter: VioAdapter) -> dict[str, Any]:
 
 
 def _client_entry(disk: ServedDisk, path: ServedPath) -> dict[str, Any]:
-    client, driver = path.client, path.driver
+    client, driver = path.client_end, path.client_driver
+    entry = _adapter_entry(disk, path.client_adapter)
+    if isinstance(client, GuestEnd):
+        return {**entry, **_guest_entry(path, client)}
+    assert isinstance(driver, BlockCore)
     return {
-        **_adapter_entry(disk, path.client_adapter),
+        **entry,
         "state": client.state.value,
         "revision": client.revision,
         "failure": client.failure,
@@ -367,9 +402,22 @@ def _client_entry(disk: ServedDisk, path: ServedPath) -> dict[str, Any]:
     }
 
 
+def _guest_entry(path: ServedPath, end: GuestEnd) -> dict[str, Any]:
+    """What is known of a guest's end: what its server has seen of it."""
+    return {
+        "state": end.state(path.server.state),
+        "revision": path.server.revision,
+        "failure": None,
+        "capacity": path.client_driver.capacity,
+        "requests": path.device.requests,
+        "nbd_clients": 0,
+        "path": None,
+    }
+
+
 def _path_entry(disk: ServedDisk, path: ServedPath) -> dict[str, Any] | None:
     """None for a disk with one path. `waiting`, of the whole disk, is requests that no path can take now."""
-    whole, one = disk.driver, path.driver
+    whole, one = disk.client_driver, path.client_driver
     if not isinstance(whole, MultipathDriver) or not isinstance(one, Path):
         return None
     return {

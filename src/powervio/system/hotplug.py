@@ -20,6 +20,7 @@ from powervio.errors import LocalError
 from powervio.system.config import Size, show_size
 from powervio.system.control import Handler
 from powervio.system.disks import ServedDisk, ServedPath, capacity_of, make_disk, resize_images
+from powervio.system.guest_end import GuestDriver
 from powervio.system.load import with_disk, without_disk
 
 if TYPE_CHECKING:
@@ -131,7 +132,7 @@ class HotPlug:
             try:
                 for path in disk.paths:
                     await system.in_partition(path.vios, path.server.start)
-                    path.client.start()
+                    path.client_end.start()
                 await system.connected(disk)
                 await system.export(disk)
             except BaseException:
@@ -160,7 +161,7 @@ class HotPlug:
         """The pools of a client's disks share its memory: each gets its part anew."""
         buffers = self._system.buffers_of(client)
         for disk in self._system.disks_of(client):
-            disk.driver.limit_buffers(buffers)
+            disk.client_driver.limit_buffers(buffers)
 
     # -- detach
 
@@ -203,13 +204,13 @@ class HotPlug:
     async def end(self, disk: ServedDisk) -> None:
         """End a disk that no program uses: both ends, the adapters, the image, what the system knows of them."""
         system = self._system
-        disk.driver.fail_all("the disk was detached")
+        disk.client_driver.fail_all("the disk was detached")
         for path in disk.paths:
             try:
-                path.client.retire()
+                path.client_end.retire()
             except LocalError:
                 self._unplug(disk)  # its CRQ cannot be freed now; without the adapter it does not have to be
-                path.client.retire()
+                path.client_end.retire()
         for path in disk.paths:
             await self._end_server(disk, path)
         self._unplug(disk)
@@ -246,7 +247,8 @@ class HotPlug:
     # -- resize
 
     async def resize(self, disk: ServedDisk, size: int, *, shrink: bool = False) -> None:
-        """Let a disk on a raw image have `size` bytes; returns when its client knows. Raises `LocalError`.
+        """Let a disk on a raw image have `size` bytes; returns when its client knows, or a guest was told. Raises
+        `LocalError`.
 
         NBD clients that are connected keep the size that they know, those that connect later see the new one.
         """
@@ -264,14 +266,23 @@ class HotPlug:
                 f"{disk.name} has {show_size(now)}; {show_size(size)} would cut off its end (--shrink allows that)"
             )
 
+        if isinstance(disk.client_driver, GuestDriver):
+            try:
+                await resize_images(self._system, disk, size)
+            except TimeoutError:
+                raise LocalError(f"{disk.name}: {disk.declared.image} is busy; look at `powervio ps`") from None
+            disk.client_driver.capacity = size
+            return
+        driver = disk.driver
+
         def known() -> bool:
             """Whether the client knows, by every path that it has now."""
-            return disk.driver.capacity == size and all(
+            return driver.capacity == size and all(
                 path.driver.capacity == size for path in disk.paths if path.driver.connected
             )
 
         changed = asyncio.Event()
-        disk.driver.on_resize = changed.set
+        driver.on_resize = changed.set
         try:
             await resize_images(self._system, disk, size)
             async with asyncio.timeout(RESIZE_LIMIT):
@@ -284,7 +295,7 @@ class HotPlug:
                 " connects again"
             ) from None
         finally:
-            disk.driver.on_resize = None
+            driver.on_resize = None
 
     # -- the control socket
 
@@ -315,7 +326,7 @@ class HotPlug:
         except ValueError as error:
             raise LocalError(f"size: {error}") from None
         await self.resize(disk, size, shrink=asked.shrink)
-        return {"name": disk.name, "size": disk.driver.capacity}
+        return {"name": disk.name, "size": disk.client_driver.capacity}
 
 
 def _read(kind: type[Any], arguments: dict[str, Any]) -> Any:

@@ -172,6 +172,8 @@ class Moves:
     def _find(self, client: str) -> Lpar:
         for lpar in self._system.config.lpar:
             if lpar.name == client:
+                if lpar.guest is not None:
+                    raise LocalError(f"{client} is a guest: what runs in it is not ours to save")
                 return lpar
         names = ", ".join(lpar.name for lpar in self._system.config.lpar) or "none"
         raise LocalError(f'there is no client partition "{client}"; there are: {names}')
@@ -261,6 +263,8 @@ class Moves:
             grown, lpar = with_lpar(system.config, manifest.lpar)
         except LocalError as error:
             raise LocalError(f"{client} cannot go on here: {error}") from None
+        if lpar.guest is not None:
+            raise LocalError(f"{client} cannot go on here: it is declared as a guest, and those are never saved")
         if not force:
             for saved in manifest.devices:
                 if saved.image is not None:

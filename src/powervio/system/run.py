@@ -41,7 +41,7 @@ async def run(
     something was wrong at its end; nothing of it is left then either.
     """
     loop = asyncio.get_running_loop()
-    system = System(config)
+    system = System(config, run_name.socket.parent)
     stop = asyncio.Event()
     finished: asyncio.Future[None] = loop.create_future()
 

@@ -95,6 +95,12 @@ def log_file(name: str) -> Path:
     return run_folder() / f"{name}.log"
 
 
+def guest_files(folder: Path, lpar: str, system: str) -> tuple[str, str]:
+    """Paths of a guest's door and of its memory. Names have no "@", so that no two guests have the same ones."""
+    stem = folder / f"{lpar}@{system}"
+    return f"{stem}.door", f"{stem}.memory"
+
+
 def private_folder() -> str:
     """A new folder for sockets between this process and its helpers; those of processes that are gone are removed."""
     folder = run_folder()

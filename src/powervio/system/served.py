@@ -7,7 +7,8 @@ from typing import Any
 from powervio.errors import LocalError
 from powervio.phyp.adapter import VioAdapter, VirtualAdapter
 from powervio.phyp.hypervisor import Hypervisor
-from powervio.system.types import AdapterSection, DeviceType
+from powervio.system.guest_end import GuestEnd
+from powervio.system.types import AdapterSection, Attachment, DeviceType
 from powervio.transport.crq.client import VirtioVio
 from powervio.transport.crq.server import VirtioCrq
 from powervio.vio.kernel import PartitionKernel
@@ -25,17 +26,25 @@ class ServedDevice:
         server_adapter: VirtualAdapter,
         client_adapter: VirtualAdapter,
         server_kernel: PartitionKernel,
-        client_kernel: PartitionKernel,
+        client_kernel: PartitionKernel | None,
     ) -> None:
+        """`client_kernel` is None for a guest, which has drivers of its own."""
         self.row = row
         self.where = where
         self.declared = declared
         self.server_adapter = server_adapter
         self.client_adapter = client_adapter
         self.device: Device = row.device(declared)
-        self.driver: Any = row.driver(declared)
+        self.driver: Any = None
         self.server = VirtioCrq(server_kernel, server_adapter.node, self.device)
-        self.client = VirtioVio(
+        self.client_end: VirtioVio | GuestEnd
+        self.attachments: list[Attachment] = []
+        if client_kernel is None:
+            assert isinstance(client_adapter, VioAdapter)
+            self.client_end = GuestEnd(client_adapter)
+            return
+        self.driver = row.driver(declared)
+        self.client_end = VirtioVio(
             client_kernel,
             client_adapter.node,
             self.driver,
@@ -43,6 +52,12 @@ class ServedDevice:
             big_endian=declared.byteorder == "big",
         )
         self.attachments = row.attach(declared, self.driver)
+
+    @property
+    def client(self) -> VirtioVio:
+        """The end of a client of ours, which is no guest."""
+        assert isinstance(self.client_end, VirtioVio)
+        return self.client_end
 
     def server_died(self) -> None:
         """Its VIO server was terminated: whoever looked on there is told."""
@@ -60,7 +75,7 @@ class ServedDevice:
         close = getattr(self.driver, "close", None)
         if close is not None:
             close()
-        self.client.stop()
+        self.client_end.stop()
 
     def device_state(self) -> dict[str, Any]:
         """What has to survive on the server's side; in its thread, after the client has stopped."""
@@ -79,7 +94,7 @@ class ServedDevice:
     def retire_client(self) -> None:
         """The client's side ends for good."""
         self.stop_client()
-        self.client.retire()
+        self.client_end.retire()
 
     def retire_server(self) -> None:
         """The server's side ends for good; in its thread. Whoever watches a port is told."""
@@ -106,13 +121,22 @@ class ServedDevice:
         client = {
             **adapter_entry(self.row.name, self.client_adapter),
             "socket": self.declared.socket,
-            "state": self.client.state.value,
-            "revision": self.client.revision,
-            "failure": self.client.failure,
             "requests": self.device.requests,
-            "sessions": self.client.sessions,
-            "rejected": self.client.rejected,
         }
+        if isinstance(self.client_end, GuestEnd):
+            client |= {
+                "state": self.client_end.state(self.server.state),
+                "revision": self.server.revision,
+                "failure": None,
+            }
+        else:
+            client |= {
+                "state": self.client_end.state.value,
+                "revision": self.client_end.revision,
+                "failure": self.client_end.failure,
+                "sessions": self.client_end.sessions,
+                "rejected": self.client_end.rejected,
+            }
         server = {
             **adapter_entry(self.row.name, self.server_adapter),
             "state": self.server.state,

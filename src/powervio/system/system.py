@@ -18,13 +18,15 @@ import shutil
 import time
 from collections.abc import Awaitable, Callable
 from contextlib import AsyncExitStack
+from pathlib import Path
 from typing import Any, TypeVar, cast
 
 from powervio.attach.block import BlockDisk
 from powervio.attach.nbd import NbdServer
-from powervio.drivers.multipath import Path
+from powervio.drivers.multipath import Path as DiskPath
 from powervio.drivers.multipath_disk import MultipathDriver
 from powervio.errors import LocalError
+from powervio.gateway.server import Gateway
 from powervio.native.vterm import VtermEnd
 from powervio.phyp.adapter import VirtualAdapter
 from powervio.phyp.hypervisor import Hypervisor
@@ -34,6 +36,8 @@ from powervio.system import rundir, volumes
 from powervio.system.config import Config, Disk, Lpar, devices_of, show_size
 from powervio.system.descriptors import make_room
 from powervio.system.disks import ServedDisk, ServedPath, entries, flush_image, make_disk
+from powervio.system.doors import GuestDoor
+from powervio.system.guest_end import GuestDriver, GuestEnd
 from powervio.system.hotplug import HotPlug
 from powervio.system.moves import Moves
 from powervio.system.operator import OperatorPort
@@ -61,7 +65,9 @@ STOP_LIMIT = 15.0
 class System:
     """A managed system; used in one event loop, started and stopped once."""
 
-    def __init__(self, config: Config) -> None:
+    def __init__(self, config: Config, folder: Path | None = None) -> None:
+        """`folder` is where the doors of guests are made, if this process alone has the system's name there (`rundir`);
+        a private one if it is None."""
         self.config = config
         self.notes: list[str] = []
         """What whoever started it should know."""
@@ -70,8 +76,11 @@ class System:
         self.devices: list[ServedDevice | ServedVterm] = []
         """What the table of device types declares."""
         self.kernels: dict[str, PartitionKernel] = {}
-        """By the name of the partition; of a VIO server that booted again another one than at the start."""
+        """By the name of the partition; of a VIO server that booted again another one than at the start. Only of those
+        that run in this process."""
         self.partitions: dict[str, Partition] = {}
+        self.doors: dict[str, GuestDoor] = {}
+        """Of guests, by the name of the partition."""
         self.plug = HotPlug(self)
         self.servers = Servers(self)
         self.moves = Moves(self)
@@ -79,6 +88,8 @@ class System:
         self._problems: list[str] = []
         self._has_started = False
         self._private: str | None = None
+        self._folder = folder
+        self._gateway: Gateway | None = None
         self._since = time.monotonic()
 
     async def start(self) -> None:
@@ -106,7 +117,7 @@ class System:
         for vios in self.config.vios:
             self._make_partition(vios.name, vios.memory, engine=vios.redirect)
         for lpar in self.config.lpar:
-            self._make_partition(lpar.name, lpar.memory)
+            self._make_partition(lpar.name, lpar.memory, runs_here=lpar.guest is None)
         self._later("removing the private folder", self._remove_folder)
         self._later_each("closing {0.declared.image}", lambda disk: asyncio.to_thread(disk.close))
         for where, lpar, declared in self.config.disks():
@@ -127,6 +138,9 @@ class System:
             self.run_client(lpar.name)
         self._undo.push_async_callback(self._stop_clients)
         self._later_each("flushing {0.declared.image}", self.flush)
+        for lpar in self.config.lpar:
+            if lpar.guest is not None:
+                self._open_door(lpar)
         self._later_each("the NBD server at {0.declared.nbd}", _close_export)
         for disk in self.disks:
             await self.connected(disk)
@@ -143,10 +157,31 @@ class System:
         self.moves.open()
         self._has_started = True
 
-    def _make_partition(self, name: str, memory: int, *, engine: bool = False) -> None:
+    def _make_partition(self, name: str, memory: int, *, engine: bool = False, runs_here: bool = True) -> None:
         partition = make_partition(self.hypervisor, name, memory, engine=engine)
         self.partitions[name] = partition
-        self.kernels[name] = PartitionKernel(partition.port)
+        if runs_here:
+            self.kernels[name] = PartitionKernel(partition.port)
+
+    def gateway(self) -> Gateway:
+        """What has the doors of partitions that run elsewhere, made when it is first needed."""
+        if self._gateway is None:
+            self._gateway = Gateway()
+            self._later("the gateway", asyncio.to_thread, self._gateway.close)
+            self._gateway.start()
+        return self._gateway
+
+    def _open_door(self, lpar: Lpar) -> None:
+        folder = Path(self.private_folder()) if self._folder is None else self._folder
+        door = GuestDoor(self.gateway(), lpar, self.partitions[lpar.name], self.config.name, folder)
+        self.doors[lpar.name] = door
+        self._later(f"the door of {lpar.name}", asyncio.to_thread, door.close)
+        door.open()
+        self.notes.append(f"{lpar.name}: its door is {door.path}; `powervio ps` has QEMU's options")
+
+    def is_guest(self, client: str) -> bool:
+        """Whether a client partition is a guest."""
+        return any(lpar.name == client and lpar.guest is not None for lpar in self.config.lpar)
 
     async def _close_kernels(self) -> None:
         for name, kernel in reversed(self.kernels.items()):
@@ -200,10 +235,11 @@ class System:
 
         Raises `LocalError`.
         """
-        kernels = self.kernels[declared.vios], self.kernels[lpar.name]
+        kernels = self.kernels[declared.vios], self.kernels.get(lpar.name)
         server, client = adapters
         if isinstance(server, VtyServer) and isinstance(client, Vty):
-            return ServedVterm(row, where, declared, server, client, *kernels)
+            assert kernels[1] is not None
+            return ServedVterm(row, where, declared, server, client, kernels[0], kernels[1])
         return ServedDevice(row, where, declared, server, client, *kernels)
 
     async def in_partition(self, name: str, function: Callable[[], T]) -> T:
@@ -259,7 +295,9 @@ class System:
         self._later(f"VIO server {name}", stop)
 
     def run_client(self, name: str) -> None:
-        """Let a client partition run: it connects to its servers."""
+        """Let a client partition run: it connects to its servers. A guest runs by itself."""
+        if self.is_guest(name):
+            return
         self.kernels[name].attach(asyncio.get_running_loop())
         for disk in self.disks_of(name):
             for path in disk.paths:
@@ -273,9 +311,9 @@ class System:
 
     def _stop_client(self, name: str) -> None:
         for disk in self.disks_of(name):
-            disk.driver.fail_all("the system stops")
+            disk.client_driver.fail_all("the system stops")
             for path in disk.paths:
-                path.client.stop()
+                path.client_end.stop()
         for device in self.devices_of(name):
             device.stop_client()
 
@@ -294,9 +332,9 @@ class System:
         return [device for device in self.devices if device.client_adapter.partition.name == client]
 
     async def connected(self, end: ServedDisk | ServedDevice | ServedVterm) -> None:
-        """Wait until the client's driver runs, by every path. Raises `LocalError`."""
+        """Wait until the client's driver runs, by every path; nobody waits for a guest's. Raises `LocalError`."""
         if not isinstance(end, ServedDisk):
-            await self._connected(end.where, end.declared.vios, end.client, lambda: end.server.state)
+            await self._connected(end.where, end.declared.vios, end.client_end, lambda: end.server.state)
             return
         for path in end.paths:
             await self.connected_path(end, path)
@@ -304,17 +342,19 @@ class System:
 
     async def connected_path(self, disk: ServedDisk, path: ServedPath) -> None:
         """The same for one path of a disk."""
-        await self._connected(disk.where, path.vios, path.client, lambda: path.server.state)
-        if isinstance(disk.driver, MultipathDriver) and isinstance(path.driver, Path):
+        await self._connected(disk.where, path.vios, path.client_end, lambda: path.server.state)
+        if isinstance(disk.client_driver, MultipathDriver) and isinstance(path.client_driver, DiskPath):
             try:
                 async with asyncio.timeout(CONNECT_LIMIT):
-                    await disk.driver.known(path.driver)
+                    await disk.client_driver.known(path.client_driver)
             except TimeoutError:
                 raise LocalError(
                     f"{disk.where}: {path.vios} did not say within {CONNECT_LIMIT:g} s which disk it is"
                 ) from None
 
     async def _connected(self, where: str, vios: str, client: Any, server_state: Callable[[], object]) -> None:
+        if isinstance(client, GuestEnd):
+            return
         changed = asyncio.Event()
         client.on_state = lambda state: changed.set()
         try:
@@ -358,7 +398,7 @@ class System:
         """Make what the disk was told to write stable. Raises `OSError`, `LocalError`."""
         if disk.image.read_only or not disk.connected:
             return
-        if not any(path.client.running for path in disk.paths):
+        if isinstance(disk.client_driver, GuestDriver) or not any(path.client.running for path in disk.paths):
             # the way of the client is broken; what it was told is done is with the image already
             await flush_image(self, disk)
             return
@@ -436,7 +476,15 @@ class System:
                 }
                 for vios in self.config.vios
             ],
-            "lpar": [{"name": lpar.name, "memory": lpar.memory} for lpar in self.config.lpar],
+            "lpar": [
+                {
+                    "name": lpar.name,
+                    "memory": lpar.memory,
+                    "guest": lpar.guest,
+                    "door": self.doors[lpar.name].entry() if lpar.name in self.doors else None,
+                }
+                for lpar in self.config.lpar
+            ],
             "adapters": adapters,
         }
 

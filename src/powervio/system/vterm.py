@@ -149,7 +149,7 @@ class ServedVterm:
         self.server = self.operator.end
         port = self.driver.port
         self.attachments = row.attach(declared, self.driver)
-        self.client = _ClientEnd(client_kernel, client_adapter.node, port.incoming, port.outgoing)
+        self.client = self.client_end = _ClientEnd(client_kernel, client_adapter.node, port.incoming, port.outgoing)
 
     def server_died(self) -> None:
         """See `served.ServedDevice`."""
