@@ -1,0 +1,48 @@
+/* SPDX-License-Identifier: GPL-2.0 */
+/* The bus of virtual adapters, and the ways by which hypervisors put adapters on it. */
+#ifndef VIRTIO_VIO_BUS_H
+#define VIRTIO_VIO_BUS_H
+
+#include <linux/device.h>
+
+#include "hypervisor.h"
+#include "tree.h"
+
+/**
+ * struct vvio_device - an adapter on the bus
+ * @dev: its device
+ * @hv: the hypervisor that it belongs to
+ * @node: what the device tree says of it
+ * @unplugged: whether the tree does not name it any more
+ */
+struct vvio_device {
+	struct device dev;
+	struct vvio_hv *hv;
+	struct vvio_node node;
+	bool unplugged;
+	u64 dma_mask;
+};
+
+#define to_vvio_device(dev_) container_of(dev_, struct vvio_device, dev)
+
+extern struct bus_type vvio_bus;
+extern struct device_driver vvio_driver;
+
+void vvio_bus_follow(struct vvio_hv *hv, const struct vvio_node *nodes, unsigned int count);
+void vvio_bus_dead(struct vvio_hv *hv);
+
+/* adapter.c */
+void vvio_adapter_lost(struct vvio_device *vdev, const char *why);
+
+int vvio_gateway_init(void);
+void vvio_gateway_exit(void);
+
+#ifdef CONFIG_PPC_PSERIES
+int vvio_phyp_init(void);
+void vvio_phyp_exit(void);
+#else
+static inline int vvio_phyp_init(void) { return 0; }
+static inline void vvio_phyp_exit(void) { }
+#endif
+
+#endif

@@ -1,0 +1,120 @@
+/* SPDX-License-Identifier: GPL-2.0 */
+/* One adapter's window on the partition's memory: what of it the server can reach, and where. */
+#ifndef VIRTIO_VIO_DMA_H
+#define VIRTIO_VIO_DMA_H
+
+#include <linux/dma-mapping.h>
+#include <linux/spinlock.h>
+#include <linux/types.h>
+
+#include "hypervisor.h"
+
+#define TCE_LISTS	4	/* lists of H_PUT_TCE_INDIRECT that may be under way */
+#define TCE_STALE	64	/* runs of entries that are unmapped together */
+
+/* TCEs that are prepared for one H_PUT_TCE_INDIRECT. */
+struct tce_list {
+	struct tce_window *window;
+	__be64 *entries;
+	u64 logical;		/* of entries */
+	bool busy;		/* posted, not answered */
+};
+
+struct tce_run {
+	unsigned long first;
+	unsigned int count;
+};
+
+/**
+ * struct tce_window - the entries of the window's table, and who has them
+ * @table: the table itself if it may be written in place; else hcalls change it
+ *
+ * With hcalls, mapping is prepared in lists and made by tce_settle(), and unmapping is gathered
+ * in runs and made by tce_flush(). hcalls are carried out in order, so an address that is
+ * unmapped by one that was posted may be given out again at once.
+ */
+struct tce_window {
+	struct device *dev;
+	struct vvio_hv *hv;
+	u32 liobn;
+	__le64 *table;
+
+	spinlock_t lock;	/* protects what follows */
+	unsigned long pages;
+	unsigned long *taken;	/* bit map of pages */
+	unsigned long hint;
+
+	struct tce_list lists[TCE_LISTS];
+	struct tce_list *list;	/* that is being filled */
+	unsigned long first;	/* page of the list's first entry */
+	unsigned int prepared;	/* entries in it */
+	u64 posted;		/* number of the hcall that was posted last */
+
+	struct tce_run stale[TCE_STALE];
+	unsigned int runs;
+};
+
+int tce_init(struct tce_window *window, struct device *dev, struct vvio_hv *hv, u32 liobn, u64 size);
+void tce_exit(struct tce_window *window);
+dma_addr_t tce_map(struct tce_window *window, phys_addr_t address, size_t length, u64 access);
+dma_addr_t tce_map_virtual(struct tce_window *window, void *start, size_t length, u64 access);
+void tce_unmap(struct tce_window *window, dma_addr_t ioba, size_t length);
+int tce_settle(struct tce_window *window);
+void tce_flush(struct tce_window *window);
+
+#define POOL_SHIFT	6	/* buffers in the pool begin at multiples of 64 bytes */
+#define POOL_CHUNK	BIT(POOL_SHIFT)
+
+/**
+ * struct dma_pool_area - memory that is mapped once, for buffers that are copied into it
+ *
+ * A small buffer shares its page with memory that is nobody's business, so it is not mapped
+ * where it is.
+ */
+struct dma_pool_area {
+	void *memory;
+	dma_addr_t ioba;
+	size_t size;
+	spinlock_t lock;	/* protects what follows */
+	unsigned long chunks;
+	unsigned long *taken;
+	unsigned long hint;
+	void **origin;		/* for each chunk the memory that it stands for */
+};
+
+int pool_init(struct dma_pool_area *pool, struct tce_window *window, size_t size);
+void pool_exit(struct dma_pool_area *pool, struct tce_window *window);
+dma_addr_t pool_map(struct dma_pool_area *pool, void *origin, size_t length);
+void pool_unmap(struct dma_pool_area *pool, dma_addr_t ioba, size_t length, bool copy);
+void pool_sync(struct dma_pool_area *pool, dma_addr_t ioba, size_t length, bool for_cpu);
+void *pool_find(struct dma_pool_area *pool, dma_addr_t ioba, size_t length);
+
+/**
+ * struct vvio_dma - all that an adapter has mapped
+ * @open: whether addresses may be given a new use: not while an older server may still use them
+ *	(docs/protocol.md, P1.5)
+ * @ring_maker: who is making the driver's ring, which the server never sees
+ */
+struct vvio_dma {
+	struct tce_window window;
+	struct dma_pool_area pool;
+	bool open;
+	struct task_struct *ring_maker;
+};
+
+extern const struct dma_map_ops vvio_dma_ops;
+
+int vvio_dma_init(struct vvio_dma *dma, struct device *dev, struct vvio_hv *hv, u32 liobn, u64 size);
+void vvio_dma_exit(struct vvio_dma *dma);
+
+/* Memory for the server to see as long as there is the adapter. */
+struct vvio_memory {
+	void *cpu;
+	dma_addr_t ioba;
+	size_t size;
+};
+
+int vvio_memory_get(struct vvio_dma *dma, struct vvio_memory *memory, size_t size);
+void vvio_memory_put(struct vvio_dma *dma, struct vvio_memory *memory);
+
+#endif

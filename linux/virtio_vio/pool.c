@@ -1,0 +1,143 @@
+// SPDX-License-Identifier: GPL-2.0
+/*
+ * Small buffers: copied into memory that is mapped all the time, and back.
+ */
+#include <linux/bitmap.h>
+#include <linux/mm.h>
+#include <linux/slab.h>
+#include <linux/vmalloc.h>
+
+#include "dma.h"
+
+#define CHUNKS_OF(length) (((length) + POOL_CHUNK - 1) >> POOL_SHIFT)
+
+static bool is_in_pool(struct dma_pool_area *pool, dma_addr_t ioba)
+{
+	return ioba >= pool->ioba && ioba - pool->ioba < pool->size;
+}
+
+/**
+ * pool_map - find room for a buffer, and copy it there
+ * @pool: the adapter's pool
+ * @origin: the buffer
+ * @length: bytes
+ *
+ * It is copied whichever way the data goes: what the server leaves as it was must not become
+ * what somebody else's buffer had.
+ *
+ * Return: its I/O bus address, or DMA_MAPPING_ERROR when the pool is full.
+ */
+dma_addr_t pool_map(struct dma_pool_area *pool, void *origin, size_t length)
+{
+	unsigned long flags, first, i, count = CHUNKS_OF(length);
+
+	spin_lock_irqsave(&pool->lock, flags);
+	first = bitmap_find_next_zero_area(pool->taken, pool->chunks, pool->hint, count, 0);
+	if (first >= pool->chunks)
+		first = bitmap_find_next_zero_area(pool->taken, pool->chunks, 0, count, 0);
+	if (first < pool->chunks) {
+		bitmap_set(pool->taken, first, count);
+		pool->hint = first + count;
+	}
+	spin_unlock_irqrestore(&pool->lock, flags);
+	if (first >= pool->chunks)
+		return DMA_MAPPING_ERROR;
+	for (i = 0; i < count; i++)
+		pool->origin[first + i] = origin + (i << POOL_SHIFT);
+	memcpy(pool->memory + (first << POOL_SHIFT), origin, length);
+	return pool->ioba + (first << POOL_SHIFT);
+}
+
+/**
+ * pool_sync - copy a part of a buffer, to where the server or to where the driver sees it
+ * @pool: the adapter's pool
+ * @ioba: an address in a buffer
+ * @length: bytes
+ * @for_cpu: the driver is to see it
+ *
+ * Addresses outside the pool are none of its business.
+ */
+void pool_sync(struct dma_pool_area *pool, dma_addr_t ioba, size_t length, bool for_cpu)
+{
+	u64 offset = ioba - pool->ioba;
+	void *origin;
+
+	if (!is_in_pool(pool, ioba) || length > pool->size - offset)
+		return;
+	origin = pool->origin[offset >> POOL_SHIFT];
+	if (!origin)
+		return;
+	origin += offset & (POOL_CHUNK - 1);
+	if (for_cpu)
+		memcpy(origin, pool->memory + offset, length);
+	else
+		memcpy(pool->memory + offset, origin, length);
+}
+
+/**
+ * pool_unmap - give back a buffer's room
+ * @pool: the adapter's pool
+ * @ioba: what pool_map() returned
+ * @length: the same bytes
+ * @copy: whether what the server wrote is to be seen
+ */
+void pool_unmap(struct dma_pool_area *pool, dma_addr_t ioba, size_t length, bool copy)
+{
+	unsigned long flags, first = (ioba - pool->ioba) >> POOL_SHIFT, count = CHUNKS_OF(length);
+
+	if (copy)
+		pool_sync(pool, ioba, length, true);
+	memset(&pool->origin[first], 0, count * sizeof(*pool->origin));
+	spin_lock_irqsave(&pool->lock, flags);
+	bitmap_clear(pool->taken, first, count);
+	spin_unlock_irqrestore(&pool->lock, flags);
+}
+
+/**
+ * pool_find - where the server's copy of a buffer is
+ * @pool: the adapter's pool
+ * @ioba: an I/O bus address
+ * @length: bytes from there
+ *
+ * Return: NULL if they are not in the pool.
+ */
+void *pool_find(struct dma_pool_area *pool, dma_addr_t ioba, size_t length)
+{
+	u64 offset = ioba - pool->ioba;
+
+	return is_in_pool(pool, ioba) && length <= pool->size - offset ? pool->memory + offset : NULL;
+}
+
+int pool_init(struct dma_pool_area *pool, struct tce_window *window, size_t size)
+{
+	spin_lock_init(&pool->lock);
+	pool->size = size;
+	pool->chunks = size >> POOL_SHIFT;
+	pool->memory = vzalloc(size);
+	pool->taken = bitmap_zalloc(pool->chunks, GFP_KERNEL);
+	pool->origin = kvcalloc(pool->chunks, sizeof(*pool->origin), GFP_KERNEL);
+	if (!pool->memory || !pool->taken || !pool->origin)
+		goto failed;
+	pool->ioba = tce_map_virtual(window, pool->memory, size, TCE_READ | TCE_WRITE);
+	if (pool->ioba != DMA_MAPPING_ERROR)
+		return 0;
+failed:
+	kvfree(pool->origin);
+	bitmap_free(pool->taken);
+	vfree(pool->memory);
+	memset(pool, 0, sizeof(*pool));
+	return -ENOMEM;
+}
+
+void pool_exit(struct dma_pool_area *pool, struct tce_window *window)
+{
+	if (!pool->memory)
+		return;
+	tce_unmap(window, pool->ioba, pool->size);
+	tce_flush(window);
+	tce_settle(window);
+	kvfree(pool->origin);
+	bitmap_free(pool->taken);
+	vfree(pool->memory);
+	pool->memory = NULL;
+}

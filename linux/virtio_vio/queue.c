@@ -1,0 +1,434 @@
+// SPDX-License-Identifier: GPL-2.0
+/*
+ * Virtqueues: what the driver makes available is put into the ring that the server sees, and what
+ * the server has used is put into the driver's.
+ *
+ * What the server has not given back is remembered, in order. When the server is lost, all of it
+ * is put into the new ring of the next one; when the adapter is lost, it is given back unserved.
+ */
+#include <linux/slab.h>
+#include <linux/virtio_config.h>
+#include <uapi/linux/virtio_blk.h>
+#include <uapi/linux/virtio_ids.h>
+
+#include "adapter.h"
+
+#define SOON		1	/* jiffies until a look at what had to wait */
+
+static void remember(struct vvio_queue *queue, u16 head)
+{
+	struct vvio_chain *chain = &queue->chains[head];
+
+	chain->is_pending = true;
+	chain->before = queue->newest;
+	chain->after = NO_CHAIN;
+	if (queue->newest == NO_CHAIN)
+		queue->oldest = head;
+	else
+		queue->chains[queue->newest].after = head;
+	queue->newest = head;
+}
+
+static void forget(struct vvio_queue *queue, u16 head)
+{
+	struct vvio_chain *chain = &queue->chains[head];
+
+	chain->is_pending = false;
+	if (chain->before == NO_CHAIN)
+		queue->oldest = chain->after;
+	else
+		queue->chains[chain->before].after = chain->after;
+	if (chain->after == NO_CHAIN)
+		queue->newest = chain->before;
+	else
+		queue->chains[chain->after].before = chain->before;
+}
+
+static void look_again(struct vvio_queue *queue)
+{
+	mod_timer(&queue->again, jiffies + SOON);
+}
+
+static void kicked(void *context, s64 code)
+{
+	struct vvio_queue *queue = context;
+
+	/* its CRQ is full, or the hypervisor was busy: later, with the newest position (P2.6) */
+	if (code == PAPR_DROPPED || papr_is_busy(code)) {
+		WRITE_ONCE(queue->kick_again, true);
+		look_again(queue);
+	} else if (code == PAPR_PARAMETER && READ_ONCE(queue->partner)) {
+		WRITE_ONCE(queue->partner, 0);	/* the server has no such Sub-CRQ (P5.18) */
+		WRITE_ONCE(queue->kick_again, true);
+		look_again(queue);
+	}
+}
+
+static void kick(struct vvio_queue *queue)
+{
+	struct vvio_adapter *adapter = queue->adapter;
+	u32 position = wire_position(&queue->wire);
+	u64 high = vvio_high(VVIO_KICK, adapter->session_number, (u32)queue->index << 16 | (position & 0xffff));
+	u64 low = (u64)queue->generation << 48 | (u64)(position >> 16) << 32;
+	u64 number;
+
+	queue->kick_again = false;
+	if (READ_ONCE(queue->partner) && !READ_ONCE(adapter->waits_for_room))
+		number = vvio_post(adapter->hv, kicked, queue, PAPR_SEND_SUB_CRQ, adapter->unit_address,
+				   queue->partner, high, low, 0, 0);
+	else
+		number = vvio_post(adapter->hv, kicked, queue, PAPR_SEND_CRQ, adapter->unit_address, high, low);
+	if (!number) {
+		queue->kick_again = true;
+		look_again(queue);
+	}
+}
+
+static u16 available(const struct vvio_queue *queue)
+{
+	return virtio16_to_cpu(&queue->adapter->vdev, smp_load_acquire(&queue->vring->avail->idx));
+}
+
+static u16 next_head(struct vvio_queue *queue)
+{
+	return virtio16_to_cpu(&queue->adapter->vdev,
+			       queue->vring->avail->ring[queue->seen++ % queue->vring->num]);
+}
+
+/* Show the server what the driver has made available; called with the lock. */
+static void forward(struct vvio_queue *queue)
+{
+	u16 until = available(queue), head;
+	bool some = false;
+
+	if (!queue->is_live || until == queue->seen)
+		return;
+	if (tce_settle(&queue->adapter->dma.window)) {
+		look_again(queue);
+		return;
+	}
+	while (queue->seen != until) {
+		head = next_head(queue);
+		if (head >= queue->vring->num || queue->chains[head].is_pending ||
+		    wire_put(&queue->wire, queue->vring, head) < 0) {
+			dev_err(queue->adapter->dev, "queue %u: the driver made no chain of %u\n",
+				queue->index, head);
+			continue;
+		}
+		remember(queue, head);
+		some = true;
+	}
+	if (!some)
+		return;
+	wire_show(&queue->wire);
+	if (wire_wants_kick(&queue->wire))
+		kick(queue);
+}
+
+static bool notify(struct virtqueue *vq)
+{
+	struct vvio_queue *queue = vq->priv;
+	unsigned long flags;
+
+	spin_lock_irqsave(&queue->lock, flags);
+	forward(queue);
+	spin_unlock_irqrestore(&queue->lock, flags);
+	if (READ_ONCE(queue->adapter->is_lost))
+		schedule_work(&queue->adapter->fail_work);	/* the driver holds its lock: not here */
+	return true;
+}
+
+static void again(struct timer_list *timer)
+{
+	struct vvio_queue *queue = from_timer(queue, timer, again);
+	unsigned long flags;
+
+	spin_lock_irqsave(&queue->lock, flags);
+	forward(queue);
+	if (queue->is_live && queue->kick_again)
+		kick(queue);
+	spin_unlock_irqrestore(&queue->lock, flags);
+}
+
+/* Give a chain back to the driver, who sees it at show_used(). */
+static void use(struct vvio_queue *queue, u16 head, u32 length)
+{
+	struct virtio_device *vdev = &queue->adapter->vdev;
+	struct vring_used_elem *used = &queue->vring->used->ring[queue->used++ % queue->vring->num];
+
+	used->id = cpu_to_virtio32(vdev, head);
+	used->len = cpu_to_virtio32(vdev, length);
+	forget(queue, head);
+}
+
+static void show_used(struct vvio_queue *queue)
+{
+	smp_wmb();	/* the elements before the index */
+	WRITE_ONCE(queue->vring->used->idx, cpu_to_virtio16(&queue->adapter->vdev, queue->used));
+}
+
+/**
+ * vvio_queue_complete - hand the driver what the server has used
+ * @queue: the queue
+ *
+ * Called with interrupts off; calls the driver.
+ */
+void vvio_queue_complete(struct vvio_queue *queue)
+{
+	bool some = false;
+	u32 id, length;
+
+	spin_lock(&queue->lock);
+	while (queue->is_live && wire_take(&queue->wire, &id, &length)) {
+		if (id >= queue->vring->num || !queue->chains[id].is_pending) {
+			WRITE_ONCE(queue->adapter->broken, "it used a buffer that it did not have");
+			queue->is_live = false;
+			vvio_wake(queue->adapter);
+			break;
+		}
+		use(queue, id, length);
+		some = true;
+	}
+	if (some)
+		show_used(queue);
+	spin_unlock(&queue->lock);
+	if (some)
+		vring_interrupt(0, queue->vq);
+}
+
+/**
+ * vvio_queue_begin - a new ring for a server that has not seen it
+ * @queue: the queue
+ */
+void vvio_queue_begin(struct vvio_queue *queue)
+{
+	unsigned long flags;
+
+	spin_lock_irqsave(&queue->lock, flags);
+	queue->kick_again = false;
+	wire_reset(&queue->wire);
+	spin_unlock_irqrestore(&queue->lock, flags);
+}
+
+/**
+ * vvio_queue_live - the server looks at the ring: show it all that no server has finished
+ * @queue: the queue, after vvio_queue_begin()
+ */
+void vvio_queue_live(struct vvio_queue *queue)
+{
+	unsigned long flags;
+	bool some = false;
+	u16 head;
+
+	spin_lock_irqsave(&queue->lock, flags);
+	queue->is_live = true;
+	for (head = queue->oldest; head != NO_CHAIN; head = queue->chains[head].after) {
+		wire_put(&queue->wire, queue->vring, head);
+		some = true;
+	}
+	if (some) {
+		wire_show(&queue->wire);
+		kick(queue);
+	}
+	forward(queue);
+	spin_unlock_irqrestore(&queue->lock, flags);
+}
+
+/**
+ * vvio_queue_quiet - the server that has the ring is gone, or will look at it no more
+ * @queue: the queue
+ *
+ * What it used before is still handed to the driver (P1.6).
+ */
+void vvio_queue_quiet(struct vvio_queue *queue)
+{
+	unsigned long flags;
+
+	local_irq_save(flags);
+	vvio_queue_complete(queue);
+	local_irq_restore(flags);
+	spin_lock_irqsave(&queue->lock, flags);
+	queue->is_live = false;
+	spin_unlock_irqrestore(&queue->lock, flags);
+}
+
+/**
+ * vvio_queue_forget - the driver takes back what it has made available
+ * @queue: the queue, which is quiet
+ */
+void vvio_queue_forget(struct vvio_queue *queue)
+{
+	unsigned long flags;
+
+	spin_lock_irqsave(&queue->lock, flags);
+	while (queue->oldest != NO_CHAIN)
+		forget(queue, queue->oldest);
+	queue->seen = available(queue);
+	spin_unlock_irqrestore(&queue->lock, flags);
+}
+
+/* The last bytes that the server may write of a chain, if they are in the pool. */
+static u8 *last_writable(struct vvio_queue *queue, u16 head)
+{
+	struct virtio_device *vdev = &queue->adapter->vdev;
+	struct dma_pool_area *pool = &queue->adapter->dma.pool;
+	const struct vring_desc *table = queue->vring->desc, *desc = &table[head], *last = NULL;
+	unsigned int room = queue->vring->num, left;
+	u32 length;
+
+	if (virtio16_to_cpu(vdev, desc->flags) & VRING_DESC_F_INDIRECT) {
+		length = virtio32_to_cpu(vdev, desc->len);
+		table = pool_find(pool, virtio64_to_cpu(vdev, desc->addr), length);
+		room = length / sizeof(*table);
+		desc = table;
+	}
+	for (left = room; desc && left; left--) {
+		u16 flags = virtio16_to_cpu(vdev, desc->flags), next = virtio16_to_cpu(vdev, desc->next);
+
+		if (flags & VRING_DESC_F_WRITE)
+			last = desc;
+		if (!(flags & VRING_DESC_F_NEXT) || next >= room)
+			break;
+		desc = &table[next];
+	}
+	if (!last || !last->len)
+		return NULL;
+	length = virtio32_to_cpu(vdev, last->len);
+	return pool_find(pool, virtio64_to_cpu(vdev, last->addr) + length - 1, 1);
+}
+
+/* Give a chain back unserved: a request of a disk with a status that says so, others with no bytes. */
+static void use_unserved(struct vvio_queue *queue, u16 head)
+{
+	u8 *status;
+
+	if (queue->adapter->vdev.id.device == VIRTIO_ID_BLOCK) {
+		status = last_writable(queue, head);
+		if (status)
+			*status = VIRTIO_BLK_S_IOERR;
+	}
+	use(queue, head, 0);
+}
+
+/**
+ * vvio_queue_fail - give back all that the driver made available: nobody will serve it
+ * @queue: the queue, which is quiet
+ */
+void vvio_queue_fail(struct vvio_queue *queue)
+{
+	unsigned long flags;
+	bool some = false;
+	u16 head;
+
+	spin_lock_irqsave(&queue->lock, flags);
+	while (queue->seen != available(queue)) {
+		head = next_head(queue);
+		if (head < queue->vring->num && !queue->chains[head].is_pending)
+			remember(queue, head);
+	}
+	while (queue->oldest != NO_CHAIN) {
+		use_unserved(queue, queue->oldest);
+		some = true;
+	}
+	if (some)
+		show_used(queue);
+	spin_unlock_irqrestore(&queue->lock, flags);
+	if (some) {
+		local_irq_save(flags);
+		vring_interrupt(0, queue->vq);
+		local_irq_restore(flags);
+	}
+}
+
+/**
+ * vvio_queue_make - a virtqueue
+ * @adapter: the adapter
+ * @index: number of the queue
+ * @callback: what the driver wants to be called when something was used, or NULL
+ * @name: the driver's name for it
+ * @context: whether the driver has a context for each buffer
+ *
+ * Return: the queue or an ERR_PTR().
+ */
+struct vvio_queue *vvio_queue_make(struct vvio_adapter *adapter, unsigned int index,
+				   void (*callback)(struct virtqueue *vq), const char *name, bool context)
+{
+	struct vvio_queue *queue;
+	int err = -ENOMEM;
+
+	queue = kzalloc(sizeof(*queue), GFP_KERNEL);
+	if (!queue)
+		return ERR_PTR(-ENOMEM);
+	queue->adapter = adapter;
+	queue->index = index;
+	queue->oldest = queue->newest = NO_CHAIN;
+	spin_lock_init(&queue->lock);
+	timer_setup(&queue->again, again, 0);
+	WRITE_ONCE(adapter->dma.ring_maker, current);
+	queue->vq = vring_create_virtqueue(index, adapter->queue_size, PAGE_SIZE, &adapter->vdev, true,
+					   adapter->revision > 0, context, notify, callback, name);
+	WRITE_ONCE(adapter->dma.ring_maker, NULL);
+	if (!queue->vq)
+		goto no_ring;
+	queue->vq->priv = queue;
+	queue->vring = virtqueue_get_vring(queue->vq);
+	queue->chains = kcalloc(queue->vring->num, sizeof(*queue->chains), GFP_KERNEL);
+	if (!queue->chains)
+		goto no_chains;
+	err = wire_init(&queue->wire, &adapter->dma, &adapter->vdev, queue->vring->num, adapter->is_packed);
+	if (err)
+		goto no_wire;
+	return queue;
+
+no_wire:
+	kfree(queue->chains);
+no_chains:
+	vring_del_virtqueue(queue->vq);
+no_ring:
+	kfree(queue);
+	return ERR_PTR(err);
+}
+
+/**
+ * vvio_queue_remake - after the driver's ring has become another, with another size maybe
+ * @queue: the queue, which is quiet and forgotten
+ *
+ * Return: 0 or -ENOMEM.
+ */
+int vvio_queue_remake(struct vvio_queue *queue)
+{
+	struct vvio_adapter *adapter = queue->adapter;
+	unsigned int size = queue->vring->num;
+	struct vvio_chain *chains;
+	struct wire_ring wire;
+	int err;
+
+	chains = kcalloc(size, sizeof(*chains), GFP_KERNEL);
+	if (!chains)
+		return -ENOMEM;
+	err = wire_init(&wire, &adapter->dma, &adapter->vdev, size, adapter->is_packed);
+	if (err) {
+		kfree(chains);
+		return err;
+	}
+	wire_exit(&queue->wire, &adapter->dma);
+	kfree(queue->chains);
+	queue->wire = wire;
+	queue->chains = chains;
+	queue->seen = 0;
+	queue->used = 0;
+	return 0;
+}
+
+/**
+ * vvio_queue_free - the driver's ring and the server's
+ * @queue: the queue, which is quiet, and which no interrupt reaches any more
+ */
+void vvio_queue_free(struct vvio_queue *queue)
+{
+	del_timer_sync(&queue->again);
+	wire_exit(&queue->wire, &queue->adapter->dma);
+	vring_del_virtqueue(queue->vq);
+	kfree(queue->chains);
+	kfree(queue);
+}

@@ -1,0 +1,328 @@
+// SPDX-License-Identifier: GPL-2.0
+/*
+ * The window's table: which pages are given out, and what their entries say.
+ */
+#include <linux/bitmap.h>
+#include <linux/mm.h>
+#include <linux/slab.h>
+
+#include "dma.h"
+
+#define PAGES_OF(offset, length) (((offset) + (length) + TCE_PAGE - 1) >> TCE_SHIFT)
+
+static void was_put(void *context, s64 code)
+{
+	struct tce_list *list = context;
+
+	WRITE_ONCE(list->busy, false);
+	if (code)
+		dev_err_ratelimited(list->window->dev, "pages cannot be mapped: hcall returned %lld\n", code);
+}
+
+static void was_stuffed(void *context, s64 code)
+{
+	struct tce_window *window = context;
+
+	if (code && code != PAPR_PARAMETER)	/* that is a window that was unplugged */
+		dev_err_ratelimited(window->dev, "pages cannot be unmapped: hcall returned %lld\n", code);
+}
+
+/* Post what is prepared; -EBUSY if the hypervisor does not take it now. */
+static int put_prepared(struct tce_window *window)
+{
+	struct tce_list *list = window->list;
+	u64 number, ioba = (u64)window->first << TCE_SHIFT;
+
+	if (!window->prepared)
+		return 0;
+	list->busy = true;
+	if (window->prepared == 1)
+		number = vvio_post(window->hv, was_put, list, PAPR_PUT_TCE, window->liobn, ioba,
+				   be64_to_cpu(list->entries[0]));
+	else
+		number = vvio_post(window->hv, was_put, list, PAPR_PUT_TCE_INDIRECT, window->liobn, ioba,
+				   list->logical, window->prepared);
+	if (!number) {
+		list->busy = false;
+		return -EBUSY;
+	}
+	window->posted = number;
+	window->prepared = 0;
+	window->list = list == &window->lists[TCE_LISTS - 1] ? window->lists : list + 1;
+	return 0;
+}
+
+static int prepare(struct tce_window *window, unsigned long page, u64 tce)
+{
+	if (window->prepared &&
+	    (window->prepared == TCE_LIST_MAX || page != window->first + window->prepared)) {
+		int err = put_prepared(window);
+
+		if (err)
+			return err;
+	}
+	if (!window->prepared) {
+		if (READ_ONCE(window->list->busy) && window->hv->ops->wait(window->hv, window->posted))
+			return -EBUSY;
+		window->first = page;
+	}
+	window->list->entries[window->prepared++] = cpu_to_be64(tce);
+	return 0;
+}
+
+static void clear_in_place(struct tce_window *window, unsigned long first, unsigned int count)
+{
+	while (count--)
+		WRITE_ONCE(window->table[first++], 0);
+}
+
+/* Pages that were unmapped may be given out again as soon as the hcall for it is posted. */
+static void stuff_runs(struct tce_window *window)
+{
+	unsigned int i, kept = 0;
+
+	for (i = 0; i < window->runs; i++) {
+		struct tce_run run = window->stale[i];
+		u64 number = 0;
+
+		if (!READ_ONCE(window->hv->dead)) {
+			number = vvio_post(window->hv, was_stuffed, window, PAPR_STUFF_TCE, window->liobn,
+					   (u64)run.first << TCE_SHIFT, 0, run.count);
+			if (!number) {
+				window->stale[kept++] = run;
+				continue;
+			}
+			window->posted = number;
+		}
+		bitmap_clear(window->taken, run.first, run.count);
+	}
+	window->runs = kept;
+}
+
+static void add_run(struct tce_window *window, unsigned long first, unsigned int count)
+{
+	struct tce_run *last = window->runs ? &window->stale[window->runs - 1] : NULL;
+
+	if (last && last->count + count <= TCE_LIST_MAX && last->first + last->count == first) {
+		last->count += count;
+	} else if (last && last->count + count <= TCE_LIST_MAX && first + count == last->first) {
+		last->first = first;
+		last->count += count;
+	} else {
+		if (window->runs == TCE_STALE)
+			stuff_runs(window);
+		if (window->runs < TCE_STALE)
+			window->stale[window->runs++] = (struct tce_run){ first, count };
+		/* else the pages stay taken: nobody answers, and they must not be used again */
+	}
+}
+
+static void release(struct tce_window *window, unsigned long first, unsigned int count)
+{
+	if (window->table) {
+		clear_in_place(window, first, count);
+		bitmap_clear(window->taken, first, count);
+		return;
+	}
+	if (window->prepared && first < window->first + window->prepared && first + count > window->first)
+		put_prepared(window);	/* else it would be mapped after this */
+	while (count) {
+		unsigned int some = min_t(unsigned int, count, TCE_LIST_MAX);
+
+		add_run(window, first, some);
+		first += some;
+		count -= some;
+	}
+}
+
+static long take(struct tce_window *window, unsigned int count)
+{
+	unsigned long found;
+
+	found = bitmap_find_next_zero_area(window->taken, window->pages, window->hint, count, 0);
+	if (found >= window->pages) {
+		if (!window->table)
+			stuff_runs(window);
+		found = bitmap_find_next_zero_area(window->taken, window->pages, 0, count, 0);
+	}
+	if (found >= window->pages)
+		return -ENOSPC;
+	bitmap_set(window->taken, found, count);
+	window->hint = found + count;
+	return found;
+}
+
+static int set_entry(struct tce_window *window, unsigned long page, u64 tce)
+{
+	if (!window->table)
+		return prepare(window, page, tce);
+	WRITE_ONCE(window->table[page], cpu_to_le64(tce));
+	return 0;
+}
+
+/* Takes pages for memory whose i-th page is at where(i). */
+static dma_addr_t map_pages(struct tce_window *window, unsigned int count, u64 access,
+			    phys_addr_t (*where)(const void *start, unsigned int index), const void *start)
+{
+	unsigned long flags;
+	unsigned int i;
+	long first;
+
+	spin_lock_irqsave(&window->lock, flags);
+	first = take(window, count);
+	for (i = 0; first >= 0 && i < count; i++) {
+		u64 logical = window->hv->ops->logical(window->hv, where(start, i), TCE_PAGE);
+
+		if (logical == VVIO_UNREACHABLE || set_entry(window, first + i, logical | access)) {
+			release(window, first, count);
+			first = -EIO;
+		}
+	}
+	spin_unlock_irqrestore(&window->lock, flags);
+	return first < 0 ? DMA_MAPPING_ERROR : (dma_addr_t)first << TCE_SHIFT;
+}
+
+static phys_addr_t physical_page(const void *start, unsigned int index)
+{
+	return *(const phys_addr_t *)start + ((phys_addr_t)index << TCE_SHIFT);
+}
+
+static phys_addr_t virtual_page(const void *start, unsigned int index)
+{
+	const void *at = start + ((size_t)index << TCE_SHIFT);
+
+	if (is_vmalloc_addr(at))
+		return page_to_phys(vmalloc_to_page(at)) + offset_in_page(at);
+	return virt_to_phys((void *)at);
+}
+
+/**
+ * tce_map - let the server reach memory
+ * @window: the adapter's window
+ * @address: of the first byte; it need not begin a page
+ * @length: bytes
+ * @access: TCE_READ, TCE_WRITE
+ *
+ * It can be reached when tce_settle() has succeeded. For any context.
+ *
+ * Return: the I/O bus address of the first byte, or DMA_MAPPING_ERROR.
+ */
+dma_addr_t tce_map(struct tce_window *window, phys_addr_t address, size_t length, u64 access)
+{
+	u64 offset = address & (TCE_PAGE - 1);
+	phys_addr_t start = address - offset;
+	dma_addr_t ioba = map_pages(window, PAGES_OF(offset, length), access, physical_page, &start);
+
+	return ioba == DMA_MAPPING_ERROR ? ioba : ioba + offset;
+}
+
+/**
+ * tce_map_virtual - let the server reach whole pages of the kernel's memory, also from vmalloc()
+ * @window: the adapter's window
+ * @start: begins a page
+ * @length: bytes
+ * @access: TCE_READ, TCE_WRITE
+ *
+ * Return: as tce_map().
+ */
+dma_addr_t tce_map_virtual(struct tce_window *window, void *start, size_t length, u64 access)
+{
+	return map_pages(window, PAGES_OF(0, length), access, virtual_page, start);
+}
+
+/**
+ * tce_unmap - end what tce_map() began
+ * @window: the adapter's window
+ * @ioba: what it returned
+ * @length: the same bytes
+ *
+ * A table that is written in place is changed on return; else tce_flush() does it.
+ */
+void tce_unmap(struct tce_window *window, dma_addr_t ioba, size_t length)
+{
+	unsigned long flags;
+
+	spin_lock_irqsave(&window->lock, flags);
+	release(window, ioba >> TCE_SHIFT, PAGES_OF(ioba & (TCE_PAGE - 1), length));
+	spin_unlock_irqrestore(&window->lock, flags);
+}
+
+/**
+ * tce_settle - make every mapping that was asked for
+ * @window: the adapter's window
+ *
+ * Return: 0, or -EBUSY when the hypervisor does not answer in time; then call it again.
+ */
+int tce_settle(struct tce_window *window)
+{
+	unsigned long flags;
+	u64 posted;
+	int err;
+
+	if (window->table)
+		return 0;
+	spin_lock_irqsave(&window->lock, flags);
+	err = put_prepared(window);
+	posted = window->posted;
+	spin_unlock_irqrestore(&window->lock, flags);
+	return err ?: window->hv->ops->wait(window->hv, posted);
+}
+
+/**
+ * tce_flush - have every unmapping carried out that was asked for
+ * @window: the adapter's window
+ *
+ * They are posted; an hcall that is posted later finds them done, and tce_settle() waits for them.
+ */
+void tce_flush(struct tce_window *window)
+{
+	unsigned long flags;
+
+	if (window->table || !READ_ONCE(window->runs))
+		return;
+	spin_lock_irqsave(&window->lock, flags);
+	stuff_runs(window);
+	spin_unlock_irqrestore(&window->lock, flags);
+}
+
+int tce_init(struct tce_window *window, struct device *dev, struct vvio_hv *hv, u32 liobn, u64 size)
+{
+	unsigned int i;
+
+	spin_lock_init(&window->lock);
+	window->dev = dev;
+	window->hv = hv;
+	window->liobn = liobn;
+	window->pages = min_t(u64, size >> TCE_SHIFT, INT_MAX);
+	window->table = hv->ops->table(hv, liobn, window->pages);
+	window->taken = bitmap_zalloc(window->pages, GFP_KERNEL);
+	if (!window->taken)
+		return -ENOMEM;
+	__set_bit(0, window->taken);	/* so that address 0 means nothing */
+	window->list = window->lists;
+	for (i = 0; i < TCE_LISTS && !window->table; i++) {
+		struct tce_list *list = &window->lists[i];
+
+		list->window = window;
+		list->entries = kzalloc(TCE_LIST_MAX * sizeof(__be64), GFP_KERNEL);	/* aligned to its size */
+		if (!list->entries)
+			goto out_of_memory;
+		list->logical = hv->ops->logical(hv, virt_to_phys(list->entries), TCE_PAGE);
+	}
+	return 0;
+
+out_of_memory:
+	tce_exit(window);
+	return -ENOMEM;
+}
+
+void tce_exit(struct tce_window *window)
+{
+	unsigned int i;
+
+	tce_flush(window);
+	tce_settle(window);
+	for (i = 0; i < TCE_LISTS; i++)
+		kfree(window->lists[i].entries);
+	bitmap_free(window->taken);
+}

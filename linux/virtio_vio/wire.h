@@ -1,0 +1,62 @@
+/* SPDX-License-Identifier: GPL-2.0 */
+/* The ring that the server sees: split or packed, whatever the driver's own ring is. */
+#ifndef VIRTIO_VIO_WIRE_H
+#define VIRTIO_VIO_WIRE_H
+
+#include <linux/virtio.h>
+#include <linux/virtio_ring.h>
+
+#include "dma.h"
+
+/* What the entry of FIND_VQS says of a ring (P3.3). */
+struct wire_addresses {
+	dma_addr_t descriptors;
+	dma_addr_t available;
+	dma_addr_t used;
+};
+
+/**
+ * struct wire_ring - a ring that is filled from the driver's, chain by chain
+ * @vdev: whose byte order it has
+ * @size: entries, as many as the driver's ring has
+ * @counts: for each chain that the server has, by its head, how many descriptors
+ *
+ * A chain has the same head here as in the driver's ring.
+ */
+struct wire_ring {
+	struct virtio_device *vdev;
+	unsigned int size;
+	bool is_packed;
+	struct vvio_memory memory;
+	u16 *counts;
+	union {
+		struct {
+			struct vring ring;
+			u16 available;
+			u16 used;
+		} split;
+		struct {
+			struct vring_packed_desc *ring;
+			struct vring_packed_desc_event *driver;
+			struct vring_packed_desc_event *device;
+			u16 next, used;
+			u16 rounds, used_rounds;
+			u16 first;		/* flags of the first descriptor that is not shown yet */
+			u16 first_at;
+			bool hidden;
+		} packed;
+	};
+};
+
+int wire_init(struct wire_ring *wire, struct vvio_dma *dma, struct virtio_device *vdev, unsigned int size,
+	      bool is_packed);
+void wire_exit(struct wire_ring *wire, struct vvio_dma *dma);
+void wire_reset(struct wire_ring *wire);
+void wire_addresses(const struct wire_ring *wire, struct wire_addresses *where);
+int wire_put(struct wire_ring *wire, const struct vring *driver, u16 head);
+void wire_show(struct wire_ring *wire);
+bool wire_wants_kick(const struct wire_ring *wire);
+u32 wire_position(const struct wire_ring *wire);
+bool wire_take(struct wire_ring *wire, u32 *id, u32 *length);
+
+#endif
