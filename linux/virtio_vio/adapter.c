@@ -17,7 +17,11 @@ bool vvio_packed = true;
 module_param_named(packed, vvio_packed, bool, 0444);
 MODULE_PARM_DESC(packed, "Packed rings where the server offers them");
 
-unsigned int vvio_queue_size = 256;
+bool vvio_indirect;
+module_param_named(indirect, vvio_indirect, bool, 0444);
+MODULE_PARM_DESC(indirect, "Indirect tables with split rings: fewer entries for each request, another copy for the server");
+
+unsigned int vvio_queue_size = 1024;
 module_param_named(queue_size, vvio_queue_size, uint, 0444);
 MODULE_PARM_DESC(queue_size, "Most entries of a queue, a power of two");
 

@@ -119,7 +119,13 @@ static void reset(struct virtio_device *vdev)
 
 static u64 get_features(struct virtio_device *vdev)
 {
-	return vdev_to_adapter(vdev)->offered & ~OUR_FEATURES;
+	struct vvio_adapter *adapter = vdev_to_adapter(vdev);
+	u64 hidden = OUR_FEATURES;
+
+	/* the driver's ring is split, so its tables are, and nobody else could read them */
+	if (adapter->is_packed || !vvio_indirect)
+		hidden |= BIT_ULL(VIRTIO_RING_F_INDIRECT_DESC);
+	return adapter->offered & ~hidden;
 }
 
 static int finalize_features(struct virtio_device *vdev)
@@ -136,8 +142,6 @@ static int finalize_features(struct virtio_device *vdev)
 		return -EINVAL;
 	}
 	adapter->driver_features = vdev->features & adapter->offered & ~OUR_FEATURES;
-	adapter->is_packed = adapter->revision && vvio_packed &&
-			     adapter->offered & BIT_ULL(VIRTIO_F_RING_PACKED);
 	if (adapter->is_packed)
 		adapter->driver_features |= BIT_ULL(VIRTIO_F_RING_PACKED);
 	/* in revision 0 no such bit is on the wire, but the addresses are our windows' all the same */

@@ -142,9 +142,9 @@ static int take_header(struct vvio_adapter *adapter, int revision)
 		adapter->queue_count = queues;
 		adapter->queue_size = revision ? min(size, vvio_queue_size) : size;
 		adapter->config_length = config;
+		adapter->is_packed = revision && vvio_packed && offered & BIT_ULL(VIRTIO_F_RING_PACKED);
 	}
-	if (adapter->stage == VVIO_NOTHING)
-		adapter->offered = offered;
+	adapter->offered = offered;
 	return 0;
 }
 
