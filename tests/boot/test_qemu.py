@@ -14,10 +14,10 @@ from powervio.errors import LocalError
 CHANNELS = qemu.Channels(console=10, control=11, output=12, errors=13)
 
 
-def command(arch: str, disks: tuple[int, ...] = ()) -> list[str]:
+def command(arch: str, options: list[str] | None = None) -> list[str]:
     return qemu.command(
         machine.find(arch), program="/bin/qemu", image="IMAGE", initramfs="ARCHIVE", memory=1 << 30, channels=CHANNELS,
-        disks=disks,
+        backend=qemu.memory_of_its_own(1 << 30), options=options or [],
     )  # fmt: skip
 
 
@@ -42,7 +42,7 @@ def test_each_architecture_has_its_machine(arch: str, board: str, append: str) -
 
 
 def test_disks_and_ports_are_at_inherited_sockets() -> None:
-    words = command("x86_64", (20, 21))
+    words = command("x86_64", qemu.vhost_user_options([20, 21]))
     chardevs = [word for option, word in pairwise(words) if option == "-chardev"]
     assert chardevs == [
         "socket,id=console,fd=10", "socket,id=powervio.control,fd=11", "socket,id=powervio.output,fd=12",
@@ -52,6 +52,13 @@ def test_disks_and_ports_are_at_inherited_sockets() -> None:
         "vhost-user-blk-pci,chardev=disk0",
         "vhost-user-blk-pci,chardev=disk1",
     ]
+
+
+def test_a_hypervisor_is_at_an_inherited_socket_and_has_the_memory_s_file() -> None:
+    assert qemu.door_options(20, 32) == [
+        "-chardev", "socket,id=gate,fd=20", "-device", "ivshmem-doorbell,chardev=gate,vectors=32",
+    ]  # fmt: skip
+    assert qemu.memory_in(21, 4096) == "memory-backend-file,id=ram,size=4096,mem-path=/proc/self/fd/21,share=on"
 
 
 @pytest.mark.parametrize(

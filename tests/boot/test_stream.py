@@ -42,7 +42,9 @@ def test_the_control_port_tells_start_and_status(size: int) -> None:
     data = b"ready\nstatus 137\n"
     for start in range(0, len(data), size):
         control.feed(data[start : start + size])
-    assert (control.ready, control.status) == (True, 137)
+    assert (control.ready, control.status, control.disks) == (True, 137, None)
+    control.feed(b"disks 2\n")
+    assert control.disks == 2
 
 
 @pytest.mark.parametrize("said", [b"hello\n", b"status -1\n", b"status 1000\n", b"\n", b"x" * 300])

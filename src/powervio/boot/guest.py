@@ -16,9 +16,10 @@ from pathlib import Path
 from typing import IO
 
 from powervio.boot import processes
-from powervio.boot.processes import BackEnd
 from powervio.boot.qemu import Channels
+from powervio.boot.root import DISKS_LIMIT
 from powervio.boot.stream import Control, Marked, reason_of_end
+from powervio.boot.transport import Watched
 from powervio.errors import LocalError, RemoteError
 
 BOOT_LIMIT = 120.0
@@ -28,7 +29,7 @@ END_LIMIT = 120.0
 LEAVE_LIMIT = 15.0
 """Seconds for the same when the user does not want to wait for a shell's end."""
 LOST_LIMIT = 5.0
-"""Seconds for QEMU to end after one of its back ends has: longer than between the two when a guest powers off."""
+"""Seconds for QEMU to end after something that it needs has: longer than between the two when a guest powers off."""
 _PIECE = 65536
 _PAUSE = 1.0
 _END_OF_INPUT = b"\x04"
@@ -59,8 +60,8 @@ class Guest:
         self,
         make_command: Callable[[Channels], list[str]],
         *,
-        pass_fds: list[int],
-        back_ends: Sequence[BackEnd],
+        pass_fds: Sequence[int],
+        watched: Sequence[Watched],
         token: bytes,
         log: Path,
     ) -> None:
@@ -80,13 +81,11 @@ class Guest:
             self._undo.callback(self._kill)
             for end in theirs:
                 end.close()
-            self._back_ends = {os.pidfd_open(back_end.process.pid): back_end for back_end in back_ends}
-            for fd in self._back_ends:
-                self._undo.callback(os.close, fd)
         except BaseException:
             self._undo.close()
             raise
-        self._lost: tuple[float, BackEnd] | None = None
+        self._watched = watched
+        self._lost: tuple[float, Watched] | None = None
         self._open = {self._console, self._port, self._output, self._errors}
         self._marked = {self._output: Marked(token), self._errors: Marked(token)}
         self._control = Control()
@@ -187,7 +186,7 @@ class Guest:
             left = _PAUSE if left is None else min(left, _PAUSE)
         watched: list[socket.socket | int] = [*self._open, *([] if typed is None else [typed])]
         if self._lost is None:
-            watched += self._back_ends
+            watched += [other.fileno() for other in self._watched]
         sending = [self._console] if self._typing and self._console in self._open else []
         readable, writable, _ = select.select(watched, sending, [], left)
         if left == 0 or (waiting and not readable and not writable):
@@ -195,9 +194,9 @@ class Guest:
         if writable:
             with suppress(OSError):  # it is gone: the next read says so
                 del self._typing[: self._console.send(self._typing)]
-        for fd, back_end in self._back_ends.items():
-            if fd in readable:
-                self._lost = (time.monotonic() + LOST_LIMIT, back_end)
+        for other in self._watched if self._lost is None else ():
+            if other.fileno() in readable:
+                self._lost = (time.monotonic() + LOST_LIMIT, other)
         for channel in [channel for channel in self._open if channel in readable]:
             try:
                 piece = channel.recv(_PIECE)
@@ -218,6 +217,10 @@ class Guest:
                 self._control.feed(piece)
             except RemoteError as error:
                 raise self._failed(str(error)) from error
+            if self._control.disks is not None:
+                raise self._failed(
+                    f"waited {DISKS_LIMIT} s for the guest to have its disks; it has {self._control.disks}"
+                )
         else:
             marked = self._marked[channel]
             piece = marked.feed(piece) if piece else marked.close()

@@ -115,7 +115,12 @@ class BackEnd:
             raise
         finally:
             ours.close()
+        self._ended = os.pidfd_open(self.process.pid)
         self._said = b""
+
+    def fileno(self) -> int:
+        """Readable when it has ended."""
+        return self._ended
 
     def wait_until_ready(self) -> None:
         """Wait until it serves; raises `LocalError` with what it said if it does not."""
@@ -150,6 +155,7 @@ class BackEnd:
             end(self.process, signal.SIGTERM, signal.SIGKILL, patience=5)
         assert self.process.stderr is not None
         self.process.stderr.close()
+        os.close(self._ended)
 
     def _hear(self, limit: float) -> bool:
         """Take what it says within a time; False when it has ended."""

@@ -15,6 +15,8 @@ from powervio.errors import LocalError
 
 _UNITS = {"": 1, "K": 1 << 10, "M": 1 << 20, "G": 1 << 30}
 LEAST_MEMORY = 128 << 20
+MEMORY = "ram"
+"""What QEMU calls the object that the guest's memory is in."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,16 +42,45 @@ def parse_memory(text: str, arch: Arch) -> int:
     return size
 
 
-def command(
-    arch: Arch, *, program: str, image: str, initramfs: str, memory: int, channels: Channels, disks: Sequence[int]
-) -> list[str]:
-    """The command; `disks` are descriptors of sockets at whose other ends vhost-user back ends serve disks.
+def memory_of_its_own(size: int) -> str:
+    """Guest memory that QEMU makes, and shares with back ends that it hands it to."""
+    return f"memory-backend-memfd,id={MEMORY},size={size},share=on"
 
-    Guest memory is shared with the back ends. The guest ends when it panics.
-    """
+
+def memory_in(fd: int, size: int) -> str:
+    """Guest memory in a file that QEMU inherits, and the hypervisor has too (docs/gateway.md, G3.3)."""
+    return f"memory-backend-file,id={MEMORY},size={size},mem-path=/proc/self/fd/{fd},share=on"
+
+
+def vhost_user_options(sockets: Sequence[int]) -> list[str]:
+    """Disks that vhost-user back ends serve at the other ends of sockets."""
+    result = []
+    for number, fd in enumerate(sockets):
+        result += ["-chardev", f"socket,id=disk{number},fd={fd}"]
+        result += ["-device", f"vhost-user-blk-pci,chardev=disk{number}"]
+    return result
+
+
+def door_options(fd: int, vectors: int) -> list[str]:
+    """The hypervisor behind a door that a socket is connected to (docs/gateway.md, G1.3)."""
+    return ["-chardev", f"socket,id=gate,fd={fd}", "-device", f"ivshmem-doorbell,chardev=gate,vectors={vectors}"]
+
+
+def command(
+    arch: Arch,
+    *,
+    program: str,
+    image: str,
+    initramfs: str,
+    memory: int,
+    backend: str,
+    channels: Channels,
+    options: Sequence[str],
+) -> list[str]:
+    """The command; `backend` is the object that the memory is in. The guest ends when it panics."""
     append = f"console={arch.console} quiet panic=-1 {arch.append}".strip()
-    result = [program, "-accel", "tcg", *(word.format(memory="ram") for word in arch.machine)]
-    result += ["-m", f"{memory >> 20}M", "-object", f"memory-backend-memfd,id=ram,size={memory},share=on"]
+    result = [program, "-accel", "tcg", *(word.format(memory=MEMORY) for word in arch.machine)]
+    result += ["-m", f"{memory >> 20}M", "-object", backend]
     result += ["-nodefaults", "-no-user-config", "-display", "none", "-no-reboot"]
     result += ["-kernel", image, "-initrd", initramfs, "-append", append]
     result += ["-chardev", f"socket,id=console,fd={channels.console}", "-serial", "chardev:console"]
@@ -60,7 +91,4 @@ def command(
         (root.ERRORS, channels.errors),
     ):
         result += ["-chardev", f"socket,id={name},fd={fd}", "-device", f"virtserialport,chardev={name},name={name}"]
-    for number, fd in enumerate(disks):
-        result += ["-chardev", f"socket,id=disk{number},fd={fd}"]
-        result += ["-device", f"vhost-user-blk-pci,chardev=disk{number}"]
-    return result
+    return [*result, *options]

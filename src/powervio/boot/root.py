@@ -3,7 +3,8 @@
 The host speaks with it over virtio-console ports, which carry any bytes on every architecture, beside the console with
 the kernel's messages:
 
-    powervio.control    the guest says `ready` and `status N`; the host says `end`, or `size LINES COLUMNS`
+    powervio.control    the guest says `ready` and `status N`, or `disks N` if it misses some; the host says `end`, or
+                        `size LINES COLUMNS`
     powervio.output     what the command writes to its standard output, then a token
     powervio.errors     the same for its standard error
 """
@@ -20,6 +21,8 @@ CONTROL = "powervio.control"
 OUTPUT = "powervio.output"
 ERRORS = "powervio.errors"
 
+DISKS_LIMIT = 30
+"""Seconds that the guest waits for its disks: some drivers connect to them when they have been loaded."""
 _END_LIMIT = 60
 """Seconds that the guest waits until the host has read everything."""
 
@@ -51,6 +54,17 @@ port() { # NAME: where it is, as soon as it is there
 }
 exec 5<>$(port powervio.control)
 cd /root
+"""
+
+_DISKS = f"""\
+have_disks() {{ # COUNT
+    for tries in $(seq {DISKS_LIMIT * 20}); do
+        disks=$(ls -d /sys/block/vd* 2>/dev/null | wc -l)
+        [ $disks -ge $1 ] && return
+        sleep 0.05
+    done
+    echo "disks $disks" >&5
+}}
 """
 
 _COMMAND = f"""\
@@ -111,12 +125,15 @@ class Task:
     """For its shell; None is an interactive shell on its console."""
     terminal: str = "dumb"
     """TERM, what kind of terminal the console is."""
+    disks: int = 0
+    """How many it waits for."""
 
 
 def init(task: Task) -> str:
     """The script of the first process."""
     terminal = f"export TERM={shlex.quote(task.terminal)}\n"
-    return f"{_BEGIN}{terminal}{_SHELL if task.command is None else _COMMAND}/sbin/poweroff\n"
+    disks = f"{_DISKS}have_disks {task.disks}\n" if task.disks else ""
+    return f"{_BEGIN}{disks}{terminal}{_SHELL if task.command is None else _COMMAND}/sbin/poweroff\n"
 
 
 def nodes(task: Task, busybox: bytes, modules: Iterable[tuple[str, bytes]]) -> list[Node]:

@@ -14,11 +14,9 @@ from powervio.boot import initramfs, qemu, root
 from powervio.boot.cache import Cache, Kernel
 from powervio.boot.guest import Guest, GuestFailed, Terminal
 from powervio.boot.machine import Arch
-from powervio.boot.processes import BackEnd, Disk
+from powervio.boot.processes import Disk
+from powervio.boot.transport import Transport
 from powervio.errors import LocalError
-
-TRANSPORTS = ("vhost-user",)
-"""How a guest reaches its disks."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,6 +27,8 @@ class Plan:
     memory: int
     """Bytes."""
     cache: Path
+    transport: Transport
+    """How it reaches its disks."""
     disks: tuple[Disk, ...] = ()
     command: str | None = None
     """For the guest's shell; None is its console on `terminal`."""
@@ -50,7 +50,8 @@ def run(plan: Plan, say: Callable[[str], None], terminal: Terminal, errors: int 
     if program is None:
         raise LocalError(f"{plan.arch.qemu} is missing: apt-get install {plan.arch.qemu_package}")
     cache = Cache(plan.cache, say)
-    kernel, busybox = cache.get(plan.arch, deb=plan.deb, refresh=plan.refresh)
+    sources = None if plan.transport.driver is None else plan.transport.driver()
+    kernel, busybox = cache.get(plan.arch, deb=plan.deb, refresh=plan.refresh, sources=sources)
     log = cache.new_log()
     try:
         status = _boot(plan, program, kernel, busybox, log, say, terminal, errors)
@@ -74,17 +75,11 @@ def _boot(
     errors: int,
 ) -> int:
     token = secrets.token_hex(16).encode()
-    task = root.Task(token, plan.command, os.environ.get("TERM", "dumb"))
+    task = root.Task(token, plan.command, os.environ.get("TERM", "dumb"), len(plan.disks))
     with ExitStack() as undo:
         archive = _in_memory(_archive(task, kernel, busybox))
         undo.callback(os.close, archive)
-        back_ends = []
-        for disk in plan.disks:
-            back_ends.append(BackEnd(disk))
-            undo.callback(back_ends[-1].close)
-        for back_end in back_ends:
-            back_end.wait_until_ready()
-        sockets = [back_end.socket.fileno() for back_end in back_ends]
+        served = undo.enter_context(plan.transport.serve(plan.arch, plan.memory, plan.disks))
         words = [plan.arch.name, f"Linux {kernel.version}", f"{plan.memory >> 20} MiB"]
         say(f"starting a guest: {', '.join([*words, *(_about(disk) for disk in plan.disks)])}")
         guest = Guest(
@@ -94,17 +89,17 @@ def _boot(
                 image=str(kernel.image),
                 initramfs=f"/proc/self/fd/{archive}",
                 memory=plan.memory,
+                backend=served.memory,
                 channels=channels,
-                disks=sockets,
+                options=served.options,
             ),
-            pass_fds=[archive, *sockets],
-            back_ends=back_ends,
+            pass_fds=[archive, *served.pass_fds],
+            watched=served.watched,
             token=token,
             log=log,
         )
         undo.callback(guest.close)
-        for back_end in back_ends:
-            back_end.socket.close()  # when QEMU ends, it hears of it
+        served.handed_over()
         seconds = guest.wait_until_up(plan.timeout)
         status = 0
         if plan.command is None:
@@ -113,8 +108,6 @@ def _boot(
         else:
             say(f"the guest is up after {seconds:.1f} s; running the command")
             status = guest.run(terminal.writing, errors, plan.timeout)
-        for back_end in back_ends:
-            back_end.finish()
     return status
 
 

@@ -48,6 +48,8 @@ class Control:
         """Whether it has started."""
         self.status: int | None = None
         """Exit status of its command, when that has ended."""
+        self.disks: int | None = None
+        """How many disks it has, if those it waited for did not come."""
 
     def feed(self, data: bytes) -> None:
         """Take what was received; raises `RemoteError` for what a guest does not say."""
@@ -59,6 +61,8 @@ class Control:
                 self.ready = True
             elif found := re.fullmatch(rb"status (\d{1,3})", line):
                 self.status = int(found[1]) & 0xFF
+            elif found := re.fullmatch(rb"disks (\d{1,4})", line):
+                self.disks = int(found[1])
             else:
                 raise RemoteError(f"the guest sent {line[:_LINE]!r} on its control port", Verdict.CLOSE)
 
