@@ -60,7 +60,10 @@ def show(report: dict[str, Any]) -> None:
         table.columns[number].justify = "right"
     for vios in report["vios"]:
         if vios["state"] != "running":
-            console.print(f"VIO server {vios['name']} is {vios['state']}", markup=False)
+            why = f": {vios['reason']}" if vios["reason"] else ""
+            console.print(f"VIO server {vios['name']} is {vios['state']}{why}", markup=False)
+        elif vios["process"]:
+            console.print(f"VIO server {vios['name']}, process {vios['pid']}", markup=False)
     clients = [adapter for adapter in report["adapters"] if adapter["role"] == "client"]
     servers = {(entry["partition"], entry["slot"]): entry for entry in report["adapters"] if entry["role"] == "server"}
     for adapter in clients:

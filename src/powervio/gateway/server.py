@@ -66,6 +66,11 @@ class Door:
         """Whether there is a process."""
         return self.session is not None
 
+    @property
+    def vacant(self) -> bool:
+        """Whether nobody is there, and what the last process left has been cleared away and told to its partners."""
+        return self.session is None and self._ender is None
+
     # -- in the gateway's thread
 
     def open(self) -> None:
@@ -197,10 +202,10 @@ class Door:
         self._gateway.unwatch(client.fileno())
         self._gateway.unwatch(self._listener.fileno())
         self._gateway.ready.pop(self, None)
+        self._ender = threading.Thread(target=self._fail, name=f"gateway-{self.partition.name}", daemon=True)
         self.session = self._socket = None
         session.close()
         client.close()
-        self._ender = threading.Thread(target=self._fail, name=f"gateway-{self.partition.name}", daemon=True)
         self._ender.start()
 
     def _fail(self) -> None:

@@ -34,22 +34,31 @@ class ImageShare:
         return self._holder.size
 
     def open(self, *, direct: bool = False) -> Image:
-        """Another open file of the image. Raises `LocalError`.
-
-        With `direct` the unit of the medium has to be a sector: a write of part of a unit reads the rest and writes it
-        back, and would undo what another server wrote there in between.
-        """
+        """Another open file of the image: see `open_shared`."""
         holder = self._holder
-        image = open_image(holder.path, read_only=holder.read_only, direct=direct, share=holder.fileno())
-        if direct and image.block_size > SECTOR and not image.read_only:
-            unit = image.block_size
-            image.close()
-            raise LocalError(
-                f"image {holder.path}: direct I/O works in units of {unit} bytes there, and two VIO servers could"
-                f" write parts of one at a time; several can serve it without direct"
-            )
-        return image
+        return open_shared(holder.path, holder.fileno(), read_only=holder.read_only, direct=direct)
+
+    def fileno(self) -> int:
+        """The descriptor of the open file that has the lock."""
+        return self._holder.fileno()
 
     def close(self) -> None:
         """Give it up; images that are still open keep the lock until they are closed. A second call does nothing."""
         self._holder.close()
+
+
+def open_shared(path: str | os.PathLike[str], lock: int, *, read_only: bool, direct: bool) -> Image:
+    """Another open file of an image that is locked by the open file `lock`, perhaps of another process.
+
+    With `direct` the unit of the medium has to be a sector: a write of part of a unit reads the rest and writes it
+    back, and would undo what another server wrote there in between. Raises `LocalError`.
+    """
+    image = open_image(path, read_only=read_only, direct=direct, share=lock)
+    if direct and image.block_size > SECTOR and not image.read_only:
+        unit = image.block_size
+        image.close()
+        raise LocalError(
+            f"image {image.path}: direct I/O works in units of {unit} bytes there, and two VIO servers could"
+            f" write parts of one at a time; several can serve it without direct"
+        )
+    return image

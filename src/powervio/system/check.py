@@ -53,7 +53,13 @@ def config_problems(config: Config) -> Iterator[str]:
             other = slots.setdefault((lpar.name, disk.slot), where)
             if other != where:
                 yield f"{where}.slot: slot {disk.slot} of {lpar.name} is taken by {other}"
+    apart = {vios.name for vios in config.vios if vios.process}
+    for number, vios in enumerate(config.vios):
+        if vios.process and not vios.thread:
+            yield f"vios[{number}].thread: a VIO server in a process of its own has a thread of its own"
     for where, lpar, row, declared in config.devices():
+        if declared.vios in apart:
+            yield f"{where}.vios: {declared.vios} is a process of its own, and serves disks only; expected another one"
         if servers and declared.vios not in servers:
             yield f'{where}.vios: "{declared.vios}" is not one of the VIO servers ({", ".join(sorted(servers))})'
         if declared.byteorder == "big" and declared.revision != 0:

@@ -78,6 +78,9 @@ class Vios(_Section):
     redirect: bool = True
     """Whether the partition has a physical storage adapter, whose DMA engine moves large transfers straight between
     images and client memory (redirected DMA). Without, all is copied through the partition's own memory."""
+    process: bool = False
+    """Whether the partition is a process of its own, which may be killed as a machine may fail; `powervio activate`
+    starts it again. It serves disks only, and has no physical adapter."""
 
 
 class Disk(_Section):

@@ -22,6 +22,8 @@ HELPED_DISK = 3
 """Of a disk whose image another process has: the connection to it, the image's lock, what that process has to say."""
 DOOR = 6
 """Of a guest's door beside its vectors: the socket, the guest's connection, region and doorbell, and those who wait."""
+PROCESS = 6
+"""Of a VIO server in a process of its own: its door, both ends of the socket to it, and the process itself."""
 SOCKET = 1
 """Of a socket on which the system listens."""
 PROGRAM = 2
@@ -34,6 +36,7 @@ def needed(config: Config) -> int:
     """Descriptors that a system takes when it runs, with some for those who will connect to its sockets."""
     disks = [disk for _, _, disk in config.disks()]
     count = PARTITION * (len(config.vios) + len(config.lpar)) + SPARE
+    count += sum(PROCESS + DOOR for vios in config.vios if vios.process)
     count += sum(DOOR + vectors_of(lpar) for lpar in config.lpar if lpar.guest is not None)
     for disk in disks:
         helped = disk.format not in (None, "raw") or is_uri(disk.image)

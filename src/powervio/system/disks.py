@@ -8,28 +8,29 @@ import dataclasses
 import os
 from collections.abc import Callable, Sequence
 from contextlib import AsyncExitStack
+from functools import partial
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from powervio.attach.nbd import NbdServer
-from powervio.devices.block import BlockDevice, BlockOptions
-from powervio.devices.throttle import Limits
+from powervio.devices.block import BlockDevice
 from powervio.drivers.block import BlockCore, BlockDriver
 from powervio.drivers.multipath import CHECK_INTERVAL, Path
 from powervio.drivers.multipath_disk import MultipathDriver
 from powervio.errors import LocalError
 from powervio.memory.abstract import Backing
 from powervio.phyp.adapter import VioAdapter
-from powervio.storage.image import Image
-from powervio.storage.nbd_backing import NbdBacking
-from powervio.storage.open import LOCK_WAIT, is_uri, open_disk
+from powervio.storage.open import LOCK_WAIT, is_uri
 from powervio.storage.share import ImageShare
 from powervio.system.config import Disk
 from powervio.system.guest_end import GuestDriver, GuestEnd
 from powervio.system.plan import make_pair
 from powervio.system.served import adapter_entry
+from powervio.system.server_process import RemoteDiskEnd
+from powervio.system.serving import DiskEnd, open_image, size_to_make
 from powervio.system.sizing import BUFFER_SIZE
 from powervio.transport.crq.client import VirtioVio
 from powervio.transport.crq.server import VirtioCrq
+from powervio.vio.kernel import PartitionKernel
 
 if TYPE_CHECKING:
     from powervio.system.system import System
@@ -47,20 +48,42 @@ class ServedPath:
     client_driver: BlockCore | GuestDriver
     """Of the client's adapter: the disk's own, or one path's."""
     client_end: VirtioVio | GuestEnd
-    image: Backing
-    """This, and the two below, are others each time when the VIO server boots; closed while it does not run."""
-    device: BlockDevice
-    server: VirtioCrq
+    server_end: DiskEnd | RemoteDiskEnd
+    """Another one each time when the VIO server boots; closed while it does not run."""
+
+    # What there is of a VIO server in this process.
+
+    @property
+    def image(self) -> Backing:
+        """What the device stands on."""
+        return self._end_here.image
+
+    @property
+    def device(self) -> BlockDevice:
+        """The device."""
+        return self._end_here.device
+
+    @property
+    def server(self) -> VirtioCrq:
+        """The server's end of the connection."""
+        return self._end_here.server
+
+    @property
+    def _end_here(self) -> DiskEnd:
+        assert isinstance(self.server_end, DiskEnd)
+        return self.server_end
+
+    # What there is of a client of ours, which is no guest.
 
     @property
     def client(self) -> VirtioVio:
-        """The end of a client of ours, which is no guest."""
+        """The client's end of the connection."""
         assert isinstance(self.client_end, VirtioVio)
         return self.client_end
 
     @property
     def driver(self) -> BlockCore:
-        """The driver of a client of ours."""
+        """The driver."""
         assert isinstance(self.client_driver, BlockCore)
         return self.client_driver
 
@@ -138,7 +161,7 @@ class ServedDisk:
     def close(self) -> None:
         """Close what the VIO servers have open; nobody else gets the image before."""
         for path in self.paths:
-            path.image.close()
+            path.server_end.close()
         if self.share is not None:
             self.share.close()
 
@@ -155,23 +178,22 @@ async def make_disk(
     Raises `LocalError`, and leaves nothing then.
     """
     async with AsyncExitStack() as undo:
-        size_to_make = _size_to_make(declared)
+        to_make = size_to_make(declared)
         share = None
         if declared.paths > 1:
-            share = await _share(declared, size_to_make)
+            share = await _share(declared, to_make)
             undo.push_async_callback(asyncio.to_thread, share.close)
-        images = []
-        for _ in declared.servers:
-            images.append(await open_image_of(system, declared, share))
-            undo.push_async_callback(asyncio.to_thread, images[-1].close)
-        if size_to_make is not None:
+        ends: list[DiskEnd | RemoteDiskEnd] = []
+        for vios in declared.servers:
+            ends.append(await open_end(system, vios, declared, share))
+            undo.push_async_callback(asyncio.to_thread, ends[-1].close)
+        if to_make is not None:
             undo.callback(os.unlink, declared.image)
-        system.look_at_size(where, declared, images[0].size, made=size_to_make is not None)
-        driver = _make_driver(system, client_name, declared, images[0].size)
+        system.look_at_size(where, declared, ends[0].size, made=to_make is not None)
+        driver = _make_driver(system, client_name, declared, ends[0].size)
         drivers: list[BlockCore | GuestDriver] = list(driver.paths) if isinstance(driver, MultipathDriver) else [driver]
         paths = []
-        for number, (vios, image, core) in enumerate(zip(declared.servers, images, drivers, strict=True)):
-            device = make_device(declared, image)
+        for number, (vios, end, core) in enumerate(zip(declared.servers, ends, drivers, strict=True)):
             if adapters:
                 server_adapter, client_adapter = adapters[number]
             else:
@@ -181,10 +203,8 @@ async def make_disk(
                 undo.callback(system.hypervisor.remove_pair, client_adapter)
             client = _make_client(system, client_name, declared, client_adapter, core)
             undo.callback(client.retire)
-            server = await system.in_partition(vios, _server_maker(system, vios, server_adapter, device))
-            paths.append(
-                ServedPath(vios, server_adapter, client_adapter, core, client, image, device=device, server=server)
-            )
+            await system.in_partition(vios, serving(system, vios, end, server_adapter))
+            paths.append(ServedPath(vios, server_adapter, client_adapter, core, client, end))
         undo.pop_all()
     return ServedDisk(where, declared, driver, paths, share)
 
@@ -207,62 +227,57 @@ def _make_client(
     )
 
 
-def make_device(declared: Disk, image: Backing) -> BlockDevice:
-    """The device that one VIO server has for the disk. Raises `LocalError`."""
-    block_size = declared.block_size or image.block_size
-    if image.size % block_size:
-        raise LocalError(f"image {declared.image} has {image.size} bytes; expected whole blocks of {block_size}")
-    options = BlockOptions(
-        serial=declared.serial,
-        read_only=declared.readonly,
-        queues=declared.queues,
-        queue_size=declared.queue_size,
-        block_size=declared.block_size,
-        writeback=declared.write_cache,
-        discard=declared.discard,
-        limits=_limits(declared),
-    )
-    return BlockDevice(image, options)
-
-
-async def open_image_of(system: System, declared: Disk, share: ImageShare | None) -> Backing:
-    """Open a disk's image for one VIO server. Raises `LocalError`.
+async def open_end(
+    system: System, vios: str | None, declared: Disk, share: ImageShare | None
+) -> DiskEnd | RemoteDiskEnd:
+    """What a VIO server has of a disk, with the image open and nothing else; of none it is in this process. Raises
+    `LocalError`.
 
     Elsewhere than in the loop: a predecessor may still have it, a server may be slow.
     """
-    if share is not None:
-        one_of_several = share
-        return await _opened(lambda: one_of_several.open(direct=declared.direct))
     folder = None if declared.format in (None, "raw") else system.private_folder()
-    return await _opened(
-        lambda: open_disk(
-            declared.image,
-            image_format=declared.format,
-            read_only=declared.readonly,
-            direct=declared.direct,
-            create_size=_size_to_make(declared),
-            folder=folder,
-        )
-    )
+    process = None if vios is None else system.processes.get(vios)
+    if process is not None:
+        there = process
+        return await _opened(lambda: there.open(declared, folder, share))
+    return await _opened(lambda: _open_here(declared, folder, share))
+
+
+def _open_here(declared: Disk, folder: str | None, share: ImageShare | None) -> DiskEnd:
+    image = open_image(declared, folder) if share is None else share.open(direct=declared.direct)
+    try:
+        return DiskEnd(declared, image)
+    except BaseException:
+        image.close()
+        raise
+
+
+def serving(
+    system: System, vios: str, end: DiskEnd | RemoteDiskEnd, adapter: VioAdapter, kernel: PartitionKernel | None = None
+) -> Callable[[], None]:
+    """What has a VIO server serve a disk at an adapter, where its objects live; `kernel` is another one than now."""
+    if isinstance(end, RemoteDiskEnd):
+        return partial(end.serve, adapter.unit_address)
+    return partial(end.serve, kernel or system.kernels[vios], adapter.node)
 
 
 async def flush_image(system: System, disk: ServedDisk) -> None:
     """Make what the disk completed stable, though its client cannot ask for it now. Raises `OSError`, `LocalError`."""
     for path in disk.paths:
         if system.servers.runs(path.vios):
-            await asyncio.to_thread(path.image.flush)
+            await asyncio.to_thread(path.server_end.flush)
             return
     # All VIO servers are away, and their images closed. What is flushed is the file, not what had it open.
-    image = await open_image_of(system, disk.declared, disk.share)
+    end = await open_end(system, None, disk.declared, disk.share)
     try:
-        await asyncio.to_thread(image.flush)
+        await asyncio.to_thread(end.flush)
     finally:
-        await asyncio.to_thread(image.close)
+        await asyncio.to_thread(end.close)
 
 
 def capacity_of(system: System, disk: ServedDisk) -> int:
     """Bytes that the disk has at its VIO servers; what the client knows if none of them runs."""
-    running = [path.device.capacity for path in disk.paths if system.servers.runs(path.vios)]
+    running = [path.server_end.capacity for path in disk.paths if system.servers.runs(path.vios)]
     return running[0] if running else disk.client_driver.capacity
 
 
@@ -274,36 +289,31 @@ async def resize_images(system: System, disk: ServedDisk, size: int) -> None:
     paths = [path for path in disk.paths if system.servers.runs(path.vios)]
     if not paths:
         raise LocalError(f"{disk.name}: none of its VIO servers runs ({', '.join(disk.declared.servers)})")
-    images = [path.image for path in paths]
-    if not all(isinstance(image, Image) for image in images):
+    if not all(path.server_end.is_raw for path in paths):
         raise LocalError(f"{disk.declared.image} is not a raw image; only those are resized here")
-    first, *others = [image for image in images if isinstance(image, Image)]
+    first, *others = paths
 
     async def images_follow() -> None:
-        for path, image in zip(paths[1:], others, strict=True):
-            await system.in_partition(path.vios, _call(image.resized, size))
+        for path in others:
+            await system.in_partition(path.vios, partial(path.server_end.image_resized, size))
 
     async def devices_follow() -> None:
         for path in paths:
-            await system.in_partition(path.vios, _call(path.device.resize, size))
+            await system.in_partition(path.vios, partial(path.server_end.resize_device, size))
 
     if size > capacity_of(system, disk):
-        await system.in_partition(paths[0].vios, _call(first.resize, size))
+        await system.in_partition(first.vios, partial(first.server_end.resize_image, size))
         await images_follow()
         await devices_follow()
     else:  # the drivers hear of it before the bytes are gone, and no image takes the others' end for a loss
         await devices_follow()
         await images_follow()
-        await system.in_partition(paths[0].vios, _call(first.resize, size))
+        await system.in_partition(first.vios, partial(first.server_end.resize_image, size))
 
 
-def _call(function: Callable[[int], None], size: int) -> Callable[[], None]:
-    return lambda: function(size)
-
-
-async def _share(declared: Disk, size_to_make: int | None) -> ImageShare:
+async def _share(declared: Disk, to_make: int | None) -> ImageShare:
     return await _opened(
-        lambda: ImageShare(declared.image, read_only=declared.readonly, create_size=size_to_make, wait=LOCK_WAIT)
+        lambda: ImageShare(declared.image, read_only=declared.readonly, create_size=to_make, wait=LOCK_WAIT)
     )
 
 
@@ -336,25 +346,6 @@ def _make_driver(
         buffers=buffers,
         buffer_size=BUFFER_SIZE,
     )
-
-
-def _server_maker(system: System, vios: str, adapter: VioAdapter, device: BlockDevice) -> Callable[[], VirtioCrq]:
-    return lambda: VirtioCrq(system.kernels[vios], adapter.node, device)
-
-
-def _limits(declared: Disk) -> Limits | None:
-    """What one VIO server may let through. Several that take turns have a part each, so that together they keep it."""
-    parts = declared.paths if declared.policy == "round-robin" else 1
-    names = ("bytes_per_second", "requests_per_second", "burst_bytes", "burst_requests")
-    values = [getattr(declared, name) for name in names]
-    if values[0] is None and values[1] is None:
-        return None
-    return Limits(*(None if value is None else max(1, value // parts) for value in values))
-
-
-def _size_to_make(declared: Disk) -> int | None:
-    """`size` makes an image that is not there; one that is there may have any size."""
-    return None if declared.size is None or os.path.exists(declared.image) else int(declared.size)
 
 
 # -- looking
@@ -404,12 +395,13 @@ def _client_entry(disk: ServedDisk, path: ServedPath) -> dict[str, Any]:
 
 def _guest_entry(path: ServedPath, end: GuestEnd) -> dict[str, Any]:
     """What is known of a guest's end: what its server has seen of it."""
+    facts = path.server_end.facts()
     return {
-        "state": end.state(path.server.state),
-        "revision": path.server.revision,
+        "state": end.state(facts["state"]),
+        "revision": facts["revision"],
         "failure": None,
         "capacity": path.client_driver.capacity,
-        "requests": path.device.requests,
+        "requests": facts["requests"],
         "nbd_clients": 0,
         "path": None,
     }
@@ -433,19 +425,5 @@ def _path_entry(disk: ServedDisk, path: ServedPath) -> dict[str, Any] | None:
 
 
 def _server_entry(disk: ServedDisk, path: ServedPath, *, runs: bool) -> dict[str, Any]:
-    device = path.device
-    return {
-        **_adapter_entry(disk, path.server_adapter),
-        "state": path.server.state if runs else "closed",
-        "revision": path.server.revision if runs else None,
-        "capacity": path.image.size,
-        "requests": device.requests,
-        "rejected": path.server.rejected,
-        "counters": {
-            **dataclasses.asdict(device.counters),
-            "throttled_seconds": round(device.counters.throttled_seconds, 3),
-        },
-        "limits": None if device.options.limits is None else dataclasses.asdict(device.options.limits),
-        "delayed": device.delayed,
-        "reconnections": path.image.reconnections if isinstance(path.image, NbdBacking) else 0,
-    }
+    entry = {**_adapter_entry(disk, path.server_adapter), **path.server_end.facts()}
+    return entry if runs else {**entry, "state": "closed", "revision": None}

@@ -131,7 +131,7 @@ class HotPlug:
             self._share_memory(client)  # others may have come while this one was being opened
             try:
                 for path in disk.paths:
-                    await system.in_partition(path.vios, path.server.start)
+                    await system.in_partition(path.vios, path.server_end.start)
                     path.client_end.start()
                 await system.connected(disk)
                 await system.export(disk)
@@ -226,10 +226,10 @@ class HotPlug:
             return  # of a server that was terminated nothing is left to end
         try:
             try:
-                await system.in_partition(path.vios, path.server.retire)
+                await system.in_partition(path.vios, path.server_end.retire)
             except LocalError:
                 self._unplug(disk)
-                await system.in_partition(path.vios, path.server.retire)
+                await system.in_partition(path.vios, path.server_end.retire)
         except TimeoutError:
             self._unplug(disk)
             raise LocalError(
@@ -257,10 +257,11 @@ class HotPlug:
         if id(disk) in self._leaving:
             raise LocalError(f"{disk.name} is being detached")
         now = capacity_of(self._system, disk)
-        if disk.device.read_only:
+        end = disk.paths[0].server_end
+        if end.read_only:
             raise LocalError(f"{disk.name} is readonly and cannot be resized")
-        if size % disk.device.block_size:
-            raise LocalError(f"size: {size} bytes; expected a multiple of {disk.device.block_size}")
+        if size % end.block_size:
+            raise LocalError(f"size: {size} bytes; expected a multiple of {end.block_size}")
         if size < now and not shrink:
             raise LocalError(
                 f"{disk.name} has {show_size(now)}; {show_size(size)} would cut off its end (--shrink allows that)"

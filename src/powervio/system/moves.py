@@ -128,6 +128,7 @@ class Moves:
         partition, kernel = system.partitions[client], system.kernels[client]
         disks, devices = system.disks_of(client), system.devices_of(client)
         for vios in (path.vios for disk in disks for path in disk.paths):
+            self._check_here(client, vios)
             system.servers.check_runs(vios)  # they have something to save
         for device in devices:
             system.servers.check_runs(device.declared.vios)
@@ -168,6 +169,14 @@ class Moves:
         except (LocalError, OSError) as error:
             raise LocalError(f"{client} is saved in {path}, but ending it here failed: {error}") from error
         return written
+
+    def _check_here(self, client: str, vios: str) -> None:
+        """A device's state is taken and given in this process."""
+        if vios in self._system.processes:
+            raise LocalError(
+                f"{client} has a disk of {vios}, which is a process of its own: only partitions whose VIO servers run"
+                " in the hypervisor's process are saved and restored"
+            )
 
     def _find(self, client: str) -> Lpar:
         for lpar in self._system.config.lpar:
@@ -265,6 +274,8 @@ class Moves:
             raise LocalError(f"{client} cannot go on here: {error}") from None
         if lpar.guest is not None:
             raise LocalError(f"{client} cannot go on here: it is declared as a guest, and those are never saved")
+        for vios in (vios for disk in lpar.disk for vios in disk.servers):
+            self._check_here(client, vios)
         if not force:
             for saved in manifest.devices:
                 if saved.image is not None:

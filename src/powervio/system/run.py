@@ -51,6 +51,7 @@ async def run(
         stop.set()
 
     async def ps(arguments: dict[str, Any]) -> dict[str, Any]:
+        await system.look()
         return system.report()
 
     async def down(arguments: dict[str, Any]) -> dict[str, Any]:

@@ -23,8 +23,8 @@ from typing import TYPE_CHECKING, Any
 
 from powervio.errors import LocalError
 from powervio.system.control import Handler
-from powervio.system.disks import ServedPath, make_device, open_image_of
-from powervio.transport.crq.server import VirtioCrq
+from powervio.system.disks import ServedPath, open_end, serving
+from powervio.system.server_process import ServerProcess
 from powervio.vio.kernel import PartitionKernel
 
 if TYPE_CHECKING:
@@ -100,6 +100,13 @@ class Servers:
 
     async def _terminate(self, name: str) -> None:
         system = self._system
+        process = system.processes.get(name)
+        if process is not None:
+            process.kill()
+            await process.ended()
+            await process.vacated()  # then its partners have been told
+            self._states[name] = ServerState.TERMINATED
+            return
         kernel, partition = system.kernels[name], system.partitions[name]
         if kernel.threaded:
             while not await asyncio.to_thread(kernel.stop, _PIECE):
@@ -108,7 +115,7 @@ class Servers:
             kernel.detach()
         for path in self._paths_of(name):
             try:
-                await asyncio.to_thread(path.image.close)
+                await asyncio.to_thread(path.server_end.close)
             except OSError as error:  # closed all the same
                 _log.warning("VIO server %s: closing an image: %s", name, error)
         for device in system.devices:
@@ -119,6 +126,12 @@ class Servers:
         finally:
             kernel.close()
             self._states[name] = ServerState.TERMINATED
+
+    def process_ended(self, name: str, reason: str) -> None:
+        """The process of a VIO server has ended, which nobody wanted: it has failed. The gateway tells its partners."""
+        if self._states[name] is ServerState.RUNNING:
+            self._states[name] = ServerState.TERMINATED
+            _log.warning("VIO server %s: %s", name, reason)
 
     # -- boot
 
@@ -147,30 +160,51 @@ class Servers:
         except BaseException:
             self._states[name] = ServerState.TERMINATED
             raise
+        process = self._system.processes.get(name)
+        if process is not None and process.pid is None:
+            self._states[name] = ServerState.TERMINATED
+            raise LocalError(f"VIO server {name}: {process.reason}")
         self._states[name] = ServerState.RUNNING
 
     async def _start(self, name: str) -> None:
         system = self._system
-        await asyncio.to_thread(system.hypervisor.reboot, system.partitions[name])  # whatever is left of its last life
+        process = system.processes.get(name)
+        if process is None:
+            # whatever is left of its last life
+            await asyncio.to_thread(system.hypervisor.reboot, system.partitions[name])
         async with AsyncExitStack() as undo:
+            kernel = None
+            if process is not None:
+                await process.start()
+                undo.push_async_callback(self._give_up, process)
             opened = []
             for disk in system.disks:
                 for path in disk.paths:
                     if path.vios == name:
-                        image = await open_image_of(system, disk.declared, disk.share)
-                        undo.push_async_callback(asyncio.to_thread, image.close)
-                        opened.append((path, image, make_device(disk.declared, image)))
-            kernel = PartitionKernel(system.partitions[name].port)
-            undo.callback(kernel.close)
-            for path, image, device in opened:
-                path.server = VirtioCrq(kernel, path.server_adapter.node, device)
-                path.image, path.device = image, device
+                        end = await open_end(system, name, disk.declared, disk.share)
+                        if process is None:
+                            undo.push_async_callback(asyncio.to_thread, end.close)
+                        opened.append((path, end))
+            if process is None:
+                kernel = PartitionKernel(system.partitions[name].port)
+                undo.callback(kernel.close)
+            for path, end in opened:
+                serve = serving(system, name, end, path.server_adapter, kernel)
+                await system.do(serve, elsewhere=process is not None)
+                path.server_end = end
             for other in system.devices:
                 if other.declared.vios == name:
+                    assert kernel is not None  # a process serves disks only
                     other.serve_anew(kernel)
-            system.kernels[name] = kernel
-            system.run_kernel(name)
+            if kernel is not None:
+                system.kernels[name] = kernel
+            await system.run_server(name)
             undo.pop_all()
+
+    @staticmethod
+    async def _give_up(process: ServerProcess) -> None:
+        process.kill()
+        await process.ended()
 
     # -- both
 

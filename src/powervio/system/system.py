@@ -18,6 +18,7 @@ import shutil
 import time
 from collections.abc import Awaitable, Callable
 from contextlib import AsyncExitStack
+from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar, cast
 
@@ -43,6 +44,7 @@ from powervio.system.moves import Moves
 from powervio.system.operator import OperatorPort
 from powervio.system.plan import make_device_pair, make_partition, tree_of_running
 from powervio.system.served import ServedDevice
+from powervio.system.server_process import ServerProcess
 from powervio.system.servers import Servers
 from powervio.system.sizing import CLIENT_DEVICE, buffers_of_each
 from powervio.system.types import AdapterSection, DeviceType
@@ -81,6 +83,8 @@ class System:
         self.partitions: dict[str, Partition] = {}
         self.doors: dict[str, GuestDoor] = {}
         """Of guests, by the name of the partition."""
+        self.processes: dict[str, ServerProcess] = {}
+        """Of the VIO servers in processes of their own, by name."""
         self.plug = HotPlug(self)
         self.servers = Servers(self)
         self.moves = Moves(self)
@@ -115,10 +119,12 @@ class System:
         self._later("the hypervisor", self.hypervisor.close)
         self._undo.push_async_callback(self._close_kernels)
         for vios in self.config.vios:
-            self._make_partition(vios.name, vios.memory, engine=vios.redirect)
+            engine = vios.redirect and not vios.process
+            self._make_partition(vios.name, vios.memory, engine=engine, runs_here=not vios.process)
         for lpar in self.config.lpar:
             self._make_partition(lpar.name, lpar.memory, runs_here=lpar.guest is None)
         self._later("removing the private folder", self._remove_folder)
+        await self._start_processes()
         self._later_each("closing {0.declared.image}", lambda disk: asyncio.to_thread(disk.close))
         for where, lpar, declared in self.config.disks():
             place = f"{self.config.file}: {where}"
@@ -133,7 +139,7 @@ class System:
             except LocalError as error:
                 raise LocalError(f"{place}: {error}") from error
         for vios in self.config.vios:
-            self._run_server(vios.name)
+            await self._run_server(vios.name)
         for lpar in self.config.lpar:
             self.run_client(lpar.name)
         self._undo.push_async_callback(self._stop_clients)
@@ -170,6 +176,20 @@ class System:
             self._later("the gateway", asyncio.to_thread, self._gateway.close)
             self._gateway.start()
         return self._gateway
+
+    async def _start_processes(self) -> None:
+        """Start the VIO servers that are processes, all at once."""
+        for number, vios in enumerate(self.config.vios):
+            if vios.process:
+                path = os.path.join(self.private_folder(), f"v{number}.door")
+                ended = partial(self.servers.process_ended, vios.name)
+                process = ServerProcess(self.gateway(), self.partitions[vios.name], path, ended)
+                self.processes[vios.name] = process
+                self._later(f"the process of {vios.name}", process.close)
+        results = await asyncio.gather(*(one.start() for one in self.processes.values()), return_exceptions=True)
+        for error in results:
+            if error is not None:
+                raise error
 
     def _open_door(self, lpar: Lpar) -> None:
         folder = Path(self.private_folder()) if self._folder is None else self._folder
@@ -248,11 +268,17 @@ class System:
         Raises `TimeoutError` if its thread does not answer, `LocalError` if it does not run.
         """
         self.servers.check_runs(name)
+        if name in self.processes:
+            return await self.do(function, elsewhere=True)
         kernel = self.kernels[name]
         if kernel.threaded:
             # Elsewhere than in the loop: a thread that waits for a slow disk must not keep everything else waiting.
             return cast(T, await asyncio.to_thread(kernel.call, function, STOP_LIMIT))
         return function()
+
+    async def do(self, function: Callable[[], T], *, elsewhere: bool) -> T:
+        """Call a function, which blocks if its work is done elsewhere."""
+        return await asyncio.to_thread(function) if elsewhere else function()
 
     def look_at_size(self, where: str, declared: Disk, size: int, *, made: bool) -> None:
         """An image that was made goes again if the system does not start; of one that was there, tell another size."""
@@ -269,8 +295,12 @@ class System:
             with contextlib.suppress(FileNotFoundError):
                 os.unlink(path)
 
-    def run_kernel(self, name: str) -> None:
+    async def run_server(self, name: str) -> None:
         """Let a VIO server run, with whatever it serves now."""
+        if name in self.processes:
+            for path in self._paths_of(name):
+                await asyncio.to_thread(path.server_end.start)
+            return
         kernel = self.kernels[name]
         for server in self._served_by(name):
             server.start()
@@ -279,14 +309,17 @@ class System:
         else:
             kernel.attach(asyncio.get_running_loop())
 
-    def _run_server(self, name: str) -> None:
-        self.run_kernel(name)
+    async def _run_server(self, name: str) -> None:
+        await self.run_server(name)
 
         async def stop() -> None:
             def stop_all() -> None:
                 for server in self._served_by(name):
                     server.stop()
 
+            if name in self.processes:
+                await self.processes[name].stop()
+                return
             if self.servers.runs(name):
                 await self.in_partition(name, stop_all)
             if not await asyncio.to_thread(self.kernels[name].stop, STOP_LIMIT):
@@ -317,10 +350,11 @@ class System:
         for device in self.devices_of(name):
             device.stop_client()
 
+    def _paths_of(self, vios: str) -> list[ServedPath]:
+        return [path for disk in self.disks for path in disk.paths if path.vios == vios]
+
     def _served_by(self, vios: str) -> list[VirtioCrq | VtermEnd]:
-        ends: list[VirtioCrq | VtermEnd] = [
-            path.server for disk in self.disks for path in disk.paths if path.vios == vios
-        ]
+        ends: list[VirtioCrq | VtermEnd] = [path.server for path in self._paths_of(vios)]
         return [*ends, *(device.server for device in self.devices if device.declared.vios == vios)]
 
     def disks_of(self, client: str) -> list[ServedDisk]:
@@ -342,7 +376,7 @@ class System:
 
     async def connected_path(self, disk: ServedDisk, path: ServedPath) -> None:
         """The same for one path of a disk."""
-        await self._connected(disk.where, path.vios, path.client_end, lambda: path.server.state)
+        await self._connected(disk.where, path.vios, path.client_end, lambda: path.server_end.facts()["state"])
         if isinstance(disk.client_driver, MultipathDriver) and isinstance(path.client_driver, DiskPath):
             try:
                 async with asyncio.timeout(CONNECT_LIMIT):
@@ -396,7 +430,7 @@ class System:
 
     async def flush(self, disk: ServedDisk) -> None:
         """Make what the disk was told to write stable. Raises `OSError`, `LocalError`."""
-        if disk.image.read_only or not disk.connected:
+        if disk.paths[0].server_end.read_only or not disk.connected:
             return
         if isinstance(disk.client_driver, GuestDriver) or not any(path.client.running for path in disk.paths):
             # the way of the client is broken; what it was told is done is with the image already
@@ -452,8 +486,12 @@ class System:
         """The flattened device tree of a partition. Raises `LocalError`."""
         return tree_of_running(self.hypervisor, self.partitions, name)
 
+    async def look(self) -> None:
+        """Ask VIO servers in other processes how they are, for `report`."""
+        await asyncio.gather(*(process.look() for process in self.processes.values()))
+
     def report(self) -> dict[str, Any]:
-        """What `powervio ps --json` prints: plain values. Each end of each adapter pair has an entry."""
+        """What `powervio ps --json` prints, after `look`: plain values. Each end of each adapter pair has an entry."""
         adapters: list[dict[str, Any]] = []
         for disk in self.disks:
             adapters += entries(self, disk)
@@ -471,8 +509,11 @@ class System:
                     "name": vios.name,
                     "memory": vios.memory,
                     "thread": vios.thread,
-                    "redirect": vios.redirect,
+                    "redirect": vios.redirect and not vios.process,
                     "state": self.servers.state(vios.name).value,
+                    "process": vios.process,
+                    "pid": self.processes[vios.name].pid if vios.process else os.getpid(),
+                    "reason": self.processes[vios.name].reason if vios.process else "",
                 }
                 for vios in self.config.vios
             ],

@@ -41,7 +41,7 @@ async def answer(system: System, arguments: dict[str, Any]) -> dict[str, Any]:
         if served and asked.verb == "resize":
             if len(served) > 1:
                 raise LocalError(f"volume {asked.target} is served to {_whom(served)}: several disks cannot be resized")
-            was = served[0].image.size
+            was = served[0].paths[0].server_end.size
             check_shrink(volume, was, asked.size, shrink=asked.shrink)
             await system.plug.resize(served[0], asked.size, shrink=asked.shrink)
             return {"pool": pool.name, "volume": volume, "size": asked.size, "was": was, "served_to": _whom(served)}
