@@ -15,9 +15,9 @@ from powervio.gateway.layout import Layout, MapEntry
 MIB = 1 << 20
 GIB = 1 << 30
 HEADER = bytes.fromhex(
-    "5056494f47415445 01000000 00010000 0000100000000000 0200000000000000"  # MAGIC to OFFERED
+    "5056494f47415445 01000000 00010000 0000800000000000 0300000000000000"  # MAGIC to OFFERED
     "00100000 00010000 40000000 04000000 00500000 00b00f00 0000004000000000"  # SLOTS_OFFSET to MEMORY_SIZE
-    "00020000 02000000 05000000 00000000 00000000 00000000"  # MAP_OFFSET to TCE_ROOM
+    "00020000 02000000 05000000 00000000 00001000 00007000"  # MAP_OFFSET to TCE_ROOM
 )
 MAP = bytes.fromhex(
     "0000000000000000 0000003000000000 0000000000000000 0000000001000000 0000001000000000 0000003000000000"
@@ -49,8 +49,18 @@ def test_places_of_the_document() -> None:
 
 def test_directed_sources_are_offered_only_where_there_are_vectors_for_them() -> None:
     """G8"""
-    assert layout.plan(MIB, 1).features == 0
-    assert layout.plan(MIB, 1, vectors=3).features == layout.FEATURE_DIRECT
+    assert layout.plan(MIB, 1).features == layout.FEATURE_SHARED_TCE
+    assert layout.plan(MIB, 1, vectors=3).features == layout.FEATURE_SHARED_TCE | layout.FEATURE_DIRECT
+
+
+def test_shared_tables_are_offered_only_where_there_is_room_for_them() -> None:
+    """G8, G2.3"""
+    small = layout.plan(MIB, 1, region_size=MIB)
+    assert (small.features, small.tce_offset, small.tce_room) == (0, 0, 0)
+    assert small.tree_offset + small.tree_room == MIB
+    large = layout.plan(MIB, 1)
+    assert large.tree_offset + large.tree_room == large.tce_offset
+    assert large.tce_offset + large.tce_room == layout.DEFAULT_REGION
 
 
 def test_split_map_of_a_large_machine() -> None:
@@ -60,6 +70,16 @@ def test_split_map_of_a_large_machine() -> None:
         MapEntry(4 * GIB, 4 * GIB, 2 * GIB),
     )
     assert layout.split_map(GIB, 2 * GIB) == (MapEntry(0, GIB, 0),)
+
+
+@pytest.mark.parametrize("arch", ["x86_64", "ppc64le"])
+def test_map_of_a_small_machine_is_one_entry(arch: str) -> None:
+    assert layout.machine_map(arch, 512 * MIB) == (MapEntry(0, 512 * MIB, 0),)
+
+
+def test_machine_that_is_not_known_is_refused() -> None:
+    with pytest.raises(LocalError, match="architecture vax"):
+        layout.machine_map("vax", MIB)
 
 
 @pytest.mark.parametrize(

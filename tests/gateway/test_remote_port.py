@@ -180,7 +180,7 @@ def test_source_that_is_directed_has_a_vector_of_its_own(house: House) -> None:
     node = next(iter(port.nodes.values()))
     with pytest.raises(LocalError, match="returned -2"):
         port.direct(node.interrupt, 2)
-    assert port.hcall(layout.G_FEATURES, layout.FEATURE_SHARED_TCE)[0] == ReturnCode.H_PARAMETER
+    assert port.hcall(layout.G_FEATURES, 1 << 63)[0] == ReturnCode.H_PARAMETER
     port.accept_features(layout.FEATURE_DIRECT)
     assert port.hcall(layout.G_DIRECT, 0x999999, 2)[0] == ReturnCode.H_PARAMETER
     for vector in (0, 4, 1 << 40):

@@ -32,6 +32,7 @@ def test_snapshot_new_adapter_is_empty(rig: Rig) -> None:
         "crq_messages": 0,
         "interrupts": 0,
         "tce_updates": 0,
+        "shared_tce_updates": 0,
     }
 
 

@@ -61,15 +61,20 @@ G_TREE = 0xFB04
 G_DIRECT = 0xFB08
 
 FEATURE_SHARED_TCE = 1 << 0
-"""Reserved: the partition writes its TCE tables itself (G9). Not offered yet."""
+"""The partition writes its TCE tables itself (G9)."""
 FEATURE_DIRECT = 1 << 1
 """Interrupt sources may be directed to vectors of their own (G_DIRECT)."""
-FEATURES = FEATURE_DIRECT
+FEATURES = FEATURE_SHARED_TCE | FEATURE_DIRECT
 
+_Q35_BELOW = 0x8000_0000
+_Q35_MOST_BELOW = 0xB000_0000
 _HEADER = struct.Struct("<QIIQQIIIIIIQIIIIII")
 _ENTRY = struct.Struct("<QQQ")
 MIN_REGION = 1 << 16
-DEFAULT_REGION = 1 << 20
+DEFAULT_REGION = 1 << 23
+"""Room for the shared tables of 13 windows of 256 MiB."""
+_TCE_OFFSET = 1 << 20
+"""Where shared TCE tables begin in a region that is larger."""
 DEFAULT_SLOTS = 64
 MAX_SLOTS = 1024
 
@@ -167,8 +172,14 @@ def plan(
     entries = tuple(memory_map) or (MapEntry(0, memory_size, 0),)
     check_map(entries, memory_size)
     tree_offset = _SLOTS_OFFSET + -(-slots * SLOT_SIZE // 4096) * 4096
-    if tree_offset >= region_size:
+    tree_end = min(region_size, _TCE_OFFSET)
+    if tree_offset >= tree_end:
         raise LocalError(f"{slots} slots leave no room for a device tree in a region of {region_size} bytes")
+    if vectors == FIRST_SOURCE_VECTOR:
+        features &= ~FEATURE_DIRECT
+    if region_size == tree_end:
+        features &= ~FEATURE_SHARED_TCE
+    shared = bool(features & FEATURE_SHARED_TCE)
     return Layout(
         region_size,
         memory_size,
@@ -176,9 +187,11 @@ def plan(
         entries,
         slots,
         vectors,
-        features if vectors > FIRST_SOURCE_VECTOR else features & ~FEATURE_DIRECT,
+        features,
         tree_offset=tree_offset,
-        tree_room=region_size - tree_offset,
+        tree_room=tree_end - tree_offset,
+        tce_offset=tree_end if shared else 0,
+        tce_room=region_size - tree_end if shared else 0,
     )
 
 
@@ -204,10 +217,7 @@ def check_map(entries: Sequence[MapEntry], memory_size: int) -> None:
 
 
 def split_map(memory_size: int, below: int, above: int = 1 << 32) -> tuple[MapEntry, ...]:
-    """The map of a machine with at most `below` bytes of memory under 4 GiB and the rest at `above`, in one file.
-
-    QEMU's q35 has `below` 2 GiB, if it has 2.75 GiB (0xB0000000) or more, and all of it below otherwise.
-    """
+    """The map of a machine with at most `below` bytes of memory under 4 GiB and the rest at `above`, in one file."""
     if memory_size <= below:
         return (MapEntry(0, memory_size, 0),)
     return MapEntry(0, below, 0), MapEntry(above, memory_size - below, below)
@@ -221,6 +231,19 @@ def vectors_of(header: bytes) -> int:
     if not FIRST_SOURCE_VECTOR <= vectors <= MAX_VECTORS:
         raise RemoteError(f"the mailbox has {vectors} vectors; {FIRST_SOURCE_VECTOR} to {MAX_VECTORS} are possible")
     return vectors
+
+
+def machine_map(arch: str, memory_size: int) -> tuple[MapEntry, ...]:
+    """The map of QEMU's machine for an architecture as `uname -m` names it: x86_64 (q35) or ppc64le (pseries).
+
+    q35 has all of it below 4 GiB up to 2.75 GiB, and 2 GiB there if there is more; pseries has it in one piece. Raises
+    `LocalError` for another architecture.
+    """
+    if arch == "x86_64":
+        return split_map(memory_size, _Q35_BELOW if memory_size >= _Q35_MOST_BELOW else memory_size)
+    if arch in ("ppc64le", "ppc64"):
+        return (MapEntry(0, memory_size, 0),)
+    raise LocalError(f"where a machine of architecture {arch} has its memory is not known")
 
 
 def decode(region: memoryview) -> Layout:
@@ -240,7 +263,7 @@ def decode(region: memoryview) -> Layout:
         raise RemoteError(f"the mailbox's header is not one of version {VERSION}")
     if not slots or slots & (slots - 1) or slots_offset % 64 or slots_offset + slots * slot_size > size:
         raise RemoteError(f"{slots} slots at {slots_offset:#x} are not in a region of {size} bytes")
-    if tree_offset + tree_room > size or map_offset + map_count * _ENTRY.size > size:
+    if max(tree_offset + tree_room, map_offset + map_count * _ENTRY.size, tce_offset + tce_room) > size:
         raise RemoteError("the mailbox's header names places outside the region")
     entries = tuple(MapEntry(*_ENTRY.unpack_from(region, map_offset + i * _ENTRY.size)) for i in range(map_count))
     return Layout(

@@ -13,6 +13,7 @@ from collections.abc import Callable
 from powervio.gateway import layout
 from powervio.gateway.layout import Layout
 from powervio.gateway.mailbox import Mailbox
+from powervio.gateway.shared_tables import SharedTables
 from powervio.memory.area import MappedArea
 from powervio.memory.hw import event_signal
 from powervio.papr.codes import ReturnCode
@@ -45,6 +46,7 @@ class Session:
         self._accepted = 0
         self._generation = 0
         """Of the device tree that is in the region."""
+        self.tables = SharedTables(partition, self.region.view[where.tce_offset : where.tce_offset + where.tce_room])
         self.mailbox = Mailbox(self.region.view, where, self.hcall)
         self._own: dict[int, Callable[..., tuple[int, ...]]] = {
             layout.G_FEATURES: self._features,
@@ -83,10 +85,16 @@ class Session:
             return _PARAMETER
         self._accepted = accepted
         _U64.pack_into(self.region.view, layout.ACCEPTED, accepted)
+        if accepted & layout.FEATURE_SHARED_TCE:
+            self.tables.update()
+        else:
+            self.tables.give_back()
         return 0, accepted
 
     def _tree(self, *_: int) -> tuple[int, ...]:
         length = self._publish_tree()
+        if self._accepted & layout.FEATURE_SHARED_TCE:
+            self.tables.update()
         return (0, self._generation, length) if length else _NO_ROOM
 
     def _publish_tree(self) -> int:
@@ -128,6 +136,7 @@ class Session:
         self._closed = True
         with self.partition.hypervisor.lock:
             self.partition.interrupts.direct_back()
+        self.tables.close()
         _U32.pack_into(self.region.view, layout.STATE, layout.ENDED)
         for fd in (self.doorbell, self._call, *self._sources):
             os.close(fd)

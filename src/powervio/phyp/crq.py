@@ -45,7 +45,9 @@ class ReceiveQueue:
     @cython.exceptval(check=False)
     def mapped(self, ioba: cython.ulonglong, length: cython.ulonglong) -> cython.bint:
         """Whether the hypervisor could read and write every page of this range now."""
-        return self.table.allows(ioba, length, ACCESS)
+        found: cython.bint = self.table.allows(ioba, length, ACCESS)
+        self.table.end_use()
+        return found
 
     @cython.ccall
     @cython.exceptval(check=False)

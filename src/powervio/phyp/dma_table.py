@@ -137,6 +137,8 @@ class DmaTable:
             self.done += 1
         places.links.drop(account)
         copies.owners.drop(owner)
+        if code != 0:
+            table.end_use()
         return code
 
     @cython.ccall

@@ -71,7 +71,9 @@ def get_tce(partition: PartitionRecord, liobn: Any, ioba: cython.ulonglong) -> t
         return found
     if pane is None or pane.remote or pane.table is None or ioba >= pane.size:
         return _PARAMETER, 0
-    return _SUCCESS, pane.table.get(ioba)
+    entry = pane.table.get(ioba)
+    pane.table.end_use()
+    return _SUCCESS, entry
 
 
 @cython.ccall

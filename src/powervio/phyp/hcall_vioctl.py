@@ -10,12 +10,12 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, TypeAlias, TypeVar
 
-from powervio.memory.area import PAGE_SIZE
 from powervio.papr.codes import Hcall, ReturnCode
 from powervio.papr.tce import TCE_WRITE
 from powervio.papr.vioctl import MAX_PREPARE_MSEC, Vioctl
 from powervio.phyp.adapter import VioAdapter
 from powervio.phyp.ledger import hcall_index
+from powervio.phyp.rdma import write_small
 from powervio.phyp.registry import hcall
 
 if TYPE_CHECKING:
@@ -131,19 +131,18 @@ def get_partner_info(adapter: VioAdapter, descriptor: int) -> Result:
     if room < 16 + len(code) + 1:
         return _CONSTRAINED
     table = adapter.table
-    if descriptor >> 56 or table is None or not table.allows(ioba, room, TCE_WRITE):
+    if descriptor >> 56 or table is None:
+        return _PARAMETER
+    allowed = table.allows(ioba, room, TCE_WRITE)
+    table.end_use()
+    if not allowed:
         return _PARAMETER
     if partner is None:
         return _CLOSED
     head = partner.partition.partition_id.to_bytes(8, "big") + partner.unit_address.to_bytes(8, "big")
     info = head + code + bytes(room - 16 - len(code))
-    memory = adapter.partition.memory
-    done = 0
-    while done < room:
-        piece = min(room - done, PAGE_SIZE - (ioba + done) % PAGE_SIZE)
-        address = table.translate(ioba + done, TCE_WRITE)
-        memory[address : address + piece] = info[done : done + piece]
-        done += piece
+    if write_small(table, ioba, info):
+        return _PARAMETER
     return _SUCCESS
 
 

@@ -10,6 +10,7 @@ cdef class CostLedger:
     cdef public unsigned long long crq_messages
     cdef public unsigned long long interrupts
     cdef public unsigned long long tce_updates
+    cdef public unsigned long long shared_tce_updates
     cpdef void count(self, int index) noexcept
     cpdef void moved(self, unsigned long long length) noexcept
     cpdef void touched(self, unsigned long long length) noexcept

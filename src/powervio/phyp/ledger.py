@@ -30,7 +30,8 @@ class Costs(dict[str, Any]):
     """Counts at one moment, or between two moments: the difference and the sum of two snapshots are again one.
 
     Keys: `hcalls` (a dict by hcall name, only those above zero), `rdma_operations`, `rdma_bytes`, `redirected_pages`,
-    `redirected_bytes`, `crq_messages`, `interrupts`, `tce_updates`.
+    `redirected_bytes`, `crq_messages`, `interrupts`, `tce_updates`,
+    `shared_tce_updates`.
     """
 
     def __sub__(self, earlier: Costs) -> Costs:
@@ -66,6 +67,7 @@ class CostLedger:
     crq_messages: cython.ulonglong
     interrupts: cython.ulonglong
     tce_updates: cython.ulonglong
+    shared_tce_updates: cython.ulonglong
 
     def __init__(self) -> None:
         if not cython.compiled:
@@ -80,6 +82,9 @@ class CostLedger:
         self.crq_messages = 0
         self.interrupts = 0
         self.tce_updates = 0
+        """Entries of this adapter's table that were written, by hcalls or by its owner."""
+        self.shared_tce_updates = 0
+        """Those of them that its owner wrote into a shared table and the hypervisor met (docs/gateway.md, G9.9)."""
 
     @cython.ccall
     @cython.exceptval(check=False)
@@ -141,4 +146,5 @@ class CostLedger:
             crq_messages=self.crq_messages,
             interrupts=self.interrupts,
             tce_updates=self.tce_updates,
+            shared_tce_updates=self.shared_tce_updates,
         )
