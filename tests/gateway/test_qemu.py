@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 import socket
 import subprocess
@@ -13,12 +14,49 @@ from typing import Any
 import pytest
 from tests.gateway.harness import MIB, wait_until
 
-from powervio.gateway.layout import MAGIC
+from powervio.gateway import layout
+from powervio.gateway.layout import MAGIC, MapEntry
 from powervio.gateway.server import Gateway
 from powervio.memory.shared_file import SharedFile
 from powervio.phyp.hypervisor import Hypervisor
 
 LIMIT = 60.0
+_RAM = re.compile(
+    r"^ +([0-9a-f]{16})-([0-9a-f]{16}) \(prio 0, ram\): (?:alias ram-\w+-4g @pc\.ram ([0-9a-f]{16})-|ppc_spapr)"
+)
+
+
+@pytest.mark.parametrize(
+    ("arch", "machine", "size"),
+    [
+        ("x86_64", "q35", 2815 * MIB),
+        ("x86_64", "q35", 2816 * MIB),
+        ("x86_64", "q35", 6144 * MIB),
+        ("ppc64le", "pseries", 3072 * MIB),
+    ],
+)
+def test_map_of_a_machine_is_what_qemu_has(arch: str, machine: str, size: int) -> None:
+    """G3.2"""
+    program = shutil.which({"x86_64": "qemu-system-x86_64", "ppc64le": "qemu-system-ppc64"}[arch])
+    assert program
+    said = subprocess.run(
+        [
+            program, "-accel", "tcg", "-M", machine, "-m", f"{size // MIB}M", "-S", "-nodefaults",
+            "-display", "none", "-monitor", "stdio",
+        ],
+        input="info mtree\nquit\n",
+        capture_output=True,
+        text=True,
+        timeout=LIMIT,
+        check=True,
+    ).stdout  # fmt: skip
+    found = set()
+    for line in said.splitlines():
+        match = _RAM.match(line)
+        if match:
+            start, last = int(match[1], 16), int(match[2], 16)
+            found.add(MapEntry(start, last + 1 - start, int(match[3] or "0", 16)))
+    assert set(layout.machine_map(arch, size)) == found
 
 
 class Qemu:

@@ -11,14 +11,12 @@ from pathlib import Path
 import pytest
 from tests.gateway.harness import Process
 
-from powervio.boot.machine import find
 from powervio.errors import LocalError
-from powervio.gateway.layout import MapEntry
 from powervio.gateway.remote_port import RemotePort
 from powervio.storage.image import open_image
 from powervio.system.config import Config, Disk, Lpar, Size, Vios
-from powervio.system.doors import GuestDoor, memory_map
-from powervio.system.load import load, parse
+from powervio.system.doors import GuestDoor
+from powervio.system.load import parse
 from powervio.system.system import System
 from powervio.system.threaded import ThreadedSystem
 from powervio.testing.partition_process import BLOCK, content
@@ -197,13 +195,3 @@ def test_console_of_a_guest_is_a_virtio_console_without_programs_of_ours(house: 
         " consoles",
         "s.toml: lpar[0].console[0].exec: the partition is a guest, and the device is for programs in the guest",
     ]
-
-
-def test_memory_map_is_that_of_the_machine(house: House) -> None:
-    """G3.2; QEMU's q35 has 2 GiB below 4 GiB when it has 2.75 GiB or more."""
-    (lpar,) = load(declared(house)).lpar
-    assert lpar.arch == "x86_64"
-    gib = 1 << 30
-    assert memory_map(find("x86_64"), 2 * gib) == ()
-    assert memory_map(find("ppc64le"), 8 * gib) == ()
-    assert memory_map(find("x86_64"), 6 * gib) == (MapEntry(0, 2 * gib, 0), MapEntry(4 * gib, 4 * gib, 2 * gib))

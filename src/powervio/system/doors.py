@@ -14,7 +14,7 @@ from typing import Any
 
 from powervio.boot import machine
 from powervio.errors import LocalError
-from powervio.gateway.layout import FIRST_SOURCE_VECTOR, MAX_VECTORS, MapEntry, split_map
+from powervio.gateway.layout import FIRST_SOURCE_VECTOR, MAX_VECTORS, machine_map
 from powervio.gateway.server import Door, Gateway
 from powervio.phyp.partition import Partition
 from powervio.system.config import MAX_SOCKET_PATH, Lpar, devices_of
@@ -23,9 +23,6 @@ from powervio.system.rundir import guest_files
 _LEAST_VECTORS = 32
 """The guest's own two, and one for each queue of the adapters that it has or may get: QEMU has to be told how many
 before a disk is attached. Further queues share them."""
-_Q35_SPLIT = 0xB000_0000
-"""Bytes of memory from which QEMU's q35 has only `_Q35_BELOW` of them under 4 GiB."""
-_Q35_BELOW = 2 << 30
 
 
 class GuestDoor:
@@ -73,7 +70,7 @@ class GuestDoor:
         self._door = self._gateway.add(
             self.partition,
             self.path,
-            memory_map=memory_map(self.arch, self.memory),
+            memory_map=machine_map(self.arch.name, self.memory),
             vectors=self.vectors,
         )
 
@@ -118,10 +115,3 @@ def vectors_of(lpar: Lpar) -> int:
     """Interrupt vectors that a guest is given."""
     queues = sum(disk.queues for disk in lpar.disk) + 2 * sum(1 for _ in devices_of(lpar))
     return min(MAX_VECTORS, max(_LEAST_VECTORS, FIRST_SOURCE_VECTOR + queues))
-
-
-def memory_map(arch: machine.Arch, size: int) -> tuple[MapEntry, ...]:
-    """Where the guest sees its memory."""
-    if arch.name == "x86_64" and size >= _Q35_SPLIT:
-        return split_map(size, _Q35_BELOW)
-    return ()
