@@ -14,6 +14,10 @@ static unsigned int pool_kib = 1024;
 module_param(pool_kib, uint, 0444);
 MODULE_PARM_DESC(pool_kib, "KiB of each adapter's pool of small buffers");
 
+static unsigned int copy_kib = 16;
+module_param(copy_kib, uint, 0444);
+MODULE_PARM_DESC(copy_kib, "KiB of the largest buffer that is copied rather than mapped where mapping takes hcalls");
+
 /* Handle of memory that is not mapped: no window is so large. */
 #define PRIVATE_BIT	BIT_ULL(62)
 #define LARGEST		SZ_1M
@@ -32,6 +36,12 @@ static dma_addr_t map_page(struct device *dev, struct page *page, unsigned long 
 		return DMA_MAPPING_ERROR;
 	if (size < TCE_PAGE)
 		return pool_map(&dma->pool, page_address(page) + offset, size);
+	if (size <= dma->copied) {
+		dma_addr_t ioba = pool_map(&dma->pool, page_address(page) + offset, size);
+
+		if (ioba != DMA_MAPPING_ERROR)
+			return ioba;
+	}
 	return tce_map(&dma->window, page_to_phys(page) + offset, size, access_of(dir));
 }
 
@@ -40,7 +50,7 @@ static void unmap_page(struct device *dev, dma_addr_t ioba, size_t size, enum dm
 {
 	struct vvio_dma *dma = &to_adapter(dev)->dma;
 
-	if (size < TCE_PAGE)
+	if (pool_find(&dma->pool, ioba, size))
 		pool_unmap(&dma->pool, ioba, size,
 			   dir != DMA_TO_DEVICE && !(attrs & DMA_ATTR_SKIP_CPU_SYNC));
 	else
@@ -207,6 +217,7 @@ int vvio_dma_init(struct vvio_dma *dma, struct device *dev, struct vvio_hv *hv, 
 	err = tce_init(&dma->window, dev, hv, liobn, size);
 	if (err)
 		return err;
+	dma->copied = dma->window.table ? 0 : copy_kib * SZ_1K;
 	err = pool_init(&dma->pool, &dma->window, min_t(size_t, pool, size / 4));
 	if (err)
 		tce_exit(&dma->window);

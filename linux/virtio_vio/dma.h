@@ -91,6 +91,7 @@ void *pool_find(struct dma_pool_area *pool, dma_addr_t ioba, size_t length);
 
 /**
  * struct vvio_dma - all that an adapter has mapped
+ * @copied: bytes of the largest buffer that goes to the pool if there is room
  * @open: whether addresses may be given a new use: not while an older server may still use them
  *	(docs/protocol.md, P1.5)
  * @ring_maker: who is making the driver's ring, which the server never sees
@@ -98,6 +99,7 @@ void *pool_find(struct dma_pool_area *pool, dma_addr_t ioba, size_t length);
 struct vvio_dma {
 	struct tce_window window;
 	struct dma_pool_area pool;
+	size_t copied;
 	bool open;
 	struct task_struct *ring_maker;
 };

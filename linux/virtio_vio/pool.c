@@ -16,6 +16,32 @@ static bool is_in_pool(struct dma_pool_area *pool, dma_addr_t ioba)
 	return ioba >= pool->ioba && ioba - pool->ioba < pool->size;
 }
 
+/*
+ * Copies by words where it can. memcpy() is a string instruction on many processors, which an
+ * emulated one carries out byte by byte.
+ */
+static void copy(void *to, const void *from, size_t length)
+{
+	const u64 *source = from;
+	u64 *target = to;
+	size_t left;
+
+	if (((uintptr_t)to | (uintptr_t)from) & 7) {
+		memcpy(to, from, length);
+		return;
+	}
+	for (left = length; left >= 32; left -= 32, source += 4, target += 4) {
+		u64 a = READ_ONCE(source[0]), b = READ_ONCE(source[1]);
+		u64 c = READ_ONCE(source[2]), d = READ_ONCE(source[3]);
+
+		WRITE_ONCE(target[0], a);
+		WRITE_ONCE(target[1], b);
+		WRITE_ONCE(target[2], c);
+		WRITE_ONCE(target[3], d);
+	}
+	memcpy(target, source, left);
+}
+
 /**
  * pool_map - find room for a buffer, and copy it there
  * @pool: the adapter's pool
@@ -44,7 +70,7 @@ dma_addr_t pool_map(struct dma_pool_area *pool, void *origin, size_t length)
 		return DMA_MAPPING_ERROR;
 	for (i = 0; i < count; i++)
 		pool->origin[first + i] = origin + (i << POOL_SHIFT);
-	memcpy(pool->memory + (first << POOL_SHIFT), origin, length);
+	copy(pool->memory + (first << POOL_SHIFT), origin, length);
 	return pool->ioba + (first << POOL_SHIFT);
 }
 
@@ -69,9 +95,9 @@ void pool_sync(struct dma_pool_area *pool, dma_addr_t ioba, size_t length, bool 
 		return;
 	origin += offset & (POOL_CHUNK - 1);
 	if (for_cpu)
-		memcpy(origin, pool->memory + offset, length);
+		copy(origin, pool->memory + offset, length);
 	else
-		memcpy(pool->memory + offset, origin, length);
+		copy(pool->memory + offset, origin, length);
 }
 
 /**
