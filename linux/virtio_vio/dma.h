@@ -28,16 +28,18 @@ struct tce_run {
 /**
  * struct tce_window - the entries of the window's table, and who has them
  * @table: the table itself if it may be written in place; else hcalls change it
+ * @use: says of such a table whether somebody is at a page of it
  *
- * With hcalls, mapping is prepared in lists and made by tce_settle(), and unmapping is gathered
- * in runs and made by tce_flush(). hcalls are carried out in order, so an address that is
- * unmapped by one that was posted may be given out again at once.
+ * With hcalls, mapping is prepared in lists and made by tce_settle(). Unmapping is gathered in
+ * runs and made by tce_flush(), in place or by hcalls. hcalls are carried out in order, so an
+ * address that is unmapped by one that was posted may be given out again at once.
  */
 struct tce_window {
 	struct device *dev;
 	struct vvio_hv *hv;
 	u32 liobn;
 	__le64 *table;
+	const __le64 *use;
 
 	spinlock_t lock;	/* protects what follows */
 	unsigned long pages;

@@ -35,26 +35,28 @@ u64 gate_logical(struct vvio_hv *hv, phys_addr_t address, size_t length)
 	return VVIO_UNREACHABLE;
 }
 
-/* G9: a directory of {LIOBN, page of the area where its table is}, ended by LIOBN 0. */
-__le64 *gate_table(struct vvio_hv *hv, u32 liobn, u64 pages)
+#define DIRECTORY_ENTRIES	255
+#define USE_WORDS		0x800
+
+/* G9.1: a directory of {LIOBN, page of the area where its table is}, ended by LIOBN 0. */
+__le64 *gate_table(struct vvio_hv *hv, u32 liobn, u64 pages, const __le64 **use)
 {
 	struct gateway *gate = to_gateway(hv);
-	u64 offset = le32_to_cpu(gate->header->tce_offset), room = le32_to_cpu(gate->header->tce_room);
-	const __le32 *entry;
-	u64 at, table;
+	u64 room = le32_to_cpu(gate->header->tce_room), table;
+	void *area = gate->region + le32_to_cpu(gate->header->tce_offset);
+	const __le32 *entry = area;
+	unsigned int i;
 
-	if (!(gate->accepted & GATE_SHARED_TCE) || !offset)
+	if (!(gate->accepted & GATE_SHARED_TCE) || room < TCE_PAGE)
 		return NULL;
-	for (at = 0; at + 8 <= room; at += 8) {
-		entry = gate->region + offset + at;
-		if (!le32_to_cpu(READ_ONCE(entry[0])))
-			break;
+	for (i = 0; i < DIRECTORY_ENTRIES && READ_ONCE(entry[0]); i++, entry += 2) {
 		if (le32_to_cpu(READ_ONCE(entry[0])) != liobn)
 			continue;
 		table = (u64)le32_to_cpu(READ_ONCE(entry[1])) << TCE_SHIFT;
-		if (table > room || pages > (room - table) / sizeof(__le64))
+		if (!table || table > room || pages > (room - table) / sizeof(__le64))
 			break;
-		return gate->region + offset + table;
+		*use = area + USE_WORDS + 8 * i;
+		return area + table;
 	}
 	return NULL;
 }

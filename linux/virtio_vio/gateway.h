@@ -146,6 +146,6 @@ void gate_synchronize_source(struct vvio_hv *hv, struct vvio_source *source);
 
 /* gateway.c */
 u64 gate_logical(struct vvio_hv *hv, phys_addr_t address, size_t length);
-__le64 *gate_table(struct vvio_hv *hv, u32 liobn, u64 pages);
+__le64 *gate_table(struct vvio_hv *hv, u32 liobn, u64 pages, const __le64 **use);
 
 #endif

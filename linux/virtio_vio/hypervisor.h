@@ -40,7 +40,8 @@ typedef void vvio_done_t(void *context, s64 code);
  * @free_source: the handler is not called any more after the return
  * @synchronize_source: a handler that runs has returned
  * @logical: what the hypervisor calls a run of bytes, or VVIO_UNREACHABLE
- * @table: a TCE table that is written in place, or NULL if hcalls have to do it
+ * @table: a TCE table that is written in place, or NULL if hcalls have to do it; @use is set to
+ *	a word that is 0 when nobody is at a page of it
  */
 struct vvio_hv_ops {
 	s64 (*call)(struct vvio_hv *hv, bool may_sleep, u64 token, const u64 *arguments,
@@ -52,7 +53,7 @@ struct vvio_hv_ops {
 	void (*free_source)(struct vvio_hv *hv, struct vvio_source *source);
 	void (*synchronize_source)(struct vvio_hv *hv, struct vvio_source *source);
 	u64 (*logical)(struct vvio_hv *hv, phys_addr_t address, size_t length);
-	__le64 *(*table)(struct vvio_hv *hv, u32 liobn, u64 pages);
+	__le64 *(*table)(struct vvio_hv *hv, u32 liobn, u64 pages, const __le64 **use);
 };
 
 /**

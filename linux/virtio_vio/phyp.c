@@ -92,7 +92,7 @@ static u64 phyp_logical(struct vvio_hv *hv, phys_addr_t address, size_t length)
 	return address;
 }
 
-static __le64 *phyp_table(struct vvio_hv *hv, u32 liobn, u64 pages)
+static __le64 *phyp_table(struct vvio_hv *hv, u32 liobn, u64 pages, const __le64 **use)
 {
 	return NULL;
 }

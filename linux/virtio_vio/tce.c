@@ -76,16 +76,26 @@ static void clear_in_place(struct tce_window *window, unsigned long first, unsig
 		WRITE_ONCE(window->table[first++], 0);
 }
 
+/* G9.8: whether nobody is at a page whose entry was cleared before this. */
+static bool is_idle(struct tce_window *window)
+{
+	if (!window->table)
+		return false;
+	virt_mb();
+	return !READ_ONCE(*window->use);
+}
+
 /* Pages that were unmapped may be given out again as soon as the hcall for it is posted. */
 static void stuff_runs(struct tce_window *window)
 {
+	bool needs_calls = !READ_ONCE(window->hv->dead) && !is_idle(window);
 	unsigned int i, kept = 0;
 
 	for (i = 0; i < window->runs; i++) {
 		struct tce_run run = window->stale[i];
 		u64 number = 0;
 
-		if (!READ_ONCE(window->hv->dead)) {
+		if (needs_calls) {
 			number = vvio_post(window->hv, was_stuffed, window, PAPR_STUFF_TCE, window->liobn,
 					   (u64)run.first << TCE_SHIFT, 0, run.count);
 			if (!number) {
@@ -119,11 +129,8 @@ static void add_run(struct tce_window *window, unsigned long first, unsigned int
 
 static void release(struct tce_window *window, unsigned long first, unsigned int count)
 {
-	if (window->table) {
+	if (window->table)
 		clear_in_place(window, first, count);
-		bitmap_clear(window->taken, first, count);
-		return;
-	}
 	if (window->prepared && first < window->first + window->prepared && first + count > window->first)
 		put_prepared(window);	/* else it would be mapped after this */
 	while (count) {
@@ -141,8 +148,7 @@ static long take(struct tce_window *window, unsigned int count)
 
 	found = bitmap_find_next_zero_area(window->taken, window->pages, window->hint, count, 0);
 	if (found >= window->pages) {
-		if (!window->table)
-			stuff_runs(window);
+		stuff_runs(window);
 		found = bitmap_find_next_zero_area(window->taken, window->pages, 0, count, 0);
 	}
 	if (found >= window->pages)
@@ -236,7 +242,8 @@ dma_addr_t tce_map_virtual(struct tce_window *window, void *start, size_t length
  * @ioba: what it returned
  * @length: the same bytes
  *
- * A table that is written in place is changed on return; else tce_flush() does it.
+ * The server may be at it until tce_flush() was called; a table that is written in place lets it
+ * begin nothing there from here on.
  */
 void tce_unmap(struct tce_window *window, dma_addr_t ioba, size_t length)
 {
@@ -259,13 +266,15 @@ int tce_settle(struct tce_window *window)
 	u64 posted;
 	int err;
 
-	if (window->table)
+	if (!READ_ONCE(window->prepared) && !READ_ONCE(window->posted))
 		return 0;
 	spin_lock_irqsave(&window->lock, flags);
 	err = put_prepared(window);
 	posted = window->posted;
 	spin_unlock_irqrestore(&window->lock, flags);
-	return err ?: window->hv->ops->wait(window->hv, posted);
+	if (!err && posted)
+		err = window->hv->ops->wait(window->hv, posted);
+	return err;
 }
 
 /**
@@ -278,7 +287,7 @@ void tce_flush(struct tce_window *window)
 {
 	unsigned long flags;
 
-	if (window->table || !READ_ONCE(window->runs))
+	if (!READ_ONCE(window->runs))
 		return;
 	spin_lock_irqsave(&window->lock, flags);
 	stuff_runs(window);
@@ -294,7 +303,7 @@ int tce_init(struct tce_window *window, struct device *dev, struct vvio_hv *hv, 
 	window->hv = hv;
 	window->liobn = liobn;
 	window->pages = min_t(u64, size >> TCE_SHIFT, INT_MAX);
-	window->table = hv->ops->table(hv, liobn, window->pages);
+	window->table = hv->ops->table(hv, liobn, window->pages, &window->use);
 	window->taken = bitmap_zalloc(window->pages, GFP_KERNEL);
 	if (!window->taken)
 		return -ENOMEM;
