@@ -75,17 +75,27 @@ static bool is_same(const struct vvio_node *one, const struct vvio_node *other)
 	       one->interrupt == other->interrupt && one->window == other->window;
 }
 
-static int is_not_named(struct device *dev, void *data)
+static const struct vvio_node *named(struct vvio_device *vdev, const struct looking_for *wanted)
+{
+	unsigned int i;
+
+	for (i = 0; i < wanted->count; i++)
+		if (is_same(&vdev->node, &wanted->nodes[i]))
+			return &wanted->nodes[i];
+	return NULL;
+}
+
+static int has_to_go(struct device *dev, void *data)
 {
 	struct vvio_device *vdev = to_vvio_device(dev);
 	struct looking_for *wanted = data;
-	unsigned int i;
+	const struct vvio_node *node;
 
 	if (vdev->hv != wanted->hv || vdev->unplugged)
 		return 0;
-	for (i = 0; i < wanted->count; i++)
-		if (is_same(&vdev->node, &wanted->nodes[i]))
-			return 0;
+	node = named(vdev, wanted);
+	if (node && !node->release)
+		return 0;
 	wanted->found = get_device(dev);
 	return 1;
 }
@@ -112,16 +122,19 @@ void vvio_bus_follow(struct vvio_hv *hv, const struct vvio_node *nodes, unsigned
 	unsigned int i;
 	int err;
 
-	while (wanted.found = NULL, bus_for_each_dev(&vvio_bus, NULL, &wanted, is_not_named)) {
-		to_vvio_device(wanted.found)->unplugged = true;
-		vvio_adapter_lost(to_vvio_device(wanted.found), "it was unplugged");
+	while (wanted.found = NULL, bus_for_each_dev(&vvio_bus, NULL, &wanted, has_to_go)) {
+		/* one that is to be let go of still works: its driver writes what is cached */
+		if (!named(to_vvio_device(wanted.found), &wanted)) {
+			to_vvio_device(wanted.found)->unplugged = true;
+			vvio_adapter_lost(to_vvio_device(wanted.found), "it was unplugged");
+		}
 		device_unregister(wanted.found);
 		put_device(wanted.found);
 	}
 	for (i = 0; i < count; i++) {
 		struct looking_for one = { hv, &nodes[i], 1 };
 
-		if (bus_for_each_dev(&vvio_bus, NULL, &one, is_this))
+		if (nodes[i].release || bus_for_each_dev(&vvio_bus, NULL, &one, is_this))
 			continue;
 		err = add(hv, &nodes[i]);
 		if (err)

@@ -110,6 +110,8 @@ static void read_property(struct reading *reading, const char *name, const u8 *v
 		reading->is_ours = has_string(value, length, COMPATIBLE);
 	} else if (!strcmp(name, "ibm,loc-code") && length) {
 		strscpy(node->location, value, min_t(size_t, length, sizeof(node->location)));
+	} else if (!strcmp(name, "powervio,release")) {
+		node->release = true;
 	} else if (!strcmp(name, "ibm,my-dma-window") && length >= 20) {
 		/* LIOBN, 2 cells of address, 2 of size */
 		node->liobn = get_unaligned_be32(value);

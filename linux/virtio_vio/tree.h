@@ -14,6 +14,7 @@
  * @liobn: of its first window pane
  * @window: bytes of that pane
  * @location: its location code, for people
+ * @release: whether it is to be let go of: its node goes when its CRQ is free (docs/gateway.md, G3.5)
  */
 struct vvio_node {
 	u32 unit_address;
@@ -21,6 +22,7 @@ struct vvio_node {
 	u32 liobn;
 	u64 window;
 	char location[VVIO_LOCATION];
+	bool release;
 };
 
 /* What is told of a tree, node by node. */

@@ -157,6 +157,21 @@ def test_adapter_that_comes_and_goes_is_told_by_the_tree(house: House) -> None:
     assert dict(port.nodes) == dict(house.client.port.nodes)
 
 
+def test_adapter_that_is_to_be_let_go_of_is_still_the_same_one(house: House) -> None:
+    """G3.5"""
+    port = entered(house)
+    (before,) = port.nodes.values()
+    for wanted in (True, False):
+        port.watch_tree()
+        house.hypervisor.ask_release(house.client_adapter, wanted=wanted)
+        interrupt = port.xirr()
+        assert interrupt & 0xFF_FFFF == port.tree_source
+        port.eoi(interrupt)
+        port.watch_tree()
+        (node,) = port.nodes.values()
+        assert (node, node.release) == (before, wanted)
+
+
 def test_tree_that_does_not_fit_is_told(tmp_path: Path) -> None:
     """G7.2"""
     with House(tmp_path) as house:

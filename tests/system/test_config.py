@@ -105,7 +105,7 @@ MISTAKES = [
     (
         "memory =",
         "cpus =",
-        "lpar[0].cpus: there is no such option; expected one of name, memory, guest, arch, disk, console, rng",
+        "lpar[0].cpus: there is no such option; expected one of name, memory, guest, arch, exec, disk, console, rng",
     ),
     ("memory =", "memroy =", 'lpar[0].memroy: there is no such option; did you mean "memory"?'),
     (
@@ -157,7 +157,7 @@ MISTAKES = [
     (
         "memory =",
         '"a\\nb" =',
-        "lpar[0].a\\nb: there is no such option; expected one of name, memory, guest, arch, disk, console, rng",
+        "lpar[0].a\\nb: there is no such option; expected one of name, memory, guest, arch, exec, disk, console, rng",
     ),
     (
         'vios = "vios1"',

@@ -11,15 +11,19 @@ from pathlib import Path
 import pytest
 from tests.gateway.harness import Process
 
+from powervio.drivers.block_core import BlockCore
 from powervio.errors import LocalError
 from powervio.gateway.remote_port import RemotePort
 from powervio.storage.image import open_image
+from powervio.system import hotplug
 from powervio.system.config import Config, Disk, Lpar, Size, Vios
 from powervio.system.doors import GuestDoor
 from powervio.system.load import parse
 from powervio.system.system import System
 from powervio.system.threaded import ThreadedSystem
 from powervio.testing.partition_process import BLOCK, content
+from powervio.transport.crq.client import VirtioVio
+from powervio.vio.kernel import PartitionKernel
 
 from .harness import House, run, wait_for
 
@@ -103,6 +107,72 @@ def test_guest_learns_of_disks_that_come_and_grow_by_its_device_tree_and_its_ser
     assert (house.folder / "more.img").stat().st_size == 4 * MIB
 
 
+class ReleasingGuest:
+    """A guest in this process, in a thread of its own, whose driver lets go of what it is asked to let go of."""
+
+    def __init__(self, door: GuestDoor) -> None:
+        self.port = RemotePort.connect(door.path, limit=10)
+        self.kernel = PartitionKernel(self.port)
+        (self.node,) = self.port.nodes.values()
+        self.end = VirtioVio(self.kernel, self.node, BlockCore())
+        self.obeys = True
+        self.asked = 0
+        self.end.start()
+        self.kernel.watch_tree(self._changed)
+        self.kernel.start()
+
+    def _changed(self) -> None:
+        node = self.port.nodes.get(self.node.unit_address)
+        if node is not None and node.release:
+            self.asked += 1
+            if self.obeys:
+                self.end.stop()
+
+    def close(self) -> None:
+        self.kernel.close()
+        self.port.close()
+
+
+@pytest.mark.dual
+@pytest.mark.parametrize("way", ["obeys", "keeps it", "forced"])
+def test_guest_is_asked_to_let_go_of_a_disk(house: House, way: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """G3.5"""
+    monkeypatch.setattr(hotplug, "RELEASE_LIMIT", 0.3 if way == "keeps it" else 20)
+
+    async def scenario(system: System) -> None:
+        guest = await asyncio.to_thread(ReleasingGuest, system.doors["guest1"])
+        try:
+            guest.obeys = way == "obeys"
+            await asyncio.to_thread(wait_for, lambda: guest.end.running)
+            (disk,) = system.disks
+            detaching = asyncio.ensure_future(system.plug.detach(disk))
+            await asyncio.to_thread(wait_for, lambda: guest.asked == 1)
+            if way == "keeps it":
+                with pytest.raises(LocalError, match=r"^guest1/2 is still in use by its guest"):
+                    await detaching
+                assert not disk.client_adapter.node.release
+                assert disk.client_adapter.registered
+                return
+            if way == "forced":
+                await system.plug.detach(disk, force=True)
+            await detaching
+            assert not system.disks
+            open_image(house.folder / "disk.img").close()
+            await asyncio.to_thread(wait_for, lambda: not guest.port.nodes)
+        finally:
+            guest.close()
+
+    run(declared(house), scenario)
+
+
+def test_disk_that_no_guest_uses_is_detached_at_once(house: House) -> None:
+    async def scenario(system: System) -> None:
+        await system.plug.detach(system.disks[0])
+        assert not system.partitions["guest1"].nodes
+
+    run(declared(house), scenario)
+
+
 def test_ps_and_up_show_what_a_virtual_machine_is_started_with(house: House) -> None:
     process = house.up(declared(house, '[[lpar.console]]\nvios = "vios1"\n').name)
     door, memory = (house.run_folder / f"guest1@s.{kind}" for kind in ("door", "memory"))
@@ -160,7 +230,7 @@ def test_system_in_a_thread_has_a_door_for_code_without_a_loop(house: House) -> 
         ('"16M"', '"16388K"', "lpar[0].memory: 16388K; of a guest on x86_64 expected a multiple of 1M"),
         ('"x86_64"', '"ppc64le"', "lpar[0].memory: 16M; of a guest on ppc64le expected a multiple of 256M"),
         ('"x86_64"', '"riscv64"', 'lpar[0].arch: expected "x86_64" or "ppc64le", found "riscv64"'),
-        ('guest = "door"', "", 'lpar[0].arch: it is about guests; expected guest = "door" beside it'),
+        ('guest = "door"', "", 'lpar[0].arch: it is about guests; expected guest = "linux" or "door" beside it'),
         (
             'vios = "vios1"\nimage',
             'nbd = "d.sock"\nvios = "vios1"\nimage',

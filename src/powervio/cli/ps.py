@@ -90,7 +90,9 @@ def show(report: dict[str, Any]) -> None:
                 console.print(f"{column.header}: {cell}", soft_wrap=True)
         console.print()
     for lpar in report["lpar"]:
-        if lpar["door"]:
+        if lpar["linux"]:
+            _show_linux(console, lpar["name"], lpar["linux"])
+        elif lpar["door"]:
             _show_door(console, lpar["name"], lpar["door"])
     for adapter in clients:
         path = adapter.get("path")
@@ -120,6 +122,13 @@ def show(report: dict[str, Any]) -> None:
             console.print(f"    {path['waiting']} requests wait for a path", markup=False, soft_wrap=True)
         if adapter["failure"] and adapter["state"] != "running":
             console.print(f"    {adapter['failure']}", markup=False, soft_wrap=True)
+
+
+def _show_linux(console: Console, name: str, guest: dict[str, Any]) -> None:
+    """How a guest is that the system boots."""
+    process = f", process {guest['pid']}" if guest["pid"] else ""
+    why = f": {guest['reason'] or guest['step']}" if guest["reason"] or guest["step"] else ""
+    console.print(f"{name} is {guest['state']}{process}{why}", markup=False, soft_wrap=True)
 
 
 def _show_door(console: Console, name: str, door: dict[str, Any]) -> None:

@@ -253,7 +253,8 @@ class RemotePort(HcallPort):
         for gone in self._nodes.keys() - adapters.keys():
             del self._nodes[gone]
         for address, node in adapters.items():
-            if self._nodes.get(address) != node:
+            before = self._nodes.get(address)
+            if before != node or before.release != node.release:
                 self._nodes[address] = node
 
     # -- what only the gateway has

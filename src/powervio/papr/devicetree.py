@@ -105,6 +105,8 @@ def _adapter(node: VdeviceNode) -> Node:
         properties["interrupt-ranges"] = cells(*(value for pair in node.interrupt_ranges for value in pair))
     if node.is_server:
         properties["ibm,vserver"] = b""
+    if node.release:
+        properties["powervio,release"] = b""
     if node.name not in _DEFINED:
         properties["used-by-rtas"] = b""
     return Node(f"{node.name}@{node.unit_address:x}", properties)
@@ -176,4 +178,5 @@ def _read_adapter(node: Node) -> VdeviceNode:
         windows=tuple(windows),
         is_server="ibm,vserver" in have,
         interrupt_ranges=tuple(zip(ranges[::2], ranges[1::2], strict=True)),
+        release="powervio,release" in have,
     )

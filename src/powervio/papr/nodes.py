@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 UNIT_ADDRESS_BASE = 0x3000_0000
 """Unit address of virtual slot n is this plus n."""
@@ -35,6 +35,9 @@ class VdeviceNode:
     """Whether the node carries `ibm,vserver`."""
     interrupt_ranges: tuple[tuple[int, int], ...] = ()
     """`interrupt-ranges`: first number and count of the further sources, for Sub-CRQs."""
+    release: bool = field(default=False, compare=False)
+    """`powervio,release`: the adapter is to be unplugged as soon as its partition has let go of it. It is still the
+    same adapter."""
 
 
 @dataclass(frozen=True, slots=True)

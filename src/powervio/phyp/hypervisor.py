@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable
+from dataclasses import replace
 from types import TracebackType
 
 from powervio.errors import LocalError
@@ -165,6 +166,18 @@ class Hypervisor:
             partition.physical[adapter.liobn] = adapter
             partition.engines.append(adapter)
             return adapter
+
+    def ask_release(self, adapter: VioAdapter, wanted: bool) -> None:
+        """Ask the adapter's partition by its device tree to let go of it (`VdeviceNode.release`), or take that back.
+
+        It has when `adapter.registered` is false. Nothing else comes of it.
+        """
+        with self.lock:
+            partition = adapter.partition
+            if partition.alive and partition.nodes.get(adapter.unit_address) is adapter.node:
+                adapter.node = replace(adapter.node, release=wanted)
+                partition.nodes[adapter.unit_address] = adapter.node
+                partition.tree_changed()
 
     def remove_pair(self, adapter: VioAdapter) -> None:
         """Take an adapter and its partner out of their partitions (both ends of a DLPAR remove), also while in use.

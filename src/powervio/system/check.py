@@ -13,6 +13,7 @@ import msgspec
 from msgspec import Struct
 
 from powervio.boot import machine
+from powervio.boot.qemu import LEAST_MEMORY
 from powervio.errors import LocalError
 from powervio.storage import pool
 from powervio.storage.open import check_format, is_uri, parse_uri
@@ -183,14 +184,20 @@ def _check_guest(where: str, lpar: Lpar) -> Iterator[str]:
     """What is wrong with a partition that is a guest, or says something that only guests have."""
     if lpar.guest is None:
         if lpar.arch is not None:
-            yield f'{where}.arch: it is about guests; expected guest = "door" beside it'
+            yield f'{where}.arch: it is about guests; expected guest = "linux" or "door" beside it'
+        if lpar.exec is not None:
+            yield f'{where}.exec: it is about guests that the system boots; expected guest = "linux" beside it'
         return
+    if lpar.guest != "linux" and lpar.exec is not None:
+        yield f'{where}.exec: whoever starts the guest says what it runs; expected guest = "linux" beside it'
     arch = machine.find(lpar.arch or machine.of_this_machine())
     if lpar.memory % arch.memory_step:
         yield (
             f"{where}.memory: {show_size(lpar.memory)}; of a guest on {arch.name} expected a multiple of"
             f" {show_size(arch.memory_step)}"
         )
+    elif lpar.guest == "linux" and lpar.memory < LEAST_MEMORY:
+        yield f"{where}.memory: {show_size(lpar.memory)}; Linux needs {show_size(LEAST_MEMORY)} at least"
     whose = "the guest's own driver decides that"
     for number, disk in enumerate(lpar.disk):
         at = f"{where}.disk[{number}]"
@@ -200,6 +207,9 @@ def _check_guest(where: str, lpar: Lpar) -> Iterator[str]:
         yield from _only_ours(at, disk, "the disk is for programs in the guest", "nbd")
     for row, number, declared in devices_of(lpar):
         at = f"{where}.{row.section}[{number}]"
+        if lpar.guest == "linux" and row.section == "console":
+            yield f"{at}: a guest that the system boots has a console already, its serial port"
+            continue
         yield from _only_ours(at, declared, whose, "revision", "byteorder")
         yield from _only_ours(at, declared, "a guest has no virtual terminal, only virtio consoles", "type")
         for place, part in _parts(at, declared):

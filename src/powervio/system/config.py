@@ -171,11 +171,15 @@ class Lpar(_Section):
     memory: Size = Size(256 << 20)
     """From 8M; a multiple of 4096 bytes. Reserved, used only as far as its disks need it. Of a guest it is all there
     is: a multiple of 1M, with ppc64le of 256M."""
-    guest: Literal["door"] | None = None
-    """What runs in it. Without it a client of powervio's own, whose disks programs reach by `nbd`. "door" is a virtual
-    machine that somebody else starts: `powervio ps` has QEMU's options for it, and disks are for the guest's driver."""
+    guest: Literal["door", "linux"] | None = None
+    """What runs in it. Without it a client of powervio's own, whose disks programs reach by `nbd`. "linux" is a stock
+    Debian kernel that the system boots in QEMU; `powervio console` has its shell. "door" is a virtual machine that
+    somebody else starts: `powervio ps` has QEMU's options for it. The disks of both are for the guest's driver."""
     arch: Literal["x86_64", "ppc64le"] | None = None
     """With `guest`, its architecture; this machine's if it is not given and is one of them, else x86_64."""
+    exec: str | None = None
+    """With `guest = "linux"`, a command for its shell, after which it powers off; without it there is a shell on its
+    console."""
     disk: list[Disk] = []
     """`[[lpar.disk]]` below the `[[lpar]]` that it belongs to."""
 

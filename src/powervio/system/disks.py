@@ -355,7 +355,8 @@ def entries(system: System, disk: ServedDisk) -> list[dict[str, Any]]:
     """What `ps --json` prints: both ends of each path."""
     found = []
     for path in disk.paths:
-        found += [_client_entry(disk, path), _server_entry(disk, path, runs=system.servers.runs(path.vios))]
+        runs = system.servers.runs(path.vios)
+        found += [_client_entry(disk, path, runs=runs), _server_entry(disk, path, runs=runs)]
     return found
 
 
@@ -369,11 +370,11 @@ def _adapter_entry(disk: ServedDisk, adapter: VioAdapter) -> dict[str, Any]:
     }
 
 
-def _client_entry(disk: ServedDisk, path: ServedPath) -> dict[str, Any]:
+def _client_entry(disk: ServedDisk, path: ServedPath, *, runs: bool) -> dict[str, Any]:
     client, driver = path.client_end, path.client_driver
     entry = _adapter_entry(disk, path.client_adapter)
     if isinstance(client, GuestEnd):
-        return {**entry, **_guest_entry(path, client)}
+        return {**entry, **_guest_entry(path, client, runs=runs)}
     assert isinstance(driver, BlockCore)
     return {
         **entry,
@@ -393,11 +394,11 @@ def _client_entry(disk: ServedDisk, path: ServedPath) -> dict[str, Any]:
     }
 
 
-def _guest_entry(path: ServedPath, end: GuestEnd) -> dict[str, Any]:
+def _guest_entry(path: ServedPath, end: GuestEnd, *, runs: bool) -> dict[str, Any]:
     """What is known of a guest's end: what its server has seen of it."""
     facts = path.server_end.facts()
     return {
-        "state": end.state(facts["state"]),
+        "state": end.state(facts["state"] if runs else "waiting"),
         "revision": facts["revision"],
         "failure": None,
         "capacity": path.client_driver.capacity,

@@ -56,6 +56,11 @@ class GuestDoor:
         return self._door is not None and self._door.attached
 
     @property
+    def vacant(self) -> bool:
+        """Whether no guest is there, and what the last one left has been cleared away."""
+        return self._door is None or self._door.vacant
+
+    @property
     def guests(self) -> int:
         """How many have come so far."""
         return 0 if self._door is None else self._door.sessions
@@ -89,10 +94,12 @@ class GuestDoor:
     def qemu_options(self) -> list[str]:
         """What the guest's QEMU needs, in words of a command line: machine, memory and the device; the rest is free."""
         words = [word.format(memory="ram") for word in self.arch.machine]
+        memory = f"memory-backend-file,id=ram,size={self.memory},mem-path={self.memory_path},share=on"
+        return [*words, "-m", f"{self.memory >> 20}M", "-object", memory, *self.door_options()]
+
+    def door_options(self) -> list[str]:
+        """Those of them that are about the door."""
         return [
-            *words,
-            *("-m", f"{self.memory >> 20}M"),
-            *("-object", f"memory-backend-file,id=ram,size={self.memory},mem-path={self.memory_path},share=on"),
             *("-chardev", f"socket,path={self.path},id=gate"),
             *("-device", f"ivshmem-doorbell,chardev=gate,vectors={self.vectors}"),
         ]

@@ -5,6 +5,9 @@ answered, the disk is flushed, the client's end closes its CRQ and gives its mem
 both adapters are unplugged and the image is closed. Every step has a limit, and one that fails is told at the end and
 keeps nothing else from being undone. With `force` the adapters are unplugged first: no remote DMA happens any more when
 that call returns, both partitions learn of it by their device trees, and whatever was in flight fails with ESHUTDOWN.
+
+A guest is asked by its device tree to let go of the disk (docs/gateway.md, G3.5): its driver writes what the guest has
+in its cache, and frees the CRQ; then it goes on as above. A guest that does not keeps the disk, unless `force` is used.
 """
 
 from __future__ import annotations
@@ -20,7 +23,7 @@ from powervio.errors import LocalError
 from powervio.system.config import Size, show_size
 from powervio.system.control import Handler
 from powervio.system.disks import ServedDisk, ServedPath, capacity_of, make_disk, resize_images
-from powervio.system.guest_end import GuestDriver
+from powervio.system.guest_end import GuestDriver, GuestEnd
 from powervio.system.load import with_disk, without_disk
 
 if TYPE_CHECKING:
@@ -30,6 +33,10 @@ GRACE = 1.0
 """Seconds for NBD clients to leave by themselves, while their further requests are refused."""
 DRAIN_LIMIT = 10.0
 """Seconds more for what they have in flight."""
+RELEASE_LIMIT = 15.0
+"""Seconds for a guest to let go of a disk."""
+_LOOK = 0.02
+"""Seconds between two looks at whether it has."""
 RESIZE_LIMIT = 10.0
 """Seconds for the client to learn of another size."""
 
@@ -183,6 +190,8 @@ class HotPlug:
         await asyncio.shield(task)
 
     async def _leave(self, disk: ServedDisk) -> None:
+        if isinstance(disk.paths[0].client_end, GuestEnd):
+            await self._released(disk)
         problems: list[str] = []
 
         async def attempt(what: str, step: Coroutine[Any, Any, None]) -> None:
@@ -200,6 +209,23 @@ class HotPlug:
         await self.end(disk)
         if problems:
             raise LocalError("\n".join(f"{disk.name} is detached, but {problem}" for problem in problems))
+
+    async def _released(self, disk: ServedDisk) -> None:
+        """Wait until a guest has let go of a disk, or is not asked any more. Raises `LocalError`."""
+        hypervisor, adapter = self._system.hypervisor, disk.client_adapter
+        if not adapter.registered:
+            return
+        hypervisor.ask_release(adapter, wanted=True)
+        try:
+            async with asyncio.timeout(RELEASE_LIMIT):
+                while adapter.registered:  # unplugged by force it is not
+                    await asyncio.sleep(_LOOK)
+        except TimeoutError:
+            hypervisor.ask_release(adapter, wanted=False)
+            raise LocalError(
+                f"{disk.name} is still in use by its guest, which was asked to let it go and did not within"
+                f" {RELEASE_LIMIT:g} s; --force unplugs it all the same, and what the guest had not written is lost"
+            ) from None
 
     async def end(self, disk: ServedDisk) -> None:
         """End a disk that no program uses: both ends, the adapters, the image, what the system knows of them."""

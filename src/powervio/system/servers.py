@@ -24,6 +24,7 @@ from typing import TYPE_CHECKING, Any
 from powervio.errors import LocalError
 from powervio.system.control import Handler
 from powervio.system.disks import ServedPath, open_end, serving
+from powervio.system.linux_guest import LinuxGuest
 from powervio.system.server_process import ServerProcess
 from powervio.vio.kernel import PartitionKernel
 
@@ -235,10 +236,25 @@ class Servers:
     # -- the control socket
 
     async def _on_terminate(self, arguments: dict[str, Any]) -> dict[str, Any]:
+        guest = self._guest(arguments)
+        if guest is not None:
+            await guest.terminate()
+            return {"vios": guest.name, "state": guest.state}
         return await self._answer(arguments, self.terminate)
 
     async def _on_boot(self, arguments: dict[str, Any]) -> dict[str, Any]:
+        guest = self._guest(arguments)
+        if guest is not None:
+            await guest.boot()
+            return {"vios": guest.name, "state": guest.state}
         return await self._answer(arguments, self.boot)
+
+    def _guest(self, arguments: dict[str, Any]) -> LinuxGuest | None:
+        """The guest that a request is about, if it is about one. Raises `LocalError` for one that is not ours."""
+        name = str(arguments.get("vios"))
+        if name in self._system.doors and name not in self._system.guests:
+            raise LocalError(f"{name} is a guest that somebody else starts and ends: its QEMU says whether it runs")
+        return self._system.guests.get(name)
 
     async def _answer(self, arguments: dict[str, Any], change: Callable[[str], Awaitable[None]]) -> dict[str, Any]:
         name = str(arguments.get("vios"))

@@ -40,6 +40,7 @@ from powervio.system.disks import ServedDisk, ServedPath, entries, flush_image, 
 from powervio.system.doors import GuestDoor
 from powervio.system.guest_end import GuestDriver, GuestEnd
 from powervio.system.hotplug import HotPlug
+from powervio.system.linux_guest import LinuxGuest
 from powervio.system.moves import Moves
 from powervio.system.operator import OperatorPort
 from powervio.system.plan import make_device_pair, make_partition, tree_of_running
@@ -83,6 +84,8 @@ class System:
         self.partitions: dict[str, Partition] = {}
         self.doors: dict[str, GuestDoor] = {}
         """Of guests, by the name of the partition."""
+        self.guests: dict[str, LinuxGuest] = {}
+        """Those that the system boots itself, by the name of the partition."""
         self.processes: dict[str, ServerProcess] = {}
         """Of the VIO servers in processes of their own, by name."""
         self.plug = HotPlug(self)
@@ -197,7 +200,14 @@ class System:
         self.doors[lpar.name] = door
         self._later(f"the door of {lpar.name}", asyncio.to_thread, door.close)
         door.open()
-        self.notes.append(f"{lpar.name}: its door is {door.path}; `powervio ps` has QEMU's options")
+        if lpar.guest != "linux":
+            self.notes.append(f"{lpar.name}: its door is {door.path}; `powervio ps` has QEMU's options")
+            return
+        guest = LinuxGuest(door, lpar)
+        self.guests[lpar.name] = guest
+        self._later(f"the guest {lpar.name}", guest.stop)
+        guest.start()
+        self.notes.append(f"{lpar.name}: Linux is being started; `powervio console {lpar.name}` is its console")
 
     def is_guest(self, client: str) -> bool:
         """Whether a client partition is a guest."""
@@ -476,6 +486,10 @@ class System:
         if not any(lpar.name == client for lpar in self.config.lpar):
             names = ", ".join(lpar.name for lpar in self.config.lpar) or "none"
             raise LocalError(f'there is no client partition "{client}"; there are: {names}')
+        if client in self.guests:
+            if port not in ("0", "console"):
+                raise LocalError(f'{client} has no port "{port}"; a guest\'s console has only port 0')
+            return self.guests[client].console
         for device in self.devices:
             if device.row.section == "console" and device.client_adapter.partition.name == client:
                 found: OperatorPort = device.find_port(port)
@@ -523,6 +537,7 @@ class System:
                     "memory": lpar.memory,
                     "guest": lpar.guest,
                     "door": self.doors[lpar.name].entry() if lpar.name in self.doors else None,
+                    "linux": self.guests[lpar.name].entry() if lpar.name in self.guests else None,
                 }
                 for lpar in self.config.lpar
             ],

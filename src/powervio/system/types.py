@@ -89,7 +89,7 @@ TYPES: dict[str, DeviceType] = {}
 
 def register(row: DeviceType) -> None:
     """Add a row. Raises `LocalError` when the section is taken."""
-    if row.section in TYPES or row.section in ("name", "memory", "guest", "arch", "disk"):
+    if row.section in TYPES or row.section in ("name", "memory", "guest", "arch", "exec", "disk"):
         raise LocalError(f"[[lpar.{row.section}]] is taken already")
     TYPES[row.section] = row
 
