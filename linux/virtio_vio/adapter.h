@@ -150,6 +150,7 @@ struct vvio_adapter {
 	u64 offered;
 	u64 driver_features;	/* as the server was told, or is to be */
 	bool is_packed;
+	bool config_is_new;	/* and the driver was not told */
 	bool waits_for_room;	/* a message does, in front of kicks by Sub-CRQ (P5.16) */
 	u16 channel_generation;
 

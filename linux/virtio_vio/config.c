@@ -79,7 +79,8 @@ static void set_status(struct virtio_device *vdev, u8 status)
 	if (added & VIRTIO_CONFIG_S_DRIVER_OK)
 		goal = VVIO_LIVE;
 	if (goal && vvio_advance(adapter, goal)) {
-		dev_err(adapter->dev, "status %#x was not reached\n", status);
+		if (!adapter->is_lost)
+			dev_err(adapter->dev, "status %#x was not reached\n", status);
 		/* the core looks for FEATURES_OK, and nobody for the others */
 		status &= ~VIRTIO_CONFIG_S_FEATURES_OK;
 	}

@@ -392,18 +392,21 @@ static void follow_config(struct vvio_adapter *adapter)
 	bool stale;
 	u8 status;
 
-	spin_lock_irq(&adapter->crq_lock);
-	stale = adapter->config_stale && adapter->stage == VVIO_LIVE;
-	status = adapter->device_status;
-	if (stale)
-		adapter->config_stale = false;
-	spin_unlock_irq(&adapter->crq_lock);
-	if (!stale)
+	if (adapter->stage != VVIO_LIVE)
 		return;
-	if (status & NEEDS_RESET)
+	spin_lock_irq(&adapter->crq_lock);
+	stale = adapter->config_stale;
+	status = adapter->device_status;
+	adapter->config_stale = false;
+	spin_unlock_irq(&adapter->crq_lock);
+	if (stale && status & NEEDS_RESET)
 		vvio_failed(adapter, "the device needs a reset");
-	else if (!vvio_read_config(adapter))
+	else if (stale)
+		vvio_read_config(adapter);
+	if (adapter->config_is_new && adapter->stage == VVIO_LIVE) {
+		adapter->config_is_new = false;
 		virtio_config_changed(&adapter->vdev);
+	}
 }
 
 static void connection_work(struct work_struct *work)

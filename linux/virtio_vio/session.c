@@ -176,14 +176,20 @@ static int probe(struct vvio_adapter *adapter)
 	return take_header(adapter, reply.value);
 }
 
-static void take_config(struct vvio_adapter *adapter)
+/* Whether it is another now than what the driver knows. */
+static bool take_config(struct vvio_adapter *adapter)
 {
 	unsigned long flags;
+	bool is_new;
 
 	spin_lock_irqsave(&adapter->config_lock, flags);
-	memcpy(adapter->snapshot, adapter->config.cpu, adapter->config_length);
-	adapter->generation++;
+	is_new = memcmp(adapter->snapshot, adapter->config.cpu, adapter->config_length);
+	if (is_new) {
+		memcpy(adapter->snapshot, adapter->config.cpu, adapter->config_length);
+		adapter->generation++;
+	}
 	spin_unlock_irqrestore(&adapter->config_lock, flags);
+	return is_new;
 }
 
 static int acknowledge(struct vvio_adapter *adapter)
@@ -192,9 +198,11 @@ static int acknowledge(struct vvio_adapter *adapter)
 
 	err = vvio_request(adapter, VVIO_ACKNOWLEDGE, length_and(0, adapter->config_length),
 			   adapter->config.ioba, NULL);
-	if (!err)
-		take_config(adapter);
-	return err;
+	if (err)
+		return err;
+	if (take_config(adapter))
+		adapter->config_is_new = adapter->sessions;	/* the driver of an earlier one is to hear of it */
+	return 0;
 }
 
 static int driver_found(struct vvio_adapter *adapter)
@@ -301,13 +309,7 @@ static int driver_ok(struct vvio_adapter *adapter)
 	for (i = 0; i < adapter->queues_found; i++)
 		if (!adapter->queues[i]->is_reset)
 			vvio_queue_live(adapter->queues[i]);
-	if (adapter->sessions > 1) {
-		/* it may have changed while no server was there */
-		spin_lock_irq(&adapter->crq_lock);
-		adapter->config_stale = true;
-		spin_unlock_irq(&adapter->crq_lock);
-	}
-	vvio_wake(adapter);
+	vvio_wake(adapter);	/* the config space may be another already */
 	return 0;
 }
 
@@ -381,8 +383,8 @@ int vvio_read_config(struct vvio_adapter *adapter)
 {
 	int err = vvio_request(adapter, VVIO_CONFIG_READ, 0, 0, NULL);
 
-	if (!err)
-		take_config(adapter);
+	if (!err && take_config(adapter))
+		adapter->config_is_new = true;
 	return err;
 }
 
