@@ -12,7 +12,9 @@ import struct
 import subprocess
 import termios
 import time
-from contextlib import suppress
+from collections.abc import Iterator, Sequence
+from contextlib import closing, contextmanager, suppress
+from dataclasses import replace
 from fcntl import ioctl
 from pathlib import Path
 
@@ -20,8 +22,25 @@ import pytest
 from tests.boot.program import COMMAND, children, run, start, wait_until_gone
 from tests.vhost_user.linux_guest import admin_program
 
+from powervio.boot import run as run_boot
+from powervio.boot.guest import GuestFailed, Terminal
+from powervio.boot.machine import Arch, find
+from powervio.boot.processes import Disk
+from powervio.boot.transport import Served
+from powervio.system.booted import CRQ, GUEST, Session, started
+from powervio.system.threaded import ThreadedSystem
+
 MIB = 1 << 20
-BOTH = pytest.mark.parametrize("arch", ["x86_64", "ppc64le"])
+VHOST_USER = ("--transport", "vhost-user")
+WAYS = pytest.mark.parametrize(
+    ("arch", "way"),
+    [
+        ("x86_64", ()),
+        ("ppc64le", ()),
+        ("x86_64", VHOST_USER),
+        pytest.param("ppc64le", VHOST_USER, marks=pytest.mark.slow),
+    ],
+)
 pytestmark = pytest.mark.timeout(300)  # the first test fills the cache
 
 
@@ -37,8 +56,10 @@ def make_disk(folder: Path, content: bytes) -> Path:
     return image
 
 
-@BOTH
-def test_a_command_in_a_stock_kernel_reads_and_writes_our_disks(tmp_path: Path, boot_cache: Path, arch: str) -> None:
+@WAYS
+def test_a_command_in_a_stock_kernel_reads_and_writes_our_disks(
+    tmp_path: Path, boot_cache: Path, arch: str, way: tuple[str, ...]
+) -> None:
     content = os.urandom(3 * MIB)
     first = make_disk(tmp_path, content)
     second = tmp_path / "second.img"
@@ -48,15 +69,18 @@ def test_a_command_in_a_stock_kernel_reads_and_writes_our_disks(tmp_path: Path, 
         mount /dev/vda /mnt && sha256sum /mnt/file >&2 && echo new >/mnt/new
         echo ko >/dev/vdb || echo "READ-ONLY $(cat /sys/block/vdb/ro)" >&2
         uname -m >&2
+        echo "SERVED BY $(ls /sys/bus/virtio_vio/devices 2>/dev/null | wc -l) ADAPTERS" >&2
         echo '<0>kernel message' >/dev/kmsg
         cat /dev/vdb
         exit 7
     """
-    done = run(boot_cache, "--arch", arch, "--disk", str(first), "--disk", f"{second},readonly", "--exec", command)
+    disks = ("--disk", str(first), "--disk", f"{second},readonly")
+    done = run(boot_cache, *way, "--arch", arch, *disks, "--exec", command)
     said = done.stderr.decode()
     assert done.returncode == 7, said
     assert done.stdout == pattern  # every byte, and nothing else: no carriage return, no message of the kernel
-    for line in (f"{hashlib.sha256(content).hexdigest()}  /mnt/file", "READ-ONLY 1", f"\n{arch}\n"):
+    adapters = f"SERVED BY {0 if way else 2} ADAPTERS"
+    for line in (adapters, f"{hashlib.sha256(content).hexdigest()}  /mnt/file", "READ-ONLY 1", f"\n{arch}\n"):
         assert line in said
     assert "console" not in said
     # the file system was unmounted, and is as sound as it was
@@ -101,12 +125,16 @@ def test_a_guest_that_hangs_is_ended(boot_cache: Path, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGKILL])
-def test_a_signal_leaves_nothing_behind(boot_cache: Path, tmp_path: Path, number: signal.Signals) -> None:
+def test_a_signal_leaves_nothing_behind(
+    boot_cache: Path, tmp_path: Path, number: signal.Signals, monkeypatch: pytest.MonkeyPatch
+) -> None:
     image = make_disk(tmp_path, b"")
+    monkeypatch.setenv("XDG_RUNTIME_DIR", str(tmp_path))
+    run_folder = tmp_path / "powervio"
     logs = set(boot_cache.glob("logs/*"))
     process = start(boot_cache, "--arch", "x86_64", "--disk", str(image), "--exec", "sleep 600")
     theirs = children(process.pid)
-    assert len(theirs) == 2  # QEMU and a back end
+    assert len(theirs) == 1  # QEMU
     process.send_signal(number)
     assert process.wait(20) == (128 + number if number != signal.SIGKILL else -number)
     assert process.stderr is not None
@@ -115,11 +143,14 @@ def test_a_signal_leaves_nothing_behind(boot_cache: Path, tmp_path: Path, number
     wait_until_gone(theirs)
     if number != signal.SIGKILL:
         assert set(boot_cache.glob("logs/*")) <= logs
+        assert list(run_folder.iterdir()) == []
 
 
 def test_a_back_end_that_dies_ends_the_guest(boot_cache: Path, tmp_path: Path) -> None:
     image = make_disk(tmp_path, b"")
-    process = start(boot_cache, "--arch", "x86_64", "--disk", str(image), "--exec", "while :; do cat /dev/vda; done")
+    process = start(
+        boot_cache, *VHOST_USER, "--arch", "x86_64", "--disk", str(image), "--exec", "while :; do cat /dev/vda; done"
+    )
     theirs = children(process.pid)
     (back_end,) = [pid for pid in theirs if b"vhost-user\0block" in Path(f"/proc/{pid}/cmdline").read_bytes()]
     os.kill(back_end, signal.SIGKILL)
@@ -129,6 +160,29 @@ def test_a_back_end_that_dies_ends_the_guest(boot_cache: Path, tmp_path: Path) -
     assert process.wait(20) == 1
     assert f"powervio: disk {image}: its back end ended, killed by SIGKILL" in said
     wait_until_gone(theirs)
+
+
+@pytest.mark.slow
+def test_a_hypervisor_that_ends_the_session_ends_the_guest(boot_cache: Path, tmp_path: Path) -> None:
+    """The session alone: if the process of the hypervisor ends, so does QEMU, as above."""
+    disks = (Disk(str(make_disk(tmp_path, b""))),)
+    systems: list[ThreadedSystem] = []
+
+    @contextmanager
+    def serve(arch: Arch, memory: int, disks: Sequence[Disk]) -> Iterator[Served]:
+        with started(arch, memory, disks) as running, closing(Session(running.door(GUEST))) as session:
+            systems.append(running)
+            yield session.served()
+
+    def say(text: str) -> None:
+        if "running the command" in text:
+            systems[0].door(GUEST).close()
+
+    plan = run_boot.Plan(
+        find("x86_64"), 256 * MIB, boot_cache, replace(CRQ, serve=serve), disks, "sleep 600", timeout=60
+    )
+    with pytest.raises(GuestFailed, match=r"^the hypervisor has ended the guest's session"):
+        run_boot.run(plan, say, Terminal(0, 1))
 
 
 def test_what_qemu_says_when_it_does_not_start_is_told(boot_cache: Path, tmp_path: Path) -> None:

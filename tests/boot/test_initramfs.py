@@ -57,6 +57,14 @@ def test_the_root_has_the_command_as_a_file_and_nowhere_else() -> None:
     assert initramfs.pack(nodes.values()).count(b"070701") >= len(nodes)
 
 
+@pytest.mark.parametrize("adapters", [0, 2])
+def test_the_block_driver_is_loaded_last_and_of_adapters_when_they_have_come(adapters: int) -> None:
+    script = root.init(root.Task(b"token", "true", adapters=adapters))
+    subprocess.run(["sh", "-n"], input=script.encode(), check=True)
+    assert script.index("insmod $module") < script.index("powervio.control") < script.index("insmod $blk")
+    assert ("-ge 2 ]" in script) == ("virtio_blk/bind" in script) == (adapters == 2)
+
+
 def test_the_shell_s_script_is_sound() -> None:
     script = root.init(root.Task(b"token", None, "a'b"))
     subprocess.run(["sh", "-n"], input=script.encode(), check=True)

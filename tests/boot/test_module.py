@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import platform
+import re
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -13,17 +16,6 @@ from powervio.boot import machine, module
 from powervio.boot.cache import Cache, Kernel
 from powervio.boot.module import Compiler, Sources
 from powervio.errors import LocalError
-
-TRIVIAL = """\
-// SPDX-License-Identifier: GPL-2.0
-#include <linux/module.h>
-#include <linux/virtio.h>
-
-static struct virtio_driver trivial = { .driver.name = "trivial" };
-module_virtio_driver(trivial);
-MODULE_DESCRIPTION("does nothing");
-MODULE_LICENSE("GPL");
-"""
 
 
 @pytest.fixture
@@ -173,22 +165,56 @@ def test_a_module_is_loaded_right_after_what_it_needs(tmp_path: Path) -> None:
 
 
 @pytest.mark.timeout(300)  # the first test fills the cache
-@pytest.mark.parametrize("arch", ["x86_64", "ppc64le"])
-def test_a_module_builds_for_debian_s_kernel_without_a_warning(tmp_path: Path, boot_cache: Path, arch: str) -> None:
-    folder = tmp_path / "trivial"
-    folder.mkdir()
-    (folder / "Makefile").write_text("obj-m := trivial.o\n")
-    (folder / "trivial.c").write_text(TRIVIAL)
-    trivial = Sources(folder, "trivial")
-    kernel, _ = Cache(boot_cache, print).get(machine.find(arch), sources=trivial)
-    assert built_for(kernel, "trivial") == f"vermagic={kernel.package.removeprefix('linux-image-')}"
-    scratch = tmp_path / "scratch"
+@pytest.mark.parametrize("name", ["x86_64", "ppc64le"])
+def test_our_driver_builds_for_debian_s_kernel_without_a_warning(tmp_path: Path, boot_cache: Path, name: str) -> None:
+    arch = machine.find(name)
+    kernel, _ = Cache(boot_cache, print).get(arch, sources=module.sources())
+    check_build(kernel, arch, tmp_path)
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(600)
+def test_our_driver_builds_for_a_newer_kernel(tmp_path: Path, boot_cache: Path) -> None:
+    """6.12, which bookworm has in its security archive, or the machine's own kernel where that is newer."""
+    listed = subprocess.run(["apt-cache", "pkgnames", "linux-image-6."], capture_output=True, text=True, check=True)
+    names = re.findall(r"^linux-image-6\.(\d\d)\.\S*-cloud-amd64$", listed.stdout, re.MULTILINE)
+    assert names, "this machine's sources have no kernel from 6.10 on"
+    (newest,) = sorted(re.findall(rf"^linux-image-6\.{max(names)}\.\S*-cloud-amd64$", listed.stdout, re.MULTILINE))[-1:]
+    subprocess.run(["apt-get", "-q", "download", newest], cwd=tmp_path, check=True, capture_output=True, timeout=200)
+    (deb,) = tmp_path.glob("*.deb")
+    kernel, _ = Cache(boot_cache, print).get(ARCH, deb=deb, sources=module.sources())
+    check_build(kernel, ARCH, tmp_path)
+
+
+def check_build(kernel: Kernel, arch: machine.Arch, folder: Path) -> None:
+    driver = next(path for path in kernel.modules if path.stem == module.NAME)
+    made_for = kernel.package.removeprefix("linux-image-")
+    assert f"vermagic={made_for} ".encode() in driver.read_bytes()
+    scratch = folder / "scratch"
     scratch.mkdir()
-    headers = kernel.image.parent / "headers"
-    _, said = module.build(trivial, machine.find(arch), headers, scratch, print, warnings=True)
+    _, said = module.build(module.sources(), arch, kernel.image.parent / "headers", scratch, print, warnings=True)
     assert "warning:" not in said, said
 
 
-def built_for(kernel: Kernel, name: str) -> str:
-    content = next(path for path in kernel.modules if path.stem == name).read_bytes()
-    return content[content.index(b"vermagic=") :].split(b" ")[0].decode()
+def test_an_installed_package_has_the_sources(tmp_path: Path) -> None:
+    root = Path(__file__).parents[2]
+    done = subprocess.run(
+        [sys.executable, "-c", BUILD, tmp_path / "lib"], cwd=root, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    installed = Sources(tmp_path / "lib/powervio/boot" / module.NAME)
+    assert installed.digest() == module.sources().digest()
+
+
+BUILD = """
+import sys
+from setuptools import Distribution
+distribution = Distribution()
+distribution.parse_config_files()
+distribution.ext_modules = None
+distribution.script_name = "setup.py"
+command = distribution.get_command_obj("build_py")
+command.build_lib = sys.argv[1]
+command.ensure_finalized()
+command.run()
+"""

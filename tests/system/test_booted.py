@@ -54,8 +54,10 @@ def test_a_session_that_the_hypervisor_ends_is_seen(house: House) -> None:
         session = Session(running.door(GUEST))
         try:
             assert not select.select([session], [], [], 0.2)[0]  # the greeting is for QEMU
+            assert not session.has_failed()
             running.door(GUEST).close()
             assert select.select([session], [], [], 10)[0]
+            assert session.has_failed()
         finally:
             session.close()
     assert session.say_why() == "the hypervisor has ended the guest's session"

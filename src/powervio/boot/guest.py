@@ -271,6 +271,9 @@ class Guest:
         reason = reason_of_end(self._log_path.read_bytes())
         if reason is not None:
             return GuestFailed(f"the guest died {when}: {reason}".replace(" :", ":"))
+        for other in self._watched:
+            if other.has_failed():
+                return GuestFailed(other.say_why())
         self._complaints.seek(0)
         said = [line for line in self._complaints.read().decode(errors="replace").splitlines() if line.strip()]
         if self._process.returncode:

@@ -142,6 +142,10 @@ class BackEnd:
         if status:
             raise LocalError(self._complaint())
 
+    def has_failed(self) -> bool:
+        """Whether it has ended, and not well."""
+        return bool(self.process.poll())
+
     def say_why(self) -> str:
         """Why it has ended, in its own words."""
         while self._hear(0.1) and self.process.poll() is None:

@@ -22,7 +22,7 @@ OUTPUT = "powervio.output"
 ERRORS = "powervio.errors"
 
 DISKS_LIMIT = 30
-"""Seconds that the guest waits for its disks: some drivers connect to them when they have been loaded."""
+"""Seconds that the guest waits for its adapters to connect."""
 _END_LIMIT = 60
 """Seconds that the guest waits until the host has read everything."""
 
@@ -41,7 +41,12 @@ for number in 0 1 2; do ln -s fd/$number /dev/$(echo stdin stdout stderr | cut -
 ln -s /proc/mounts /etc/mtab
 hostname guest
 ip link set lo up
-for module in /modules/*; do insmod $module; done
+for module in /modules/*; do
+    case $module in
+        *-virtio_blk.ko) blk=$module ;;
+        *) insmod $module ;;
+    esac
+done
 port() { # NAME: where it is, as soon as it is there
     for tries in $(seq 200); do
         for port in /sys/class/virtio-ports/*; do
@@ -56,16 +61,25 @@ exec 5<>$(port powervio.control)
 cd /root
 """
 
-_DISKS = f"""\
-have_disks() {{ # COUNT
-    for tries in $(seq {DISKS_LIMIT * 20}); do
-        disks=$(ls -d /sys/block/vd* 2>/dev/null | wc -l)
-        [ $disks -ge $1 ] && return
-        sleep 0.05
-    done
-    echo "disks $disks" >&5
-}}
+_LOAD = """\
+if [ -n "$blk" ]; then insmod $blk; fi
 """
+
+_NAME = f"""\
+count=0
+for tries in $(seq {DISKS_LIMIT * 20}); do
+    count=$(ls -d /sys/bus/virtio_vio/devices/*/virtio* 2>/dev/null | wc -l)
+    [ $count -ge @ ] && break
+    sleep 0.05
+done
+[ $count -ge @ ] || echo "disks $count" >&5
+echo 0 >/sys/bus/virtio/drivers_autoprobe
+{_LOAD}for device in /sys/bus/virtio_vio/devices/*/virtio*; do
+    echo ${{device##*/}} >/sys/bus/virtio/drivers/virtio_blk/bind
+done
+echo 1 >/sys/bus/virtio/drivers_autoprobe
+"""
+"""Adapters connect in any order; disks are to have their names in the order of the adapters' slots."""
 
 _COMMAND = f"""\
 mkfifo /run/output /run/errors
@@ -125,14 +139,14 @@ class Task:
     """For its shell; None is an interactive shell on its console."""
     terminal: str = "dumb"
     """TERM, what kind of terminal the console is."""
-    disks: int = 0
-    """How many it waits for."""
+    adapters: int = 0
+    """How many adapters of `virtio_vio` it waits for, each of which is a disk."""
 
 
 def init(task: Task) -> str:
     """The script of the first process."""
     terminal = f"export TERM={shlex.quote(task.terminal)}\n"
-    disks = f"{_DISKS}have_disks {task.disks}\n" if task.disks else ""
+    disks = _NAME.replace("@", str(task.adapters)) if task.adapters else _LOAD
     return f"{_BEGIN}{disks}{terminal}{_SHELL if task.command is None else _COMMAND}/sbin/poweroff\n"
 
 

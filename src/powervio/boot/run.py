@@ -75,7 +75,8 @@ def _boot(
     errors: int,
 ) -> int:
     token = secrets.token_hex(16).encode()
-    task = root.Task(token, plan.command, os.environ.get("TERM", "dumb"), len(plan.disks))
+    adapters = 0 if plan.transport.driver is None else len(plan.disks)
+    task = root.Task(token, plan.command, os.environ.get("TERM", "dumb"), adapters)
     with ExitStack() as undo:
         archive = _in_memory(_archive(task, kernel, busybox))
         undo.callback(os.close, archive)

@@ -23,6 +23,9 @@ class Watched(Protocol):
     def fileno(self) -> int:
         """A descriptor that becomes readable when it has ended."""
 
+    def has_failed(self) -> bool:
+        """Whether it has ended otherwise than because QEMU has."""
+
     def say_why(self) -> str:
         """Why it has ended."""
 

@@ -54,7 +54,11 @@ COMMAND_LIMIT = 3600.0
     metavar="DEB|auto",
     help="A package of a Debian kernel; auto is the newest when the cache was filled.",
 )
-@click.option("--refresh", is_flag=True, help="Fetch the newest kernel and busybox, whatever the cache has.")
+@click.option(
+    "--refresh",
+    is_flag=True,
+    help="Fetch the newest kernel and busybox, whatever the cache has; build the driver anew.",
+)
 @click.option(
     "--cache",
     "folder",
@@ -65,7 +69,7 @@ COMMAND_LIMIT = 3600.0
 @click.option(
     "--transport",
     type=click.Choice(list(TRANSPORTS)),
-    default="vhost-user",
+    default="crq",
     show_default=True,
     help="How the guest reaches its disks. crq: as on PowerVM, virtio over CRQ and TCEs by the driver virtio_vio, which"
     " is built for its kernel (gcc and make); hypervisor and VIO server are in this process. vhost-user: the kernel's"
@@ -93,9 +97,9 @@ def boot(
       powervio boot --arch ppc64le --disk disk.img \\
           --exec 'mount /dev/vda /mnt && cat /mnt/file'   output and exit status are CMD's
 
-    Kernel and busybox are packages of this machine's Debian sources, for the guest's architecture. They are fetched
-    once, and nothing is installed. Each disk is served by a `powervio vhost-user block` of its own. /mnt is there to
-    mount at; the rest of the guest is busybox in memory, and is gone with it.
+    Kernel, headers and busybox are packages of this machine's Debian sources, for the guest's architecture. They are
+    fetched once, and nothing is installed; the guest's driver is built once. /mnt is there to mount at; the rest of the
+    guest is busybox in memory, and is gone with it.
 
     Exit status: that of CMD; 1 if the guest fails, and then the file of its console is named. Ctrl-C turns the guest
     off.

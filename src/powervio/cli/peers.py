@@ -39,7 +39,7 @@ class Peer:
 PYTHON_H = Path(sysconfig.get_path("include"), "Python.h")
 
 PEERS = (
-    Peer("gcc", "gcc", "the compiled hot path", tests=True),
+    Peer("gcc", "gcc", "the compiled hot path; boot: the driver of guests", tests=True),
     Peer("stdio.h", "libc6-dev", "the compiled hot path", tests=True, file=Path("/usr/include/stdio.h")),
     Peer("Python.h", "python3-dev", "the compiled hot path", tests=True, file=PYTHON_H),
     Peer("mke2fs", "e2fsprogs", "file systems on served disks, in demo and tests", tests=True),
@@ -59,6 +59,8 @@ PEERS = (
     Peer("apt-get", "apt", "boot: kernels and busybox, fetched into a cache", tests=True),
     Peer("dpkg-deb", "dpkg", "boot: what is in these packages", tests=True),
     Peer("setpriv", "util-linux", "boot: guests that end when powervio is killed", tests=True),
+    Peer("make", "make", "boot: the driver of guests, built for their kernel", tests=True),
+    Peer("powerpc64le-linux-gnu-gcc", "gcc-powerpc64le-linux-gnu", "the same for boot --arch ppc64le", tests=True),
     Peer("busybox", "busybox-static", "the programs of a small Linux guest", tests=True),
     Peer("cpio", "cpio", "the root file system of a small Linux guest", tests=True),
     Peer("dpdk-testpmd", "dpdk-dev", "DPDK's virtio-user driver at vhost-user network devices", tests=True),

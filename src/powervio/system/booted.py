@@ -63,6 +63,10 @@ class Session:
         """Readable when the hypervisor has ended the session."""
         return self._poll.fileno()
 
+    def has_failed(self) -> bool:
+        """Whether it has; QEMU's end does not end it, since this process has the connection too."""
+        return bool(self._poll.poll(0))
+
     def say_why(self) -> str:
         """For the guest's user."""
         return "the hypervisor has ended the guest's session"
