@@ -22,6 +22,13 @@ _skips_fail = any(os.environ.get(name) for name in ("CI", "POWERVIO_CHECK"))
 _skipped: list[str] = []
 
 
+@pytest.fixture(scope="session")
+def boot_cache(pytestconfig: pytest.Config) -> Path:
+    """One cache of kernels for all tests of a run, kept between runs; with its limits a boot cannot hold up a run."""
+    assert pytestconfig.cache is not None
+    return Path(pytestconfig.cache.mkdir("linux"))
+
+
 @pytest.fixture
 def memory_folder() -> Iterator[Path]:
     """A folder whose files are in memory (tmpfs)."""

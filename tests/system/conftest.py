@@ -22,10 +22,3 @@ def house() -> Iterator[House]:
     finally:
         made.close()
         shutil.rmtree(folder)
-
-
-@pytest.fixture(scope="session")
-def boot_cache(pytestconfig: pytest.Config) -> Path:
-    """The kernels of tests/boot."""
-    assert pytestconfig.cache is not None
-    return Path(pytestconfig.cache.mkdir("linux"))

@@ -22,7 +22,7 @@ OUTPUT = "powervio.output"
 ERRORS = "powervio.errors"
 
 DISKS_LIMIT = 30
-"""Seconds that the guest waits for its adapters to connect."""
+"""Seconds that the guest waits for the adapters of its disks to connect."""
 _END_LIMIT = 60
 """Seconds that the guest waits until the host has read everything."""
 
@@ -66,15 +66,17 @@ if [ -n "$blk" ]; then insmod $blk; fi
 """
 
 _NAME = f"""\
+disks() {{ grep -lx 0x0002 /sys/bus/virtio_vio/devices/*/virtio*/device 2>/dev/null; }}
 count=0
 for tries in $(seq {DISKS_LIMIT * 20}); do
-    count=$(ls -d /sys/bus/virtio_vio/devices/*/virtio* 2>/dev/null | wc -l)
+    count=$(disks | wc -l)
     [ $count -ge @ ] && break
     sleep 0.05
 done
 [ $count -ge @ ] || echo "disks $count" >&5
 echo 0 >/sys/bus/virtio/drivers_autoprobe
-{_LOAD}for device in /sys/bus/virtio_vio/devices/*/virtio*; do
+{_LOAD}for file in $(disks); do
+    device=${{file%/device}}
     echo ${{device##*/}} >/sys/bus/virtio/drivers/virtio_blk/bind
 done
 echo 1 >/sys/bus/virtio/drivers_autoprobe
@@ -140,7 +142,7 @@ class Task:
     terminal: str = "dumb"
     """TERM, what kind of terminal the console is."""
     adapters: int = 0
-    """How many adapters of `virtio_vio` it waits for, each of which is a disk."""
+    """How many disks it waits for that are adapters of `virtio_vio`."""
 
 
 def init(task: Task) -> str:

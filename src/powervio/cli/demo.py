@@ -11,10 +11,13 @@ from rich.console import Console
 from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn
 from rich.text import Text
 
+from powervio.boot import machine
+from powervio.boot.cache import default_folder
 from powervio.cli import peers
 from powervio.cli.costs import cost_table
 from powervio.errors import LocalError
 from powervio.evaluate.demo import Programs, Report, Watcher, run_demo
+from powervio.evaluate.guest_demo import run_guest_demo
 from powervio.evaluate.handshake import Step
 
 _WIDTH = 78
@@ -35,25 +38,71 @@ def _path(context: click.Context, parameter: click.Parameter, value: str | None)
     metavar="FILE",
     help="Work on this disk image (read only; it is not changed) and not on one made from the project's files.",
 )
-@click.option("--revision", type=click.IntRange(0, 1), default=0, show_default=True, help="Of the protocol.")
+@click.option("--revision", type=click.IntRange(0, 1), help="Of the protocol; 0 if not given.")
+@click.option("--guest", is_flag=True, help="Let a stock Linux kernel in QEMU be the client, as `powervio boot` does.")
+@click.option(
+    "--arch", metavar="|".join(machine.ARCHES), help="With --guest: its architecture; this machine's or x86_64."
+)
+@click.option(
+    "--cache",
+    type=click.Path(file_okay=False, path_type=Path),
+    metavar="FOLDER",
+    help="With --guest: where kernels are kept, if not where `powervio boot` has them.",
+)
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object and nothing else.")
-def demo(image: Path | None, revision: int, as_json: bool) -> None:
+def demo(
+    image: Path | None, revision: int | None, guest: bool, arch: str | None, cache: Path | None, as_json: bool
+) -> None:
     """Show the whole of it in a few seconds.
 
     A hypervisor, a VIO server and a client partition are started; they configure a disk as the protocol says; the
     client reads an image, writes it to a second disk, discards, zeroes; and the costs are counted. The exit status is 0
     if every digest agreed and e2fsck found the copy clean.
+
+    With --guest the client is a virtual machine: the guest's own block driver reads, mounts and copies the image.
     """
+    if guest and revision is not None:
+        raise click.UsageError("--revision is for clients of powervio's own: a guest's driver takes the newest")
+    if not guest and (arch or cache):
+        raise click.UsageError(f"{'--arch' if arch else '--cache'} is for demo --guest")
     found = {peer.name: peer.find() for peer in peers.PEERS}
     programs = Programs(found["mke2fs"], found["e2fsck"])
+    if guest:
+        chosen = machine.find(arch or machine.of_this_machine())
+        _finish(*_run_guest(programs, image, chosen, cache or default_folder(), as_json))
+    else:
+        _finish(*_run(programs, image, revision or 0, as_json))
+
+
+def _run(
+    programs: Programs, image: Path | None, revision: int, as_json: bool
+) -> tuple[Report, dict[str, object] | None]:
     if as_json:
         report = run_demo(programs, image, revision, Watcher())
-        click.echo(json.dumps(report.as_json(), indent=2))
-    else:
-        screen = _Screen(Console(highlight=False))
-        with screen:
-            report = run_demo(programs, image, revision, screen)
-        screen.figures(report)
+        return report, report.as_json()
+    screen = _Screen(Console(highlight=False))
+    with screen:
+        report = run_demo(programs, image, revision, screen)
+    screen.figures(report)
+    return report, None
+
+
+def _run_guest(
+    programs: Programs, image: Path | None, arch: machine.Arch, cache: Path, as_json: bool
+) -> tuple[Report, dict[str, object] | None]:
+    if as_json:
+        found = run_guest_demo(programs, image, arch, cache, Watcher())
+        return found.report, found.as_json()
+    screen = _Screen(Console(highlight=False))
+    with screen:
+        found = run_guest_demo(programs, image, arch, cache, screen)
+    screen.figures(found.report, "Cost of a direct read of 4 KiB by the guest, both partitions together")
+    return found.report, None
+
+
+def _finish(report: Report, values: dict[str, object] | None) -> None:
+    if values is not None:
+        click.echo(json.dumps(values, indent=2))
     if report.failures:
         raise LocalError("; ".join(report.failures))
 
@@ -147,11 +196,12 @@ class _Screen(Watcher):
         self._progress.update(self._task, visible=False)
         self.note(f"{self._what}: {result}")
 
-    def figures(self, report: Report) -> None:
+    def figures(self, report: Report, title: str = "Cost of a random read of 4 KiB, both partitions together") -> None:
         """Costs, rates, and the verdict."""
         if report.costs:
-            self._title("Cost of a random read of 4 KiB, both partitions together")
+            self._title(title)
             self.console.print(cost_table(report.costs, narrow=self._width < _WIDTH))
+        if report.rates:
             rates = ", ".join(f"{rate:,.0f}/s at depth {depth}" for depth, rate in report.rates.items())
             hot_path = "compiled" if report.compiled else "interpreted"
             self.console.print(f"In one thread, hot path {hot_path}: {rates}.")

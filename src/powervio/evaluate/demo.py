@@ -154,20 +154,23 @@ def run_demo(programs: Programs, image: Path | None, revision: int, watcher: Wat
     report = Report(revision=revision)
     try:
         with scratch_folder("powervio-demo-") as folder:
-            _Demo(programs, image, folder, report, watcher).run()
+            Demo(programs, image, folder, report, watcher).run()
     except OSError as error:
         raise LocalError(f"the demo failed: {error}") from error
     report.seconds = time.monotonic() - began
     return report
 
 
-class _Demo:
+class Demo:
+    """The parts, with a client of powervio's own."""
+
     def __init__(self, programs: Programs, image: Path | None, folder: Path, report: Report, watcher: Watcher) -> None:
         self.programs = programs
         self.image = image
         self.folder = folder
         self.report = report
         self.watcher = watcher
+        self.limit = WORK_LIMIT
         self.work = 0
         """Bytes that are worked on."""
 
@@ -178,19 +181,21 @@ class _Demo:
         with open_image(path, read_only=True) as source:
             if not source.size:
                 raise LocalError(f"image {path} is empty: there is nothing to read")
-            self.work = min(source.size, WORK_LIMIT)
+            self.work = min(source.size, self.limit)
             self.report.image = "the project's files as ext4" if self.image is None else str(path)
             self.report.image_bytes = source.size
             self._check_room()
             if self.work < source.size:
-                self.watcher.note(f"{path} has {source.size} bytes; only the first {WORK_LIMIT >> 30} GiB is worked on")
+                self.watcher.note(
+                    f"{path} has {source.size} bytes; only the first {self.limit >> 20} MiB are worked on"
+                )
             self.report.digest = _digest(path, self.work)
-            with open_image(scratch, create_size=self.work) as target:
-                self._use_disks(source, target)
-            self.report.written_matches = _digest(scratch, self.work) == self.report.digest
-            self.watcher.note(f"second disk's file: sha256 {'equal' if self.report.written_matches else 'DIFFERENT'}")
-            self._check_file_system(path, scratch)
-            self._count(source)
+        open_image(scratch, create_size=self.work).close()
+        self.use(path, scratch)
+        self.report.written_matches = _digest(scratch, self.work) == self.report.digest
+        self.watcher.note(f"second disk's file: sha256 {'equal' if self.report.written_matches else 'DIFFERENT'}")
+        self._check_file_system(path, scratch)
+        self.count(path)
 
     def _make_image(self) -> Path:
         mke2fs = self.programs.mke2fs
@@ -216,6 +221,11 @@ class _Demo:
             )
 
     # The two disks
+
+    def use(self, path: Path, scratch: Path) -> None:
+        """Read the image, and write it to the second disk."""
+        with open_image(path, read_only=True) as source, open_image(scratch) as target:
+            self._use_disks(source, target)
 
     def _use_disks(self, source: Image, target: Image) -> None:
         with Rig(threaded=True) as rig:
@@ -339,11 +349,16 @@ class _Demo:
                 if not report.image_was_clean:
                     self.watcher.note("the image was not clean to begin with; its copy is the same")
 
-    def _count(self, source: Image) -> None:
-        """What a random read of 4 KiB costs, and how many there are in a second."""
-        if source.size < 4096:
+    def count(self, path: Path) -> None:
+        """What a read of 4 KiB costs."""
+        if self.report.image_bytes < 4096:
             self.watcher.note("no costs: the image is smaller than one block of 4 KiB")
             return
+        with open_image(path, read_only=True) as source:
+            self._count(source)
+
+    def _count(self, source: Image) -> None:
+        """What a random read costs, and how many there are in a second."""
         self.report.costs = count_costs(source, self.report.revision, redirect=True)
         rows = measure_rates(
             source, _RATE_SECONDS, self.report.revision, schedules=("one_thread",), styles=("batch",), numbered=False
