@@ -165,6 +165,28 @@ def test_guest_is_asked_to_let_go_of_a_disk(house: House, way: str, monkeypatch:
     run(declared(house), scenario)
 
 
+def test_guest_keeps_a_disk_whose_server_is_terminated_and_hears_what_ours_only_have(house: House) -> None:
+    async def scenario(system: System) -> None:
+        guest = await asyncio.to_thread(ReleasingGuest, system.doors["guest1"])
+        try:
+            await asyncio.to_thread(wait_for, lambda: guest.end.running)
+            options = {"image": str(house.folder / "x.img"), "size": MIB, "nbd": str(house.folder / "x.sock")}
+            with pytest.raises(LocalError) as caught:
+                await system.plug.attach("guest1", options)
+            assert str(caught.value) == (
+                "disk.nbd: the partition is a guest, and the disk is for programs in the guest"
+            )
+            await system.servers.terminate("vios1")
+            assert [entry["state"] for entry in system.report()["adapters"]] == ["waiting", "closed"]
+            with pytest.raises(LocalError, match=r"cannot write what it has for it while vios1 is terminated"):
+                await system.plug.detach(system.disks[0])
+            await system.plug.detach(system.disks[0], force=True)
+        finally:
+            guest.close()
+
+    run(declared(house), scenario)
+
+
 def test_disk_that_no_guest_uses_is_detached_at_once(house: House) -> None:
     async def scenario(system: System) -> None:
         await system.plug.detach(system.disks[0])

@@ -139,6 +139,7 @@ def test_guest_that_cannot_be_booted_says_why_and_may_be_tried_again(house: Hous
     wait_for(lambda: linux(house)["state"] == "terminated")
     assert house.refused("terminate", "guest1") == "guest1 is terminated already"
     assert "guest1 is terminated: " in house.ok("ps")
+    assert house.ok("console", "guest1") == ""  # it does not wait for a guest that is not there
     assert house.refused("terminate", "guest2").startswith("guest2 is a guest that somebody else starts and ends")
     assert house.refused("console", "guest1", "--port", "7").startswith('guest1 has no port "7"')
     house.end(process)
@@ -185,7 +186,7 @@ def test_console_keeps_the_last_output_until_somebody_attaches_and_then_waits_fo
             read += len(console.from_driver.take(16384))
             await asyncio.sleep(0.001)
         console.close()
-        assert console.closings == 1
+        assert (console.closings, console.removed) == (1, True)
         console.detach()
         for fd in (reading, writing, typed, typing):
             os.close(fd)

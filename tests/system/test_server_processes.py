@@ -100,6 +100,7 @@ def test_other_path_goes_on_when_a_server_is_killed_and_the_image_stays_locked(h
         await asyncio.wait_for(write, 20)
         with pytest.raises(ImageBusy):
             open_image(house.folder / "disk.img")
+        await until(system, ServerState.TERMINATED)
         await system.servers.boot("vios1")
         os.kill(pid_of(system, "vios2"), signal.SIGKILL)
         await until(system, ServerState.TERMINATED, "vios2")
@@ -129,6 +130,23 @@ def test_disks_come_grow_and_go_at_a_server_in_a_process(house: House) -> None:
 
     run(declared(house), scenario)
     assert more.read_bytes()[-BLOCK:] == b"z" * BLOCK
+
+
+def test_server_that_is_killed_while_it_should_let_a_disk_go_keeps_nothing_of_it(house: House) -> None:
+    async def scenario(system: System) -> None:
+        (disk,) = system.disks
+        os.kill(pid_of(system), signal.SIGSTOP)
+        detaching = asyncio.ensure_future(system.plug.detach(disk, force=True))
+        await asyncio.sleep(0.1)
+        assert not detaching.done()
+        os.kill(pid_of(system), signal.SIGKILL)
+        await detaching
+        assert not system.disks
+        await until(system, ServerState.TERMINATED)
+        await system.servers.boot("vios1")
+        await system.plug.attach("client1", {"image": str(house.folder / "disk.img")})
+
+    run(declared(house), scenario)
 
 
 def test_qcow2_of_a_server_that_is_killed_is_opened_by_its_successor(house: House) -> None:

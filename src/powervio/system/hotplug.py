@@ -15,6 +15,7 @@ from __future__ import annotations
 import asyncio
 import os
 from collections.abc import Coroutine
+from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 
 import msgspec
@@ -25,6 +26,7 @@ from powervio.system.control import Handler
 from powervio.system.disks import ServedDisk, ServedPath, capacity_of, make_disk, resize_images
 from powervio.system.guest_end import GuestDriver, GuestEnd
 from powervio.system.load import with_disk, without_disk
+from powervio.system.server_process import ServerGone
 
 if TYPE_CHECKING:
     from powervio.system.system import System
@@ -215,6 +217,12 @@ class HotPlug:
         hypervisor, adapter = self._system.hypervisor, disk.client_adapter
         if not adapter.registered:
             return
+        vios = disk.paths[0].vios
+        if not self._system.servers.runs(vios):
+            raise LocalError(
+                f"{disk.name} is still in use by its guest, which cannot write what it has for it while {vios} is"
+                f" {self._system.servers.state(vios).value}; --force unplugs it all the same"
+            )
         hypervisor.ask_release(adapter, wanted=True)
         try:
             async with asyncio.timeout(RELEASE_LIMIT):
@@ -253,9 +261,13 @@ class HotPlug:
         try:
             try:
                 await system.in_partition(path.vios, path.server_end.retire)
+            except ServerGone:
+                return
             except LocalError:
                 self._unplug(disk)
-                await system.in_partition(path.vios, path.server_end.retire)
+                if system.servers.runs(path.vios):
+                    with suppress(ServerGone):
+                        await system.in_partition(path.vios, path.server_end.retire)
         except TimeoutError:
             self._unplug(disk)
             raise LocalError(

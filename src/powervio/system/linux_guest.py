@@ -50,13 +50,14 @@ class GuestConsole:
     """The operator's side of a guest's console (`OperatorPort`), in the event loop's thread."""
 
     can_close = True
-    removed = False
 
     def __init__(self) -> None:
         self.to_driver = ByteQueue()
         self.from_driver = ByteQueue(_ROOM)
         self.closings = 0
         """Ends of guests."""
+        self.removed = True
+        """Whether there is no guest; what the last one said can be read."""
         self.on_change: Callable[[], None] | None = None
         self._attached = False
         self._source = self._sink = -1
@@ -88,7 +89,7 @@ class GuestConsole:
 
     def open(self, source: int, sink: int) -> None:
         """A guest begins: a terminal's master that its output is read from, and a non-blocking descriptor for input."""
-        self._source, self._sink = source, sink
+        self._source, self._sink, self.removed = source, sink, False
         self.from_driver.take(_ROOM)
         self.to_driver.take(len(self.to_driver))
         self.resize(*self._size)
@@ -104,6 +105,7 @@ class GuestConsole:
         loop.remove_writer(self._sink)
         self._source = self._sink = -1
         self.closings += 1
+        self.removed = True
         if self.on_change is not None:
             self.on_change()
 

@@ -75,7 +75,8 @@ async def operate(port: OperatorPort, reader: asyncio.StreamReader, writer: asyn
                 writer.write(frame(DATA, data))
                 await writer.drain()
             elif closed:
-                writer.write(frame(CLOSED, b"the port was removed" if port.removed else b"the client closed it"))
+                why = b"nobody is there any more" if port.removed else b"the client closed it"
+                writer.write(frame(CLOSED, why))
                 await writer.drain()
                 return
             elif port.can_close or not ended.is_set():

@@ -45,6 +45,10 @@ END_LIMIT = 5.0
 _LOOK_AGAIN = 0.01
 
 
+class ServerGone(LocalError):
+    """The process has ended: nothing that it served is served any more."""
+
+
 class ServerProcess:
     """One VIO server's process: started, killed and started again any number of times. Used in one event loop, but
     `call`, which blocks and is for other threads."""
@@ -140,6 +144,11 @@ class ServerProcess:
         if self._child is not None:
             self._child.kill()
 
+    async def noticed(self) -> None:
+        """If the process has ended just now: until that is known here, too."""
+        if self._child is not None and self._child.poll() is not None:
+            await self._ended.wait()
+
     async def ended(self) -> None:
         """Wait until the process has ended, if there is one."""
         if self._child is not None:
@@ -186,9 +195,9 @@ class ServerProcess:
     def call(self, request: say.Request, fds: Sequence[int] = (), *, limit: float = CALL_LIMIT) -> dict[str, Any]:
         """Ask for something and wait for the answer; in a thread that may wait.
 
-        Raises `LocalError`, `OSError`, and `TimeoutError` when it takes longer than `limit` seconds.
+        Raises `LocalError`, `ServerGone`, `OSError`, and `TimeoutError` when it takes longer than `limit` seconds.
         """
-        gone = LocalError(f"VIO server {self.name}: its process has ended")
+        gone = ServerGone(f"VIO server {self.name}: its process has ended")
         deadline = time.monotonic() + limit
         if not self._lock.acquire(timeout=limit):
             raise TimeoutError(f"VIO server {self.name} did not answer within {limit:g} s")
@@ -285,7 +294,7 @@ class RemoteDiskEnd:
 
     def close(self) -> None:
         """See `DiskEnd.close`; harmless when the process has ended, which closes everything."""
-        if self._process.pid is not None:
+        with suppress(ServerGone):
             self._do("close")
 
     def resize_image(self, size: int) -> None:

@@ -64,7 +64,8 @@ class Servers:
     def state(self, name: str) -> ServerState:
         """Where a VIO server stands. Raises `LocalError` for a name that none has."""
         if name not in self._states:
-            raise LocalError(f'there is no VIO server "{name}"; expected one of: {", ".join(self._states)}')
+            known = ", ".join([*self._states, *self._system.guests])
+            raise LocalError(f'there is no VIO server "{name}"; expected one of: {known}')
         return self._states[name]
 
     def runs(self, name: str) -> bool:
@@ -143,6 +144,8 @@ class Servers:
         the server runs.
         """
         self._check_free(name)
+        if name in self._system.processes:
+            await self._system.processes[name].noticed()
         if self.state(name) is not ServerState.TERMINATED:
             raise LocalError(f"VIO server {name} is {self.state(name).value}; only one that was terminated can boot")
         self._states[name] = ServerState.BOOTING
