@@ -180,6 +180,8 @@ def test_guest_keeps_a_disk_whose_server_is_terminated_and_hears_what_ours_only_
             assert [entry["state"] for entry in system.report()["adapters"]] == ["waiting", "closed"]
             with pytest.raises(LocalError, match=r"cannot write what it has for it while vios1 is terminated"):
                 await system.plug.detach(system.disks[0])
+            await asyncio.to_thread(wait_for, lambda: not guest.end.running)
+            await asyncio.to_thread(guest.kernel.call, lambda: None)  # it has done with FF01
             await system.plug.detach(system.disks[0], force=True)
         finally:
             guest.close()
