@@ -53,6 +53,7 @@ static int add(struct vvio_hv *hv, const struct vvio_node *node)
 	vdev->dev.release = release;
 	vdev->dma_mask = DMA_BIT_MASK(64);
 	vdev->dev.dma_mask = &vdev->dma_mask;
+	vdev->dev.dma_parms = &vdev->dma_parameters;
 	vdev->dev.coherent_dma_mask = DMA_BIT_MASK(64);
 	dev_set_name(&vdev->dev, "%x.%x", node->unit_address, node->liobn);
 	err = device_register(&vdev->dev);

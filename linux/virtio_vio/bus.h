@@ -21,6 +21,7 @@ struct vvio_device {
 	struct vvio_node node;
 	bool unplugged;
 	u64 dma_mask;
+	struct device_dma_parameters dma_parameters;
 };
 
 #define to_vvio_device(dev_) container_of(dev_, struct vvio_device, dev)
