@@ -21,10 +21,6 @@ bool vvio_indirect;
 module_param_named(indirect, vvio_indirect, bool, 0444);
 MODULE_PARM_DESC(indirect, "Indirect tables with split rings: fewer entries for each request, another copy for the server");
 
-unsigned int vvio_queue_size = 1024;
-module_param_named(queue_size, vvio_queue_size, uint, 0444);
-MODULE_PARM_DESC(queue_size, "Most entries of a queue, a power of two");
-
 /* -- in sysfs */
 
 static ssize_t state_show(struct device *dev, struct device_attribute *attr, char *buffer)
@@ -140,8 +136,8 @@ void vvio_adapter_lost(struct vvio_device *device, const char *why)
 	struct vvio_adapter *adapter;
 	unsigned long flags;
 
-	device_lock(&device->dev);
-	adapter = to_adapter(&device->dev);
+	mutex_lock(&device->lock);
+	adapter = device->adapter;
 	if (adapter && !adapter->is_lost) {
 		dev_err(adapter->dev, "lost: %s\n", why);
 		spin_lock_irqsave(&adapter->crq_lock, flags);
@@ -154,7 +150,7 @@ void vvio_adapter_lost(struct vvio_device *device, const char *why)
 		wake_up_all(&adapter->changed);
 		schedule_work(&adapter->fail_work);
 	}
-	device_unlock(&device->dev);
+	mutex_unlock(&device->lock);
 }
 
 /* -- the bus device */
@@ -196,6 +192,7 @@ static int probe(struct device *dev)
 	init_waitqueue_head(&adapter->changed);
 	INIT_WORK(&adapter->attach, attach);
 	INIT_WORK(&adapter->fail_work, fail_work);
+	vvio_call(adapter->hv, PAPR_FREE_CRQ, adapter->unit_address);	/* of an earlier life: it is harmless else */
 	err = vvio_dma_init(&adapter->dma, dev, adapter->hv, device->node.liobn, device->node.window);
 	if (err)
 		goto no_window;
@@ -206,6 +203,9 @@ static int probe(struct device *dev)
 	if (err)
 		goto no_memory;
 	dev_set_drvdata(dev, adapter);
+	mutex_lock(&device->lock);
+	device->adapter = adapter;
+	mutex_unlock(&device->lock);
 	set_dma_ops(dev, &vvio_dma_ops);
 	dma_set_max_seg_size(dev, UINT_MAX);
 	mutex_lock(&adapter->session);
@@ -233,6 +233,9 @@ static int remove(struct device *dev)
 	WRITE_ONCE(adapter->is_lost, true);
 	vvio_connection_close(adapter);
 	mutex_unlock(&adapter->session);
+	mutex_lock(&adapter->device->lock);
+	adapter->device->adapter = NULL;
+	mutex_unlock(&adapter->device->lock);
 	vvio_connection_exit(adapter);
 	cancel_work_sync(&adapter->fail_work);
 	put_memory(adapter);

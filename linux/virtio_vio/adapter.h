@@ -171,7 +171,6 @@ struct vvio_adapter {
 
 extern int vvio_revision;
 extern bool vvio_packed, vvio_indirect;
-extern unsigned int vvio_queue_size;
 
 #define vdev_to_adapter(vdev_) container_of(vdev_, struct vvio_adapter, vdev)
 

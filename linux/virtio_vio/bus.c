@@ -28,6 +28,9 @@ static struct attribute *vvio_attrs[] = {
 };
 ATTRIBUTE_GROUPS(vvio);
 
+static LIST_HEAD(all);
+static DEFINE_MUTEX(all_lock);
+
 struct bus_type vvio_bus = {
 	.name = "virtio_vio",
 	.dev_groups = vvio_groups,
@@ -36,6 +39,27 @@ struct bus_type vvio_bus = {
 static void release(struct device *dev)
 {
 	kfree(to_vvio_device(dev));
+}
+
+static void unregister(struct vvio_device *vdev)
+{
+	device_unregister(&vdev->dev);
+	mutex_lock(&all_lock);
+	list_del(&vdev->all);
+	mutex_unlock(&all_lock);
+	put_device(&vdev->dev);		/* of the list */
+}
+
+/* In a work of its own: a server that goes away meanwhile does not keep the tree's news from anybody. */
+static void let_go(struct work_struct *work)
+{
+	struct vvio_device *vdev = container_of(work, struct vvio_device, release);
+	struct vvio_hv *hv = vdev->hv;
+
+	unregister(vdev);
+	put_device(&vdev->dev);
+	if (hv->follow)
+		schedule_work(hv->follow);	/* the hypervisor may have thought better of it */
 }
 
 static int add(struct vvio_hv *hv, const struct vvio_node *node)
@@ -51,23 +75,28 @@ static int add(struct vvio_hv *hv, const struct vvio_node *node)
 	vdev->dev.bus = &vvio_bus;
 	vdev->dev.parent = hv->dev;
 	vdev->dev.release = release;
+	INIT_WORK(&vdev->release, let_go);
 	vdev->dma_mask = DMA_BIT_MASK(64);
 	vdev->dev.dma_mask = &vdev->dma_mask;
 	vdev->dev.dma_parms = &vdev->dma_parameters;
 	vdev->dev.coherent_dma_mask = DMA_BIT_MASK(64);
 	dev_set_name(&vdev->dev, "%x.%x", node->unit_address, node->liobn);
-	err = device_register(&vdev->dev);
-	if (err)
-		put_device(&vdev->dev);
+	mutex_init(&vdev->lock);
+	device_initialize(&vdev->dev);
+	get_device(&vdev->dev);		/* of the list */
+	mutex_lock(&all_lock);
+	list_add_tail(&vdev->all, &all);
+	mutex_unlock(&all_lock);
+	err = device_add(&vdev->dev);
+	if (!err)
+		return 0;
+	mutex_lock(&all_lock);
+	list_del(&vdev->all);
+	mutex_unlock(&all_lock);
+	put_device(&vdev->dev);
+	put_device(&vdev->dev);
 	return err;
 }
-
-struct looking_for {
-	struct vvio_hv *hv;
-	const struct vvio_node *nodes;
-	unsigned int count;
-	struct device *found;
-};
 
 static bool is_same(const struct vvio_node *one, const struct vvio_node *other)
 {
@@ -76,37 +105,45 @@ static bool is_same(const struct vvio_node *one, const struct vvio_node *other)
 	       one->interrupt == other->interrupt && one->window == other->window;
 }
 
-static const struct vvio_node *named(struct vvio_device *vdev, const struct looking_for *wanted)
+static const struct vvio_node *named(struct vvio_device *vdev, const struct vvio_node *nodes, unsigned int count)
 {
 	unsigned int i;
 
-	for (i = 0; i < wanted->count; i++)
-		if (is_same(&vdev->node, &wanted->nodes[i]))
-			return &wanted->nodes[i];
+	for (i = 0; i < count; i++)
+		if (is_same(&vdev->node, &nodes[i]))
+			return &nodes[i];
 	return NULL;
 }
 
-static int has_to_go(struct device *dev, void *data)
+/* The next adapter that has to go, with a reference; NULL when there is none. */
+static struct vvio_device *next_to_go(struct vvio_hv *hv, const struct vvio_node *nodes, unsigned int count)
 {
-	struct vvio_device *vdev = to_vvio_device(dev);
-	struct looking_for *wanted = data;
-	const struct vvio_node *node;
+	struct vvio_device *vdev, *found = NULL;
 
-	if (vdev->hv != wanted->hv || vdev->unplugged)
-		return 0;
-	node = named(vdev, wanted);
-	if (node && !node->release)
-		return 0;
-	wanted->found = get_device(dev);
-	return 1;
+	mutex_lock(&all_lock);
+	list_for_each_entry(vdev, &all, all) {
+		const struct vvio_node *node = named(vdev, nodes, count);
+
+		if (vdev->hv != hv || vdev->unplugged || (node && (!node->release || vdev->is_leaving)))
+			continue;
+		found = vdev;
+		get_device(&found->dev);
+		break;
+	}
+	mutex_unlock(&all_lock);
+	return found;
 }
 
-static int is_this(struct device *dev, void *data)
+static bool is_there(struct vvio_hv *hv, const struct vvio_node *node)
 {
-	struct vvio_device *vdev = to_vvio_device(dev);
-	struct looking_for *wanted = data;
+	struct vvio_device *vdev;
+	bool found = false;
 
-	return vdev->hv == wanted->hv && is_same(&vdev->node, wanted->nodes);
+	mutex_lock(&all_lock);
+	list_for_each_entry(vdev, &all, all)
+		found |= vdev->hv == hv && is_same(&vdev->node, node);
+	mutex_unlock(&all_lock);
+	return found;
 }
 
 /**
@@ -119,23 +156,27 @@ static int is_this(struct device *dev, void *data)
  */
 void vvio_bus_follow(struct vvio_hv *hv, const struct vvio_node *nodes, unsigned int count)
 {
-	struct looking_for wanted = { hv, nodes, count };
+	struct vvio_device *vdev;
 	unsigned int i;
 	int err;
 
-	while (wanted.found = NULL, bus_for_each_dev(&vvio_bus, NULL, &wanted, has_to_go)) {
-		/* one that is to be let go of still works: its driver writes what is cached */
-		if (!named(to_vvio_device(wanted.found), &wanted)) {
-			to_vvio_device(wanted.found)->unplugged = true;
-			vvio_adapter_lost(to_vvio_device(wanted.found), "it was unplugged");
+	while ((vdev = next_to_go(hv, nodes, count))) {
+		if (named(vdev, nodes, count)) {
+			/* it still works: its driver writes what is cached */
+			vdev->is_leaving = true;
+			schedule_work(&vdev->release);	/* which has the reference */
+			continue;
 		}
-		device_unregister(wanted.found);
-		put_device(wanted.found);
+		vdev->unplugged = true;
+		vvio_adapter_lost(vdev, "it was unplugged");	/* so that one that is leaving gets on with it */
+		if (vdev->is_leaving)
+			flush_work(&vdev->release);
+		else
+			unregister(vdev);
+		put_device(&vdev->dev);
 	}
 	for (i = 0; i < count; i++) {
-		struct looking_for one = { hv, &nodes[i], 1 };
-
-		if (nodes[i].release || bus_for_each_dev(&vvio_bus, NULL, &one, is_this))
+		if (nodes[i].release || is_there(hv, &nodes[i]))
 			continue;
 		err = add(hv, &nodes[i]);
 		if (err)
@@ -143,11 +184,22 @@ void vvio_bus_follow(struct vvio_hv *hv, const struct vvio_node *nodes, unsigned
 	}
 }
 
-static int lost(struct device *dev, void *data)
+/**
+ * vvio_bus_leave - let go of all adapters of a hypervisor, in an orderly way
+ * @hv: the hypervisor
+ */
+void vvio_bus_leave(struct vvio_hv *hv)
 {
-	if (to_vvio_device(dev)->hv == data)
-		vvio_adapter_lost(to_vvio_device(dev), "the hypervisor is gone");
-	return 0;
+	struct vvio_device *vdev;
+
+	while ((vdev = next_to_go(hv, NULL, 0))) {
+		vdev->unplugged = true;
+		if (vdev->is_leaving)
+			flush_work(&vdev->release);
+		else
+			unregister(vdev);
+		put_device(&vdev->dev);
+	}
 }
 
 /**
@@ -156,5 +208,11 @@ static int lost(struct device *dev, void *data)
  */
 void vvio_bus_dead(struct vvio_hv *hv)
 {
-	bus_for_each_dev(&vvio_bus, NULL, hv, lost);
+	struct vvio_device *vdev;
+
+	mutex_lock(&all_lock);
+	list_for_each_entry(vdev, &all, all)
+		if (vdev->hv == hv)
+			vvio_adapter_lost(vdev, "the hypervisor is gone");
+	mutex_unlock(&all_lock);
 }

@@ -262,6 +262,18 @@ const struct vvio_hv_ops gate_ops = {
 	.table = gate_table,
 };
 
+/* The session is QEMU's: an earlier driver, or kernel, may have posted hcalls in it (G5.2). */
+static void find_place(struct gateway *gate)
+{
+	unsigned int i;
+
+	for (i = 0; i < gate->count; i++)
+		gate->number = max(gate->number, le64_to_cpu(READ_ONCE(gate->slots[i].posted)));
+	gate->reaped = gate->number;
+	if (gate->number && !wait_done(gate, gate->number, true, LIMIT_NS))
+		dev_warn(&gate->pdev->dev, "hcalls of an earlier driver are not answered\n");
+}
+
 int gate_calls_init(struct gateway *gate)
 {
 	spin_lock_init(&gate->lock);
@@ -269,7 +281,10 @@ int gate_calls_init(struct gateway *gate)
 	timer_setup(&gate->reaper, reap_later, 0);
 	gate->progress = jiffies;
 	gate->posted = kcalloc(gate->count, sizeof(*gate->posted), GFP_KERNEL);
-	return gate->posted ? 0 : -ENOMEM;
+	if (!gate->posted)
+		return -ENOMEM;
+	find_place(gate);
+	return 0;
 }
 
 void gate_calls_exit(struct gateway *gate)

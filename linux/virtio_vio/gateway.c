@@ -198,6 +198,7 @@ static int gate_probe(struct pci_dev *pdev, const struct pci_device_id *id)
 	gate->pdev = pdev;
 	gate->hv.ops = &gate_ops;
 	gate->hv.dev = &pdev->dev;
+	gate->hv.follow = &gate->tree_work;
 	gate->registers = pcim_iomap(pdev, 0, 0);
 	if (!gate->registers || pci_resource_len(pdev, 2) < sizeof(struct gate_header))
 		return -ENODEV;
@@ -247,7 +248,8 @@ static void gate_remove(struct pci_dev *pdev)
 
 	gate_free_source(&gate->hv, &gate->tree_source);
 	cancel_work_sync(&gate->tree_work);
-	vvio_bus_follow(&gate->hv, NULL, 0);
+	vvio_bus_leave(&gate->hv);
+	cancel_work_sync(&gate->tree_work);	/* who let go of an adapter asked for it */
 	cancel_delayed_work_sync(&gate->watchdog);
 	gate_interrupts_exit(gate);
 	gate_calls_exit(gate);

@@ -7,6 +7,7 @@
 #include <linux/kernel.h>
 #include <linux/list.h>
 #include <linux/types.h>
+#include <linux/workqueue.h>
 
 #include "papr.h"
 
@@ -60,11 +61,13 @@ struct vvio_hv_ops {
  * struct vvio_hv - a hypervisor
  * @ops: the way to it
  * @dev: what messages are about
+ * @follow: looks at the device tree again, NULL if nobody has to
  * @dead: it does not answer any more, and never will
  */
 struct vvio_hv {
 	const struct vvio_hv_ops *ops;
 	struct device *dev;
+	struct work_struct *follow;
 	bool dead;
 };
 

@@ -137,7 +137,7 @@ static void phyp_remove(struct vio_dev *vio)
 {
 	struct phyp *phyp = dev_get_drvdata(&vio->dev);
 
-	vvio_bus_follow(&phyp->hv, NULL, 0);
+	vvio_bus_leave(&phyp->hv);
 }
 
 static const struct vio_device_id phyp_ids[] = {

@@ -140,7 +140,7 @@ static int take_header(struct vvio_adapter *adapter, int revision)
 		adapter->device_id = id;
 		adapter->revision = revision;
 		adapter->queue_count = queues;
-		adapter->queue_size = revision ? min(size, vvio_queue_size) : size;
+		adapter->queue_size = size;	/* a request of the device's may need all of it */
 		adapter->config_length = config;
 		adapter->is_packed = revision && vvio_packed && offered & BIT_ULL(VIRTIO_F_RING_PACKED);
 	}

@@ -294,6 +294,24 @@ void tce_flush(struct tce_window *window)
 	spin_unlock_irqrestore(&window->lock, flags);
 }
 
+/* An earlier kernel, or driver, may have left entries; nobody may use what they name now. */
+static int wipe(struct tce_window *window)
+{
+	unsigned long first, count;
+
+	for (first = 0; first < window->pages; first += count) {
+		s64 code;
+
+		count = min_t(unsigned long, window->pages - first, TCE_LIST_MAX);
+		code = vvio_call(window->hv, PAPR_STUFF_TCE, window->liobn, (u64)first << TCE_SHIFT, 0, count);
+		if (code) {
+			dev_err(window->dev, "H_STUFF_TCE returned %lld\n", code);
+			return -EIO;
+		}
+	}
+	return 0;
+}
+
 int tce_init(struct tce_window *window, struct device *dev, struct vvio_hv *hv, u32 liobn, u64 size)
 {
 	unsigned int i;
@@ -307,6 +325,10 @@ int tce_init(struct tce_window *window, struct device *dev, struct vvio_hv *hv, 
 	window->taken = bitmap_zalloc(window->pages, GFP_KERNEL);
 	if (!window->taken)
 		return -ENOMEM;
+	if (wipe(window)) {
+		bitmap_free(window->taken);
+		return -EIO;
+	}
 	__set_bit(0, window->taken);	/* so that address 0 means nothing */
 	window->list = window->lists;
 	for (i = 0; i < TCE_LISTS && !window->table; i++) {
