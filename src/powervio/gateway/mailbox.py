@@ -71,17 +71,13 @@ class Mailbox:
         self._call = call
         self._served = 0
 
-    def turn(self, limit: int, spin_ns: int = 0) -> tuple[bool, bool]:
-        """Answer at most `limit` hcalls; `(whether there is more, whether the partition sleeps for one of these)`.
-
-        When there is nothing it looks for another `spin_ns` nanoseconds, without the interpreter lock.
-        """
+    def turn(self, limit: int) -> tuple[bool, bool]:
+        """Answer at most `limit` hcalls; `(whether there is more, whether the partition sleeps for one of these)`."""
         left: cython.longlong = limit
-        spin: cython.ulonglong = spin_ns
         wake: cython.bint = False
         st32(self._region, _AWAKE, 1)
         while left > 0:
-            if not self._is_posted() and not self._appears(spin):
+            if not self._is_posted():
                 st32(self._region, _AWAKE, 0)
                 fence()
                 if not self._is_posted():
@@ -91,6 +87,21 @@ class Mailbox:
                 wake = True
             left -= 1
         return True, wake  # awake stays set: there is another turn
+
+    def look(self, spin_ns: int) -> bool:
+        """Look for the next hcall for so many nanoseconds, without the interpreter lock; whether there is one.
+
+        Meanwhile the partition need not ring (G5.7).
+        """
+        spin: cython.ulonglong = spin_ns
+        found: cython.bint
+        st32(self._region, _AWAKE, 1)
+        found = self._appears(spin)
+        if not found:
+            st32(self._region, _AWAKE, 0)
+            fence()
+            found = self._is_posted()
+        return bool(found)
 
     @property
     def served(self) -> int:
@@ -119,8 +130,6 @@ class Mailbox:
     def _appears(self, spin: cython.ulonglong) -> cython.bint:
         end: cython.ulonglong
         found: cython.bint = False
-        if spin == 0:
-            return False
         with cython.nogil:
             end = clock_ns() + spin
             while not found and clock_ns() < end:

@@ -22,6 +22,7 @@ from collections.abc import Callable, Iterable, Sequence
 
 from powervio.errors import LocalError
 from powervio.gateway import ivshmem, layout
+from powervio.gateway.hosted import Hosted
 from powervio.gateway.layout import Layout, MapEntry
 from powervio.gateway.session import Session
 from powervio.phyp.partition import Partition
@@ -32,6 +33,8 @@ TURN = 64
 """hcalls of one partition that are answered before the next partition has its turn."""
 CHECK_SECONDS = 0.25
 """How often each partition's memory file is looked at: whether it is as long as it was."""
+_SLICE = 20_000
+"""Nanoseconds of looking at a ring before descriptors are looked at, too."""
 _CREDENTIALS = struct.Struct("=iII")
 _BACKLOG = 4
 
@@ -170,11 +173,11 @@ class Door:
     def _ring(self) -> None:
         self._gateway.ready[self] = None
 
-    def turn(self, limit: int, spin_ns: int) -> bool:
+    def turn(self, limit: int) -> bool:
         """Answer some hcalls; whether there are more."""
         if self.session is None or not self.check():
             return False
-        return self.session.turn(limit, spin_ns)
+        return self.session.turn(limit)
 
     def look(self) -> None:
         """End the session of a partition whose memory has become less."""
@@ -243,18 +246,25 @@ class Gateway:
     """All doors of one hypervisor. `poll` is one pass; `start` runs it in a thread."""
 
     def __init__(self, *, turn: int = TURN, spin_us: int = 0) -> None:
-        """`spin_us`: microseconds that are spent looking for a partition's next hcall when no other one waits."""
+        """`spin_us`: microseconds for which the thread goes on looking after it had something to do, before it sleeps.
+
+        A processor that sleeps is slow to wake, and slow for a while after. What is spent is at most one processor, and
+        only while partitions have something to do at least this often.
+        """
         self.lock = threading.RLock()
         """Held while the gateway works; `add` and `remove` take it."""
         self.ready: dict[Door, None] = {}
         """Whose turn it is, in order."""
         self.doors: list[Door] = []
         self._turn = turn
-        self._spin = spin_us * 1000
+        self._spin = spin_us * 1e-6
+        self._spin_until = 0.0
         self._epoll = select.epoll()
         self._calls: dict[int, Callable[[], None]] = {}
         self._wake = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
         self.watch(self._wake, self._woken)
+        self.hosted = Hosted(self._epoll, lambda: os.eventfd_write(self._wake, 1))
+        """Partitions of this process that run in the gateway's thread."""
         self._thread: threading.Thread | None = None
         self._stopping = False
         self._next_check = 0.0
@@ -317,7 +327,7 @@ class Gateway:
     def poll(self, timeout: float | None = 0.0) -> bool:
         """One pass: who comes and goes, and a turn for each partition that rang. Waits at most `timeout` seconds for
         something to do. Whether a partition has more to do."""
-        events = self._epoll.poll(0.0 if self.ready else CHECK_SECONDS if timeout is None else timeout)
+        events = self._epoll.poll(self._wait(timeout))
         with self.lock:
             now = time.monotonic()
             if now >= self._next_check:
@@ -328,11 +338,28 @@ class Gateway:
                 call = self._calls.get(fd)
                 if call is not None:  # it may have been ended by one before it
                     call()
+            if events or self.ready:
+                self._spin_until = now + self._spin
             for door in list(self.ready):
                 del self.ready[door]
-                if door.turn(self._turn, 0 if self.ready else self._spin):
+                if door.turn(self._turn):
                     self.ready[door] = None
-            return bool(self.ready)
+        self.hosted.run(events)
+        return bool(self.ready)
+
+    def _wait(self, timeout: float | None) -> float:
+        """How long to wait for something to do, in seconds; looks for it first, if there was something lately."""
+        if self.ready:
+            return 0.0
+        longest = self.hosted.timeout(CHECK_SECONDS if timeout is None else timeout)
+        if not longest or time.monotonic() >= self._spin_until:
+            return longest
+        sessions = [(door, door.session) for door in self.doors if door.session is not None]
+        if len(sessions) == 1:  # of several each is heard of by its doorbell
+            door, session = sessions[0]
+            if session.mailbox.look(_SLICE):
+                self.ready[door] = None
+        return 0.0
 
     def _woken(self) -> None:
         with contextlib.suppress(BlockingIOError):
@@ -342,6 +369,7 @@ class Gateway:
         """Run in a thread."""
         self._stopping = False
         self._thread = threading.Thread(target=self._run, name="gateway", daemon=True)
+        self.hosted.thread = self._thread
         self._thread.start()
 
     def _run(self) -> None:
@@ -358,6 +386,7 @@ class Gateway:
             self._stopping = True
             os.eventfd_write(self._wake, 1)
             thread.join()
+            self.hosted.thread = None
 
     def close(self) -> None:
         """End the thread and all doors."""

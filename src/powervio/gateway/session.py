@@ -61,9 +61,9 @@ class Session:
         """The partition's eventfds, vector by vector; the second is its external interrupt line itself."""
         return [self._call, self.partition.interrupts.fd, *self._sources]
 
-    def turn(self, limit: int, spin_ns: int = 0) -> bool:
+    def turn(self, limit: int) -> bool:
         """Answer at most `limit` hcalls; whether there are more."""
-        more, wake = self.mailbox.turn(limit, spin_ns)
+        more, wake = self.mailbox.turn(limit)
         if wake:
             event_signal(self._call)
         return more

@@ -54,6 +54,10 @@ class Size(int):
         return cls(found)
 
 
+POLL = 500
+"""See `SystemSection.poll`."""
+
+
 class _Section(Struct, forbid_unknown_fields=True, kw_only=True):
     """Unknown fields are mistakes: a misspelt option must not be ignored."""
 
@@ -63,6 +67,9 @@ class SystemSection(_Section):
 
     name: Name | None = None
     """What `powervio ps` and `down` call it; the file's name without ".toml" if it is not given."""
+    poll: Annotated[int, Meta(ge=0, le=100_000)] = POLL
+    """Microseconds for which the hypervisor goes on looking, on a processor of its own, after a guest had something for
+    it; then it sleeps until it is woken, which takes longer."""
 
 
 class Vios(_Section):
@@ -209,6 +216,8 @@ class Config:
     path: str | None = None
     """The same as an absolute path, if it was read from a file."""
     pool: list[StoragePool] = field(default_factory=list)
+    poll: int = POLL
+    """Microseconds."""
 
     def devices(self) -> Iterator[tuple[str, Lpar, DeviceType, AdapterSection]]:
         """Every device of the table of types, with its path in the file, its client and its row."""

@@ -78,10 +78,11 @@ def parse(text: str, file: str, folder: Path, *, look_at_disks: bool = True) -> 
     problems = list(pool_problems(pools, declared.lpar if look_at_disks else []))
     if problems:
         raise ConfigError(file, problems)
+    name, poll = declared.system.name or default_name(file), declared.system.poll
     if not look_at_disks:
-        return Config(declared.system.name or default_name(file), declared.vios, [], file, pool=pools)
+        return Config(name, declared.vios, [], file, pool=pools, poll=poll)
     lpars = [_with_absolute_paths(lpar, folder, pools) for lpar in declared.lpar]
-    config = Config(declared.system.name or default_name(file), declared.vios, lpars, file, pool=pools)
+    config = Config(name, declared.vios, lpars, file, pool=pools, poll=poll)
     problems = list(config_problems(config))
     if problems:
         raise ConfigError(file, problems)

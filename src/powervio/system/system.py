@@ -52,7 +52,7 @@ from powervio.system.types import AdapterSection, DeviceType
 from powervio.system.vterm import ServedVterm
 from powervio.transport.crq.client import ClientState
 from powervio.transport.crq.server import VirtioCrq
-from powervio.vio.kernel import PartitionKernel
+from powervio.vio.kernel import Host, PartitionKernel
 
 T = TypeVar("T")
 _log = logging.getLogger(__name__)
@@ -175,7 +175,7 @@ class System:
     def gateway(self) -> Gateway:
         """What has the doors of partitions that run elsewhere, made when it is first needed."""
         if self._gateway is None:
-            self._gateway = Gateway()
+            self._gateway = Gateway(spin_us=self.config.poll)
             self._later("the gateway", asyncio.to_thread, self._gateway.close)
             self._gateway.start()
         return self._gateway
@@ -315,9 +315,15 @@ class System:
         for server in self._served_by(name):
             server.start()
         if next(vios.thread for vios in self.config.vios if vios.name == name):
-            kernel.start()
+            kernel.start(self._host())
         else:
             kernel.attach(asyncio.get_running_loop())
+
+    def _host(self) -> Host | None:
+        """Whose thread a VIO server's is: the gateway's if it is the only one and all its clients are guests, for then
+        nobody else waits while it serves, and no other thread has to be woken for what a guest posts."""
+        has_only_guests = all(lpar.guest for lpar in self.config.lpar)
+        return self.gateway().hosted if len(self.config.vios) == 1 and has_only_guests else None
 
     async def _run_server(self, name: str) -> None:
         await self.run_server(name)

@@ -1,7 +1,7 @@
 """The core of a partition's operating system: interrupts by H_XIRR and H_EOI, timers, and work from other threads.
 
-One `PartitionKernel` serves one partition, always in one thread: its own (`run`), an asyncio loop's (`attach`), or a
-test that calls `poll` of several partitions in turn, which makes every run the same.
+One `PartitionKernel` serves one partition, always in one thread: its own or a host's (`start`), an asyncio loop's
+(`attach`), or a test that calls `poll` of several partitions in turn, which makes every run the same.
 """
 
 from __future__ import annotations
@@ -13,11 +13,39 @@ import select
 import threading
 import time
 from collections.abc import Callable
+from typing import Any, Protocol
 
 from powervio.papr.port import HcallPort
 from powervio.vio.dispatcher import Dispatcher, Timer
 from powervio.vio.dma import DmaSpace, PartitionPages
 from powervio.vio.engine import EngineWindow
+
+
+class Cancellable(Protocol):
+    """A timer of a loop."""
+
+    def cancel(self) -> None:
+        """Not at all."""
+
+
+class Host(Protocol):
+    """A loop that runs in one thread, and partitions in it."""
+
+    @property
+    def thread(self) -> threading.Thread | None:
+        """The thread, None while it does not run."""
+
+    def add_reader(self, fd: int, call: Callable[..., object], *arguments: Any) -> object:
+        """Call whenever the descriptor is readable."""
+
+    def remove_reader(self, fd: int) -> object:
+        """End that."""
+
+    def call_later(self, delay: float, call: Callable[[], object]) -> Cancellable:
+        """Call after `delay` seconds."""
+
+    def call_soon_threadsafe(self, call: Callable[[], object]) -> object:
+        """Call in the thread, from any thread."""
 
 
 class PartitionKernel:
@@ -54,8 +82,9 @@ class PartitionKernel:
         self._thread: threading.Thread | None = None
         self._stopping = False
         self._closed = False
-        self._loop: asyncio.AbstractEventLoop | None = None
-        self._loop_timer: asyncio.TimerHandle | None = None
+        self._host: Host | None = None
+        self._loop: asyncio.AbstractEventLoop | Host | None = None
+        self._loop_timer: Cancellable | None = None
 
     def request_interrupt(self, source: int, handler: Callable[[], None]) -> None:
         """Call `handler` for an interrupt source. It empties its queue; it is called once before and once after
@@ -155,8 +184,12 @@ class PartitionKernel:
 
     # -- a thread of its own
 
-    def start(self) -> None:
-        """Run the partition in a thread of its own."""
+    def start(self, host: Host | None = None) -> None:
+        """Run the partition in a thread of its own, or in that of `host`, which runs."""
+        if host is not None:
+            self._host, self._thread = host, host.thread
+            host.call_soon_threadsafe(lambda: self.attach(host))
+            return
         self._stopping = False
         self._thread = threading.Thread(target=self._run, name=f"partition-{self.port.partition_name}", daemon=True)
         self._thread.start()
@@ -175,6 +208,13 @@ class PartitionKernel:
         """
         thread = self._thread
         if thread is None:
+            return True
+        if self._host is not None:
+            try:
+                self.call(self.detach, timeout)
+            except TimeoutError:
+                return False
+            self._host = self._thread = None
             return True
         self._stopping = True
         self._wake()
@@ -212,8 +252,8 @@ class PartitionKernel:
 
     # -- in an asyncio loop
 
-    def attach(self, loop: asyncio.AbstractEventLoop) -> None:
-        """Let an asyncio loop drive the partition."""
+    def attach(self, loop: asyncio.AbstractEventLoop | Host) -> None:
+        """Let a loop drive the partition."""
         self._loop = loop
         loop.add_reader(self._line_fd, self._loop_poll)
         loop.add_reader(self._wake_fd, self._loop_wake)
