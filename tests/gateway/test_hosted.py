@@ -1,0 +1,126 @@
+"""A VIO server in the gateway's thread, and that thread's looking before it sleeps."""
+
+from __future__ import annotations
+
+import os
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from tests.gateway.harness import MIB, House, wait_until
+
+from powervio.devices.block import BlockDevice
+from powervio.gateway import layout
+from powervio.gateway.mailbox import Mailbox
+from powervio.gateway.server import Gateway
+from powervio.storage.image import open_image
+from powervio.transport.crq.server import VirtioCrq
+from powervio.vio.kernel import PartitionKernel
+
+pytestmark = pytest.mark.dual
+
+
+@pytest.fixture
+def gateway() -> Iterator[Gateway]:
+    with Gateway() as gateway:
+        gateway.start()
+        yield gateway
+
+
+class Reader(BlockDevice):
+    """A disk that tells who serves it."""
+
+    served_by: threading.Thread | None = None
+
+    def process(self, queue: object) -> None:
+        self.served_by = threading.current_thread()
+        super().process(queue)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("spin_us", [0, 500])
+def test_server_in_the_gateways_thread_serves_a_client_process(tmp_path: Path, spin_us: int) -> None:
+    image = tmp_path / "disk.img"
+    image.write_bytes(bytes(4 * MIB))
+    with House(tmp_path) as house, open_image(image) as opened:
+        house.gateway.close()
+        house.gateway = Gateway(spin_us=spin_us)
+        door = house.door(house.client)
+        kernel = PartitionKernel(house.server.port)
+        house.at_end(kernel.close)
+        device = Reader(opened)
+        VirtioCrq(kernel, house.server_adapter.node, device).start()
+        house.gateway.start()
+        kernel.start(house.gateway.hosted)
+        client = house.process("disk", door)
+        assert client.ask("write 0 200 7 32") == "good"
+        assert client.ask("check 0 200 7 1") == "good"
+        assert device.served_by is house.gateway.hosted.thread
+        assert kernel.threaded
+        assert kernel.call(threading.current_thread) is house.gateway.hosted.thread
+        assert kernel.stop()
+        assert not kernel.threaded
+        assert kernel.call(threading.current_thread) is threading.current_thread()
+
+
+def test_stop_of_a_hosted_kernel_says_so_when_the_thread_is_busy(tmp_path: Path, gateway: Gateway) -> None:
+    with House(tmp_path) as house:
+        kernel = PartitionKernel(house.server.port)
+        kernel.start(gateway.hosted)
+        go_on, there = threading.Event(), threading.Event()
+
+        def work() -> None:
+            there.set()
+            go_on.wait(60)
+
+        kernel.call_soon_threadsafe(work)
+        assert there.wait(60)
+        assert not kernel.stop(0.01)
+        go_on.set()
+        assert kernel.stop()
+        kernel.close()
+
+
+def test_timers_are_called_in_order_and_not_when_cancelled(gateway: Gateway) -> None:
+    called: list[str] = []
+
+    def begin() -> None:
+        gateway.hosted.call_later(0.02, lambda: called.append("second"))
+        gateway.hosted.call_later(0.01, lambda: called.append("first"))
+        gateway.hosted.call_later(0.0, lambda: called.append("never")).cancel()
+
+    gateway.hosted.call_soon_threadsafe(begin)
+    wait_until(lambda: len(called) == 2, "nothing was called")
+    assert called == ["first", "second"]
+
+
+def test_reader_is_called_until_it_is_removed(gateway: Gateway) -> None:
+    fd = os.eventfd(0, os.EFD_NONBLOCK)
+    heard: list[int] = []
+
+    def hear(what: int) -> None:
+        heard.append(os.eventfd_read(fd) + what)
+
+    gateway.hosted.call_soon_threadsafe(lambda: gateway.hosted.add_reader(fd, hear, 10))
+    os.eventfd_write(fd, 1)
+    wait_until(lambda: heard == [11], "the reader was not called")
+    removed: list[bool] = []
+    gateway.hosted.call_soon_threadsafe(
+        lambda: removed.extend((gateway.hosted.remove_reader(fd), gateway.hosted.remove_reader(fd)))
+    )
+    wait_until(lambda: len(removed) == 2, "nobody removed it")
+    assert removed == [True, False]
+    os.close(fd)
+
+
+def test_look_finds_what_is_posted_and_says_that_nobody_need_ring() -> None:
+    """G5.7"""
+    where = layout.plan(1 << 20, 1, region_size=layout.MIN_REGION, slots=4)
+    region = memoryview(bytearray(layout.MIN_REGION))
+    where.write(region)
+    mailbox = Mailbox(region, where, lambda *_: (0,))
+    assert not mailbox.look(1000)
+    assert region[layout.AWAKE] == 0
+    region[where.slots_offset] = 1
+    assert mailbox.look(10**9)
+    assert region[layout.AWAKE] == 1
