@@ -56,7 +56,6 @@ def test_server_in_the_gateways_thread_serves_a_client_process(tmp_path: Path, s
         assert client.ask("write 0 200 7 32") == "good"
         assert client.ask("check 0 200 7 1") == "good"
         assert device.served_by is house.gateway.hosted.thread
-        assert kernel.threaded
         assert kernel.call(threading.current_thread) is house.gateway.hosted.thread
         assert kernel.stop()
         assert not kernel.threaded
