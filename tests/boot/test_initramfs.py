@@ -65,6 +65,17 @@ def test_the_block_driver_is_loaded_last_and_of_adapters_when_they_have_come(ada
     assert ("-ge 2 ]" in script) == ("virtio_blk/bind" in script) == (adapters == 2)
 
 
+def test_programs_are_in_bin_and_options_at_the_driver_alone() -> None:
+    task = root.Task(b"token", "true", driver_options=("shared_tce=0", "pool_kib=64"))
+    nodes = {node.path: node for node in root.nodes(task, b"busybox", [("a.ko", b"1")], [("tool", b"elf")])}
+    assert (nodes["bin/tool"].content, nodes["bin/tool"].mode) == (b"elf", 0o100755)
+    script = nodes["init"].content
+    subprocess.run(["sh", "-n"], input=script, check=True)
+    assert script.count(b"shared_tce") == 1
+    assert b"*-virtio_vio.ko) insmod $module shared_tce=0 pool_kib=64 ;;" in script
+    assert b"insmod $module  ;;" in root.init(root.Task(b"token", "true")).encode()
+
+
 def test_the_shell_s_script_is_sound() -> None:
     script = root.init(root.Task(b"token", None, "a'b"))
     subprocess.run(["sh", "-n"], input=script.encode(), check=True)

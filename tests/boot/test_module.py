@@ -12,7 +12,7 @@ import pytest
 from tests.boot.archive import make_headers
 from tests.boot.test_cache import ARCH, House
 
-from powervio.boot import machine, module
+from powervio.boot import machine, module, programs
 from powervio.boot.cache import Cache, Kernel
 from powervio.boot.module import Compiler, Sources
 from powervio.errors import LocalError
@@ -204,6 +204,8 @@ def test_an_installed_package_has_the_sources(tmp_path: Path) -> None:
     assert done.returncode == 0, done.stderr
     installed = Sources(tmp_path / "lib/powervio/boot" / module.NAME)
     assert installed.digest() == module.sources().digest()
+    source = programs.GUEST_IO.source
+    assert (installed.folder.parent / source.name).read_bytes() == source.read_bytes()
 
 
 BUILD = """

@@ -2,6 +2,7 @@
 
 CACHE/ARCH/kernel, CACHE/ARCH/busybox     what apt gave, kept until it is refreshed
 CACHE/ARCH/deb-DIGEST                     a kernel of a package that the user named
+CACHE/ARCH/NAME-DIGEST                    a program of ours for guests
   .../headers, .../module-DIGEST          in a kernel's entry: its headers, and modules built of some sources
 CACHE/scratch-...                         being made; CACHE/logs has consoles of guests that failed
 """
@@ -20,7 +21,7 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from powervio.boot import kernel, module, packages
+from powervio.boot import kernel, module, packages, programs
 from powervio.boot.machine import Arch
 from powervio.boot.packages import Apt, Choice
 from powervio.errors import LocalError
@@ -29,7 +30,7 @@ LOCK_LIMIT = 900.0
 """Seconds to wait for another process that fills the cache."""
 LOGS_KEPT = 10
 MODULES_KEPT = 8
-"""Builds of different sources that a kernel's entry has: more than one checkout may use it."""
+"""Builds of different sources that a kernel's entry has, or a program: more than one checkout may use them."""
 _ABOUT = "about.json"
 _IMAGE = "image"
 
@@ -111,6 +112,28 @@ class Cache:
                 found = found.with_module(built / f"{sources.name}.ko")
             return found, place / "busybox" / "busybox"
 
+    def program(self, arch: Arch, program: programs.Program) -> Path:
+        """A program for guests, which is compiled if it is not here. Raises `LocalError`."""
+        place = self._folder / arch.name / f"{program.name}-{program.digest()}"
+        with self._locked():
+            if not place.is_dir():
+                place.parent.mkdir(exist_ok=True)
+                self._say(f"compiling {program.name} for {arch.name}")
+                with self._scratch() as scratch:
+                    made = scratch / "program"
+                    made.mkdir()
+                    programs.build(program, arch, made / program.name)
+                    made.rename(place)
+            self._keep_newest(place, f"{program.name}-*")
+        return place / program.name
+
+    def _keep_newest(self, place: Path, pattern: str) -> None:
+        """Remove the oldest of the builds beside one, which is the newest now."""
+        os.utime(place)
+        built = sorted(place.parent.glob(pattern), key=lambda path: path.stat().st_mtime)
+        for old in built[:-MODULES_KEPT]:
+            shutil.rmtree(old, ignore_errors=True)
+
     def new_log(self) -> Path:
         """A file for a guest's console; the oldest ones go."""
         logs = self._folder / "logs"
@@ -164,9 +187,7 @@ class Cache:
         content, _ = module.build(sources, arch, place.parent / "headers", work, self._say)
         (made / f"{sources.name}.ko").write_bytes(content)
         made.rename(place)
-        built = sorted(place.parent.glob("module-*"), key=lambda path: path.stat().st_mtime)
-        for old in built[:-MODULES_KEPT]:
-            shutil.rmtree(old, ignore_errors=True)
+        self._keep_newest(place, "module-*")
 
     def _unpack_kernel(
         self,

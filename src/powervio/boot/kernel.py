@@ -35,6 +35,7 @@ UNPACK_LIMIT = 180.0
 """Seconds to read a package once."""
 _ASK_LIMIT = 30.0
 _DEPENDS = re.compile(rb"\0depends=([\w,-]*)\0")
+_PARAMETER = re.compile(rb"\0parmtype=(\w+):")
 _PVH_NOTE = re.compile(rb"\x04\0\0\0[\x04\x08]\0\0\0\x12\0\0\0Xen\0")
 """An ELF note of the name Xen and the type XEN_ELFNOTE_PHYS32_ENTRY, 18."""
 
@@ -61,6 +62,11 @@ def depends(module: bytes) -> tuple[str, ...]:
     """Names of the modules that a module needs, as it says itself."""
     found = _DEPENDS.search(module)
     return tuple(name.replace("-", "_") for name in found[1].decode().split(",") if name) if found else ()
+
+
+def parameters(module: bytes) -> frozenset[str]:
+    """Names of the parameters that a module can be loaded with, as it says itself."""
+    return frozenset(name.decode() for name in _PARAMETER.findall(module))
 
 
 def loading_order(needs: Mapping[str, Collection[str]], wanted: Collection[str], builtin: Collection[str]) -> list[str]:

@@ -72,24 +72,41 @@ class Compiler:
     package: str
 
     @classmethod
-    def of(cls, arch: Arch) -> Compiler:
-        """Those for guests of an architecture. Raises `LocalError` that names all that is missing."""
+    def of(cls, arch: Arch, what: str = "", tools: Sequence[str] = ("make",)) -> Compiler:
+        """Those for guests of an architecture, and tools of this machine. Raises `LocalError` that names all that is
+        missing; `what` is what cannot be built then, if it is not the driver."""
         if platform.machine() == arch.name:
             made = cls("", "gcc")
         else:
             made = cls(f"{arch.gnu}-", f"gcc-{arch.gnu.replace('_', '-')}")
-        missing = {f"{made.prefix}gcc": made.package, "make": "make"}
+        missing = {f"{made.prefix}gcc": made.package} | {tool: tool for tool in tools}
         missing = {program: package for program, package in missing.items() if shutil.which(program) is None}
         if missing:
+            hint = "" if what else " (or --transport vhost-user, which needs no driver)"
             raise LocalError(
-                f"the driver for guests of {arch.name} cannot be built: {' and '.join(missing)} missing:"
-                f" apt-get install {' '.join(missing.values())} (or --transport vhost-user, which needs no driver)"
+                f"{what or 'the driver'} for guests of {arch.name} cannot be built: {' and '.join(missing)} missing:"
+                f" apt-get install {' '.join(missing.values())}{hint}"
             )
         return made
 
     def choose(self, wanted: str) -> str:
         """The compiler that the kernel was made with if it is here, or the one that is."""
         return next(name for name in (f"{self.prefix}{wanted}", f"{self.prefix}gcc") if shutil.which(name))
+
+
+def check_options(modules: Sequence[Path], options: Sequence[str]) -> None:
+    """Whether the driver among these modules has these parameters, NAME=VALUE. Raises `LocalError` if not: the kernel
+    would take no notice of a name that it does not know."""
+    if not options:
+        return
+    driver = next((path for path in modules if path.stem == NAME), None)
+    if driver is None:
+        raise LocalError(f"{options[0]}: options are for the driver {NAME}, which this transport does not need")
+    known = kernel.parameters(driver.read_bytes())
+    for option in options:
+        name, is_given, value = option.partition("=")
+        if not is_given or name not in known or not re.fullmatch(r"[\w,.+-]+", value):
+            raise LocalError(f"{option}: expected NAME=VALUE, with a name among {', '.join(sorted(known))}")
 
 
 def headers(apt: Apt, image: Choice) -> list[Choice]:

@@ -44,6 +44,7 @@ ip link set lo up
 for module in /modules/*; do
     case $module in
         *-virtio_blk.ko) blk=$module ;;
+        *-virtio_vio.ko) insmod $module @OPTIONS@ ;;
         *) insmod $module ;;
     esac
 done
@@ -143,17 +144,23 @@ class Task:
     """TERM, what kind of terminal the console is."""
     adapters: int = 0
     """How many disks it waits for that are adapters of `virtio_vio`."""
+    driver_options: tuple[str, ...] = ()
+    """Parameters that `virtio_vio` is loaded with, NAME=VALUE."""
 
 
 def init(task: Task) -> str:
     """The script of the first process."""
     terminal = f"export TERM={shlex.quote(task.terminal)}\n"
     disks = _NAME.replace("@", str(task.adapters)) if task.adapters else _LOAD
-    return f"{_BEGIN}{disks}{terminal}{_SHELL if task.command is None else _COMMAND}/sbin/poweroff\n"
+    begin = _BEGIN.replace("@OPTIONS@", shlex.join(task.driver_options))
+    return f"{begin}{disks}{terminal}{_SHELL if task.command is None else _COMMAND}/sbin/poweroff\n"
 
 
-def nodes(task: Task, busybox: bytes, modules: Iterable[tuple[str, bytes]]) -> list[Node]:
-    """The root file system; `modules` are names and contents in an order in which they can be loaded."""
+def nodes(
+    task: Task, busybox: bytes, modules: Iterable[tuple[str, bytes]], programs: Iterable[tuple[str, bytes]] = ()
+) -> list[Node]:
+    """The root file system; `modules` are names and contents in an order in which they can be loaded, `programs` those
+    of more files in /bin."""
     made = [folder(name) for name in ("bin", "dev", "etc", "mnt", "modules", "proc", "run", "sbin", "sys")]
     made += [folder("root", 0o700), folder("tmp", 0o1777)]
     made += [character_device("dev/console", 5, 1), character_device("dev/null", 1, 3, 0o666)]
@@ -162,6 +169,7 @@ def nodes(task: Task, busybox: bytes, modules: Iterable[tuple[str, bytes]]) -> l
     made.append(file("etc/profile", _PROFILE.encode()))
     made += [file("etc/passwd", b"root::0:0:root:/root:/bin/sh\n"), file("etc/group", b"root:x:0:\n")]
     made += [file(f"modules/{number:02}-{name}", content) for number, (name, content) in enumerate(modules)]
+    made += [file(f"bin/{name}", content, 0o755) for name, content in programs]
     made += [file("run/token", task.token, 0o600)]
     if task.command is not None:
         made.append(file("run/command", task.command.encode(errors="surrogateescape") + b"\n", 0o600))

@@ -5,16 +5,17 @@ from __future__ import annotations
 import os
 import secrets
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 
-from powervio.boot import initramfs, qemu, root
+from powervio.boot import initramfs, module, qemu, root
 from powervio.boot.cache import Cache, Kernel
 from powervio.boot.guest import Guest, GuestFailed, Terminal
 from powervio.boot.machine import Arch
 from powervio.boot.processes import Disk
+from powervio.boot.programs import Program
 from powervio.boot.transport import Transport
 from powervio.errors import LocalError
 
@@ -38,6 +39,10 @@ class Plan:
     """Whether to fill the cache anew."""
     timeout: float | None = None
     """Seconds from power on to the end of the command, or of an interactive guest."""
+    programs: tuple[Program, ...] = ()
+    """What the guest has in /bin beside busybox."""
+    driver_options: tuple[str, ...] = ()
+    """Parameters of the driver that the transport brings, NAME=VALUE."""
 
 
 def run(plan: Plan, say: Callable[[str], None], terminal: Terminal, errors: int = 2) -> int:
@@ -52,9 +57,11 @@ def run(plan: Plan, say: Callable[[str], None], terminal: Terminal, errors: int 
     cache = Cache(plan.cache, say)
     sources = None if plan.transport.driver is None else plan.transport.driver()
     kernel, busybox = cache.get(plan.arch, deb=plan.deb, refresh=plan.refresh, sources=sources)
+    module.check_options(kernel.modules, plan.driver_options)
+    programs = [cache.program(plan.arch, each) for each in plan.programs]
     log = cache.new_log()
     try:
-        status = _boot(plan, program, kernel, busybox, log, say, terminal, errors)
+        status = _boot(plan, program, kernel, [busybox, *programs], log, say, terminal, errors)
     except GuestFailed as error:
         raise GuestFailed(f"{error}\nits console is in {log}") from error
     except BaseException:
@@ -68,7 +75,7 @@ def _boot(
     plan: Plan,
     program: str,
     kernel: Kernel,
-    busybox: Path,
+    programs: Sequence[Path],
     log: Path,
     say: Callable[[str], None],
     terminal: Terminal,
@@ -76,9 +83,9 @@ def _boot(
 ) -> int:
     token = secrets.token_hex(16).encode()
     adapters = 0 if plan.transport.driver is None else len(plan.disks)
-    task = root.Task(token, plan.command, os.environ.get("TERM", "dumb"), adapters)
+    task = root.Task(token, plan.command, os.environ.get("TERM", "dumb"), adapters, plan.driver_options)
     with ExitStack() as undo:
-        archive = _in_memory(_archive(task, kernel, busybox))
+        archive = _in_memory(_archive(task, kernel, programs))
         undo.callback(os.close, archive)
         served = undo.enter_context(plan.transport.serve(plan.arch, plan.memory, plan.disks))
         words = [plan.arch.name, f"Linux {kernel.version}", f"{plan.memory >> 20} MiB"]
@@ -112,10 +119,12 @@ def _boot(
     return status
 
 
-def _archive(task: root.Task, kernel: Kernel, busybox: Path) -> bytes:
+def _archive(task: root.Task, kernel: Kernel, programs: Sequence[Path]) -> bytes:
+    """Of `programs` the first is busybox."""
     try:
+        busybox, *others = [(path.name, path.read_bytes()) for path in programs]
         modules = [(path.name, path.read_bytes()) for path in kernel.modules]
-        return initramfs.pack(root.nodes(task, busybox.read_bytes(), modules))
+        return initramfs.pack(root.nodes(task, busybox[1], modules, others))
     except OSError as error:
         raise LocalError(f"cache {error.filename}: {error.strerror}; --refresh makes it anew") from error
 

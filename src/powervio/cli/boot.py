@@ -10,7 +10,7 @@ from pathlib import Path
 
 import click
 
-from powervio.boot import cache, machine, run
+from powervio.boot import cache, machine, programs, run
 from powervio.boot.guest import Terminal
 from powervio.boot.processes import Disk
 from powervio.boot.qemu import parse_memory
@@ -75,6 +75,21 @@ COMMAND_LIMIT = 3600.0
     " is built for its kernel (gcc and make); hypervisor and VIO server are in this process. vhost-user: the kernel's"
     " own driver at QEMU's vhost-user-blk, with a process of ours for each disk.",
 )
+@click.option(
+    "--driver-option",
+    "driver_options",
+    multiple=True,
+    metavar="NAME=VALUE",
+    help="A parameter that virtio_vio is loaded with, such as shared_tce=0; may be repeated.",
+)
+@click.option(
+    "--tool",
+    "tools",
+    multiple=True,
+    type=click.Choice(list(programs.ALL)),
+    help="Have this program in the guest's /bin. guest_io: random reads, and writes that can be checked, with many in"
+    " flight and past the page cache; its first lines in boot/guest_io.c say how it is called.",
+)
 @click.option("--system", "name", metavar="NAME", help="Of VIOS: the running system, if there are several.")
 @click.argument("vios", required=False)
 def boot(
@@ -87,6 +102,8 @@ def boot(
     refresh: bool,
     folder: Path | None,
     transport: str,
+    driver_options: tuple[str, ...],
+    tools: tuple[str, ...],
     name: str | None,
     vios: str | None,
 ) -> int:
@@ -127,6 +144,8 @@ def boot(
         deb=None if kernel == "auto" else Path(kernel),
         refresh=refresh,
         timeout=timeout,
+        programs=tuple(programs.ALL[tool] for tool in tools),
+        driver_options=driver_options,
     )
     sys.stdout.flush()
     typed = Keys().pass_on if is_terminal else None
