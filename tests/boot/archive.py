@@ -33,20 +33,26 @@ def module(needs: tuple[str, ...]) -> bytes:
 def make_package(
     deb: Path,
     name: str,
-    files: Mapping[str, bytes],
+    files: Mapping[str, bytes | Path],
     *,
     version: str = "1",
     architecture: str = "amd64",
     depends: str = "",
 ) -> Path:
-    """A package, by dpkg-deb."""
+    """A package, by dpkg-deb; an absolute path is a hard link to another of its files, another a symbolic link."""
     tree = deb.with_suffix(".tree")
     fields = {"Package": name, "Version": version, "Architecture": architecture, "Maintainer": "x <x@x>"}
     fields |= {"Depends": depends} if depends else {}
     for path, content in files.items():
         place = tree / path
         place.parent.mkdir(parents=True, exist_ok=True)
-        place.write_bytes(content)
+        if isinstance(content, bytes):
+            place.write_bytes(content)
+            place.chmod(0o755 if "bin/" in path else 0o644)
+        elif content.is_absolute():
+            place.hardlink_to(tree / content.relative_to("/"))
+        else:
+            place.symlink_to(content)
     (tree / "DEBIAN").mkdir(parents=True)
     (tree / "DEBIAN/control").write_text("".join(f"{k}: {v}\n" for k, v in fields.items()) + "Description: x\n")
     subprocess.run(["dpkg-deb", "--root-owner-group", "-Znone", "-b", tree, deb], check=True, capture_output=True)

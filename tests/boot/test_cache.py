@@ -10,7 +10,7 @@ import pytest
 from tests.boot.archive import Archive, make_kernel, make_package
 
 from powervio.boot import machine
-from powervio.boot.cache import LOGS_KEPT, Cache, default_folder
+from powervio.boot.cache import LOGS_KEPT, SETS_KEPT, Cache, default_folder
 from powervio.errors import LocalError
 
 ARCH = machine.find("x86_64")
@@ -88,6 +88,45 @@ def test_what_a_killed_predecessor_left_is_removed(house: House) -> None:
     house.add_kernel("6.1")
     (house.place / "scratch-old/apt").mkdir(parents=True)
     assert house.get() == b"image 6.1"
+
+
+def test_a_set_of_packages_is_fetched_once_with_what_it_depends_on_and_nothing_is_installed(house: House) -> None:
+    tool = {"usr/sbin/tool": b"tool", "usr/share/doc/tool/copyright": b"x"}
+    house.archive.add(make_package(house.folder / "tool.deb", "tool", tool, depends="library (>= 1)"))
+    house.archive.add(make_package(house.folder / "library.deb", "library", {"lib/library.so": b"library"}))
+    cache = Cache(house.place, house.said.append)
+    packed = cache.get_packages(ARCH, ["tool"])
+    names = (b"usr/sbin/tool", b"usr/lib/library.so", b"copyright")
+    assert [name in packed.read_bytes() for name in names] == [True, True, False]
+    assert [line.split(" (")[0] for line in house.said] == [
+        "fetching the lists of packages for amd64",
+        "downloading tool with what is needed, 2 packages, for amd64",
+        "unpacking tool, and what is needed",
+    ]
+    house.said.clear()
+    assert (cache.get_packages(ARCH, ["tool", "tool"]), house.said) == (packed, [])
+    both = cache.get_packages(ARCH, ["library", "tool"])
+    assert both == cache.get_packages(ARCH, ["tool", "library"]) != packed
+    for number in range(SETS_KEPT):
+        (both.parent.parent / f"packages-{number}").mkdir()
+    assert cache.get_packages(ARCH, ["tool"]).exists()
+    assert len(list(both.parent.parent.glob("packages-*"))) == SETS_KEPT
+    assert list(house.place.glob("scratch-*")) == []
+
+
+def test_packages_that_cannot_be_had_are_told(house: House) -> None:
+    house.archive.add(make_package(house.folder / "tool.deb", "tool", {}, depends="nowhere (>= 1)"))
+    house.archive.add(make_package(house.folder / "lost.deb", "lost", {})).unlink()
+    cache = Cache(house.place, house.said.append)
+    for name, problem in (
+        ("too.*", r"'too\.\*' is no name of a package"),
+        ("tool-", "no package tool- for amd64: "),
+        ("tool", "tool cannot be installed on amd64: tool : Depends: nowhere"),
+        ("lost", "cannot download lost for amd64: "),
+    ):
+        with pytest.raises(LocalError, match=problem):
+            cache.get_packages(ARCH, [name])
+    assert [path.name for path in (house.place / "x86_64").iterdir()] == []
 
 
 def test_two_at_once_fill_it_once(house: House) -> None:

@@ -3,6 +3,7 @@
 CACHE/ARCH/kernel, CACHE/ARCH/busybox     what apt gave, kept until it is refreshed
 CACHE/ARCH/deb-DIGEST                     a kernel of a package that the user named
 CACHE/ARCH/NAME-DIGEST                    a program of ours for guests
+CACHE/ARCH/packages-DIGEST                a set of packages with what they depend on
   .../headers, .../module-DIGEST          in a kernel's entry: its headers, and modules built of some sources
 CACHE/scratch-...                         being made; CACHE/logs has consoles of guests that failed
 """
@@ -21,7 +22,7 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from powervio.boot import kernel, module, packages, programs
+from powervio.boot import initramfs, kernel, module, packages, programs, software
 from powervio.boot.machine import Arch
 from powervio.boot.packages import Apt, Choice
 from powervio.errors import LocalError
@@ -31,8 +32,11 @@ LOCK_LIMIT = 900.0
 LOGS_KEPT = 10
 MODULES_KEPT = 8
 """Builds of different sources that a kernel's entry has, or a program: more than one checkout may use them."""
+SETS_KEPT = 8
+"""Sets of packages."""
 _ABOUT = "about.json"
 _IMAGE = "image"
+_ARCHIVE = "root.cpio"
 
 
 @dataclass(frozen=True, slots=True)
@@ -127,11 +131,36 @@ class Cache:
             self._keep_newest(place, f"{program.name}-*")
         return place / program.name
 
-    def _keep_newest(self, place: Path, pattern: str) -> None:
-        """Remove the oldest of the builds beside one, which is the newest now."""
+    def get_packages(self, arch: Arch, names: Sequence[str], *, refresh: bool = False) -> Path:
+        """Packages with all that they depend on, as an archive that is unpacked into a guest's root file system.
+
+        They are fetched if this set is not here. Raises `LocalError`.
+        """
+        software.check(names)
+        names = sorted(set(names))
+        digest = hashlib.sha256("\0".join(names).encode()).hexdigest()[:16]
+        place = self._folder / arch.name / f"packages-{digest}"
+        with self._locked():
+            self._sweep()
+            place.parent.mkdir(exist_ok=True)
+            if refresh or not place.is_dir():
+                with self._scratch() as scratch:
+                    apt = Apt(scratch / "apt", arch.debian, self._say)
+                    apt.update()
+                    debs = apt.download_with_needs(names)
+                    self._say(f"unpacking {', '.join(names)}, and what is needed")
+                    made = scratch / "packages"
+                    made.mkdir()
+                    (made / _ARCHIVE).write_bytes(initramfs.pack(software.nodes(debs)))
+                    self._finish(made, place, {"packages": names, "files": [deb.name for deb in debs]})
+            self._keep_newest(place, "packages-*", SETS_KEPT)
+        return place / _ARCHIVE
+
+    def _keep_newest(self, place: Path, pattern: str, count: int = MODULES_KEPT) -> None:
+        """Remove the oldest of the entries beside one, which is the newest now."""
         os.utime(place)
         built = sorted(place.parent.glob(pattern), key=lambda path: path.stat().st_mtime)
-        for old in built[:-MODULES_KEPT]:
+        for old in built[:-count]:
             shutil.rmtree(old, ignore_errors=True)
 
     def new_log(self) -> Path:

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 
 _MAGIC = b"070701"
 _TRAILER = "TRAILER!!!"
+_HEADER = 110
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,6 +58,19 @@ def pack(nodes: Iterable[Node]) -> bytes:
         parts.append(_record(number, node))
     parts.append(_record(0, Node(_TRAILER, 0)))
     return b"".join(parts)
+
+
+def room(archive: bytes, page: int) -> int:
+    """Bytes of memory that the files of archives need when they are unpacked, in pages of so many bytes."""
+    total = at = 0
+    while at < len(archive):
+        mode, length, name = (int(archive[at + place : at + place + 8], 16) for place in (14, 54, 94))
+        if stat.S_ISREG(mode):
+            total += -(-length // page) * page
+        at += _HEADER + name
+        at += -at % 4
+        at += length + -length % 4
+    return total
 
 
 def _record(number: int, node: Node) -> bytes:

@@ -35,6 +35,8 @@ class Arch:
     """More words for the kernel's command line."""
     memory_step: int = MIB
     """Bytes of which the memory is a multiple."""
+    page: int = 4096
+    """Bytes of a page of memory, as Debian's kernels have it."""
 
 
 ARCHES = {
@@ -70,6 +72,7 @@ ARCHES = {
             ),
             console="hvc0",
             memory_step=256 * MIB,
+            page=64 * 1024,
         ),
     )
 }

@@ -147,6 +147,32 @@ class Apt:
             raise LocalError(f"no package {package} for {architecture or self._architectures[0]}: {reason}")
         return choices
 
+    def download_with_needs(self, names: Sequence[str]) -> list[Path]:
+        """Download packages and all that they depend on, recommendations left out; where those are.
+
+        Raises `LocalError`, also if they cannot be installed together.
+        """
+        for name in names:
+            self.choices(name)  # apt-get would take a name that it does not know for a pattern
+        arguments = ("-q", "-y", "--no-install-recommends", "--print-uris", "install", *names)
+        done = self._run("apt-get", *arguments, limit=ASK_LIMIT, what=f"what {names[0]} depends on")
+        files = re.findall(r"^'.*' ([^\s_]+)_([^\s_]+)_\S+\.deb (\d+) ", done.stdout, re.MULTILINE)
+        wanted = [
+            Choice(package, version.replace("%3a", ":"), int(size), ()) for package, version, size in sorted(files)
+        ]
+        if done.returncode or not wanted:
+            # what lacks what is said on the standard output, indented
+            found = re.search(r"^ (\S+ : .*)$", done.stdout, re.MULTILINE)
+            reason = found[1] if found else complaint(done.stderr)
+            raise LocalError(
+                f"{', '.join(names)} cannot be installed on {self._architectures[0]}: {' '.join(reason.split())}"
+            )
+        said = self._fetch(wanted, f"{', '.join(names)} with what is needed, {len(wanted)} packages,")
+        found_files = [path for choice in wanted if (path := self._file(choice)) is not None]
+        if len(found_files) < len(wanted):
+            raise LocalError(f"cannot download {', '.join(names)} for {self._architectures[0]}: {said}")
+        return found_files
+
     def download(self, *needs: Sequence[Sequence[Choice]]) -> list[list[Path]]:
         """Download one of each need's alternatives, which are packages that belong together; where those are.
 
@@ -169,11 +195,11 @@ class Apt:
                 found[number] = [path for path in files if path is not None] if None not in files else []
         return found
 
-    def _fetch(self, choices: Sequence[Choice]) -> str:
-        """Download what can be had of these; the complaint if that is not all."""
+    def _fetch(self, choices: Sequence[Choice], what: str = "") -> str:
+        """Download what can be had of these; the complaint if that is not all. `what` is what they are together."""
         size = sum(choice.size for choice in choices)
         total = f" ({size / 1e6:.0f} MB)" if size else ""
-        self._say(f"downloading {', '.join(map(str, choices))} for {self._architectures[0]}{total}")
+        self._say(f"downloading {what or ', '.join(map(str, choices))} for {self._architectures[0]}{total}")
         names = [
             f"{choice.package}{':' if choice.architecture else ''}{choice.architecture}={choice.version}"
             for choice in choices

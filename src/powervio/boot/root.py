@@ -1,5 +1,8 @@
 """What is in a guest's root file system: busybox, modules, and the script that is its first process.
 
+Packages are beside it in an archive of their own (`software`), which is unpacked before: so what is here stays as it
+is. All programs and libraries are below /usr; /bin, /lib64 and so on are links.
+
 The host speaks with it over virtio-console ports, which carry any bytes on every architecture, beside the console with
 the kernel's messages:
 
@@ -15,7 +18,8 @@ import shlex
 from collections.abc import Iterable
 from dataclasses import dataclass
 
-from powervio.boot.initramfs import Node, character_device, file, folder
+from powervio.boot import software
+from powervio.boot.initramfs import Node, character_device, file, folder, link
 
 CONTROL = "powervio.control"
 OUTPUT = "powervio.output"
@@ -128,7 +132,9 @@ exec /bin/busybox poweroff -f
 """
 
 _ENDS = ("poweroff", "halt", "reboot")
-_PROFILE = "".join(f"{name}() {{ /sbin/poweroff; }}\n" for name in _ENDS)
+_PROFILE = f"[ -f /{software.ALIASES} ] && . /{software.ALIASES}\nunalias {' '.join(_ENDS)} 2>/dev/null\n" + "".join(
+    f"{name}() {{ /sbin/poweroff; }}\n" for name in _ENDS
+)
 """The shell of busybox takes its own applets before any file, and those ask a first process that is an `init`."""
 
 
@@ -161,7 +167,9 @@ def nodes(
 ) -> list[Node]:
     """The root file system; `modules` are names and contents in an order in which they can be loaded, `programs` those
     of more files in /bin."""
-    made = [folder(name) for name in ("bin", "dev", "etc", "mnt", "modules", "proc", "run", "sbin", "sys")]
+    made = [folder(name) for name in ("dev", "etc", "mnt", "modules", "proc", "run", "sys", "usr")]
+    for name in software.MERGED:
+        made += [folder(f"usr/{name}"), link(name, f"usr/{name}")]
     made += [folder("root", 0o700), folder("tmp", 0o1777)]
     made += [character_device("dev/console", 5, 1), character_device("dev/null", 1, 3, 0o666)]
     made += [file("bin/busybox", busybox, 0o755), file("init", init(task).encode(), 0o755)]

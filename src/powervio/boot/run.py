@@ -13,11 +13,14 @@ from pathlib import Path
 from powervio.boot import initramfs, module, qemu, root
 from powervio.boot.cache import Cache, Kernel
 from powervio.boot.guest import Guest, GuestFailed, Terminal
-from powervio.boot.machine import Arch
+from powervio.boot.machine import MIB, Arch
 from powervio.boot.processes import Disk
 from powervio.boot.programs import Program
 from powervio.boot.transport import Transport
 from powervio.errors import LocalError
+
+KERNEL_MEMORY = 64 * MIB
+"""What a kernel has for itself before it has unpacked its root file system."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,6 +38,8 @@ class Plan:
     """For the guest's shell; None is its console on `terminal`."""
     deb: Path | None = None
     """The kernel's package; None is Debian's newest when the cache was filled."""
+    packages: tuple[str, ...] = ()
+    """Debian packages that it has beside busybox."""
     refresh: bool = False
     """Whether to fill the cache anew."""
     timeout: float | None = None
@@ -59,9 +64,10 @@ def run(plan: Plan, say: Callable[[str], None], terminal: Terminal, errors: int 
     kernel, busybox = cache.get(plan.arch, deb=plan.deb, refresh=plan.refresh, sources=sources)
     module.check_options(kernel.modules, plan.driver_options)
     programs = [cache.program(plan.arch, each) for each in plan.programs]
+    packages = cache.get_packages(plan.arch, plan.packages, refresh=plan.refresh) if plan.packages else None
     log = cache.new_log()
     try:
-        status = _boot(plan, program, kernel, [busybox, *programs], log, say, terminal, errors)
+        status = _boot(plan, program, kernel, [busybox, *programs], packages, log, say, terminal, errors)
     except GuestFailed as error:
         raise GuestFailed(f"{error}\nits console is in {log}") from error
     except BaseException:
@@ -76,6 +82,7 @@ def _boot(
     program: str,
     kernel: Kernel,
     programs: Sequence[Path],
+    packages: Path | None,
     log: Path,
     say: Callable[[str], None],
     terminal: Terminal,
@@ -85,7 +92,9 @@ def _boot(
     adapters = 0 if plan.transport.driver is None else len(plan.disks)
     task = root.Task(token, plan.command, os.environ.get("TERM", "dumb"), adapters, plan.driver_options)
     with ExitStack() as undo:
-        archive = _in_memory(_archive(task, kernel, programs))
+        packed = _archive(task, kernel, programs, packages)
+        _check_room(packed, plan)
+        archive = _in_memory(packed)
         undo.callback(os.close, archive)
         served = undo.enter_context(plan.transport.serve(plan.arch, plan.memory, plan.disks))
         words = [plan.arch.name, f"Linux {kernel.version}", f"{plan.memory >> 20} MiB"]
@@ -119,14 +128,27 @@ def _boot(
     return status
 
 
-def _archive(task: root.Task, kernel: Kernel, programs: Sequence[Path]) -> bytes:
+def _archive(task: root.Task, kernel: Kernel, programs: Sequence[Path], packages: Path | None) -> bytes:
     """Of `programs` the first is busybox."""
     try:
         busybox, *others = [(path.name, path.read_bytes()) for path in programs]
         modules = [(path.name, path.read_bytes()) for path in kernel.modules]
-        return initramfs.pack(root.nodes(task, busybox[1], modules, others))
+        packed = b"" if packages is None else packages.read_bytes()
+        return packed + initramfs.pack(root.nodes(task, busybox[1], modules, others))
     except OSError as error:
         raise LocalError(f"cache {error.filename}: {error.strerror}; --refresh makes it anew") from error
+
+
+def _check_room(archive: bytes, plan: Plan) -> None:
+    """See that the kernel can unpack it: into half of the memory that itself and the archive leave."""
+    size = initramfs.room(archive, plan.arch.page)
+    need = KERNEL_MEMORY + len(archive) + 2 * size
+    if need > plan.memory:
+        step = plan.arch.memory_step
+        raise LocalError(
+            f"the guest's root file system has {-(-size // MIB)} MiB and does not fit in {plan.memory // MIB} MiB of"
+            f" memory: it needs {-(-need // step) * step // MIB}M at least"
+        )
 
 
 def _in_memory(data: bytes) -> int:

@@ -69,5 +69,5 @@ class Control:
 
 def reason_of_end(console: bytes) -> str | None:
     """The line in which a kernel says why it died, if its console has one."""
-    found = re.search(rb"(?:Kernel panic|kernel BUG|Oops|Unable to handle)[^\r\n]*", console)
+    found = re.search(rb"(?:Initramfs unpacking failed|Kernel panic|kernel BUG|Oops|Unable to handle)[^\r\n]*", console)
     return found[0].decode(errors="replace").strip() if found else None

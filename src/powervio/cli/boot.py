@@ -40,6 +40,13 @@ COMMAND_LIMIT = 3600.0
     " nbd:// or nbd+unix:// URI. FORMAT is raw, qcow2, vmdk or vhdx; FILE.qcow2 and the like need not say it.",
 )
 @click.option("--exec", "command", metavar="CMD", help="Run this in the guest's shell, and end. Without it: a console.")
+@click.option(
+    "--package",
+    "packages",
+    multiple=True,
+    metavar="NAME",
+    help="A Debian package whose programs the guest has; again for more. What it depends on comes with it.",
+)
 @click.option("--memory", default="512M", show_default=True, metavar="SIZE", help="The guest's memory.")
 @click.option(
     "--timeout",
@@ -57,7 +64,7 @@ COMMAND_LIMIT = 3600.0
 @click.option(
     "--refresh",
     is_flag=True,
-    help="Fetch the newest kernel and busybox, whatever the cache has; build the driver anew.",
+    help="Fetch the newest kernel, busybox and packages, whatever the cache has; build the driver anew.",
 )
 @click.option(
     "--cache",
@@ -96,6 +103,7 @@ def boot(
     arch: str | None,
     disks: tuple[str, ...],
     command: str | None,
+    packages: tuple[str, ...],
     memory: str,
     timeout: float | None,
     kernel: str,
@@ -113,10 +121,13 @@ def boot(
       powervio boot --disk disk.img                       a shell; exit, poweroff or Ctrl-] ends it
       powervio boot --arch ppc64le --disk disk.img \\
           --exec 'mount /dev/vda /mnt && cat /mnt/file'   output and exit status are CMD's
+      powervio boot --disk disk.img --package e2fsprogs \\
+          --exec 'mkfs.ext4 -q /dev/vda'                  with programs of Debian packages
 
     Kernel, headers and busybox are packages of this machine's Debian sources, for the guest's architecture. They are
     fetched once, and nothing is installed; the guest's driver is built once. /mnt is there to mount at; the rest of the
-    guest is busybox in memory, and is gone with it.
+    guest is busybox in memory, and is gone with it. Packages are unpacked beside it, without documentation and
+    translations, and their installation scripts are not run; each set of them is fetched once.
 
     Exit status: that of CMD; 1 if the guest fails, and then the file of its console is named. Ctrl-C turns the guest
     off.
@@ -141,6 +152,7 @@ def boot(
         transport=TRANSPORTS[transport],
         disks=tuple(Disk.parse(disk) for disk in disks),
         command=command,
+        packages=packages,
         deb=None if kernel == "auto" else Path(kernel),
         refresh=refresh,
         timeout=timeout,
