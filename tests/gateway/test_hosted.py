@@ -13,7 +13,9 @@ from tests.gateway.harness import MIB, House, wait_until
 from powervio.devices.block import BlockDevice
 from powervio.gateway import layout
 from powervio.gateway.mailbox import Mailbox
+from powervio.gateway.remote_port import RemotePort
 from powervio.gateway.server import Gateway
+from powervio.papr.codes import Hcall, ReturnCode
 from powervio.storage.image import open_image
 from powervio.transport.crq.server import VirtioCrq
 from powervio.vio.kernel import PartitionKernel
@@ -123,3 +125,16 @@ def test_look_finds_what_is_posted_and_says_that_nobody_need_ring() -> None:
     region[where.slots_offset] = 1
     assert mailbox.look(10**9)
     assert region[layout.AWAKE] == 1
+
+
+def test_doors_go_while_the_thread_looks_at_their_rings(tmp_path: Path) -> None:
+    with House(tmp_path) as house:
+        house.gateway.close()
+        house.gateway = Gateway(spin_us=10**9)  # for as long as the test takes
+        house.gateway.start()
+        for _ in range(50):
+            door = house.door(house.client)
+            port = RemotePort.connect(door.path)
+            assert port.xirr() == 0xFF << 24
+            house.gateway.remove(door)
+            port.close()

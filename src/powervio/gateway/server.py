@@ -354,11 +354,12 @@ class Gateway:
         longest = self.hosted.timeout(CHECK_SECONDS if timeout is None else timeout)
         if not longest or time.monotonic() >= self._spin_until:
             return longest
-        sessions = [(door, door.session) for door in self.doors if door.session is not None]
-        if len(sessions) == 1:  # of several each is heard of by its doorbell
-            door, session = sessions[0]
-            if session.mailbox.look(_SLICE):
-                self.ready[door] = None
+        with self.lock:  # a session that ends takes its ring away
+            sessions = [(door, door.session) for door in self.doors if door.session is not None]
+            if len(sessions) == 1:  # of several each is heard of by its doorbell
+                door, session = sessions[0]
+                if session.mailbox.look(_SLICE):
+                    self.ready[door] = None
         return 0.0
 
     def _woken(self) -> None:
