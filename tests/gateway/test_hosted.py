@@ -15,7 +15,6 @@ from powervio.gateway import layout
 from powervio.gateway.mailbox import Mailbox
 from powervio.gateway.remote_port import RemotePort
 from powervio.gateway.server import Gateway
-from powervio.papr.codes import Hcall, ReturnCode
 from powervio.storage.image import open_image
 from powervio.transport.crq.server import VirtioCrq
 from powervio.vio.kernel import PartitionKernel
