@@ -1,6 +1,7 @@
 """Back ends of vhost-user as processes of their own, to be measured: ours, and QEMU's storage daemon as the peer.
 
-Each serves one image over one socket, to one `VhostUserDisk`, from `BackEnd.__init__` to `close`.
+Each serves one image over one socket, to one `VhostUserDisk` (`BackEnd`) or to a guest's QEMU (`GuestBackEnd`), from
+`__init__` to `close`.
 """
 
 from __future__ import annotations
@@ -8,16 +9,20 @@ from __future__ import annotations
 import json
 import os
 import shutil
+import socket
 import subprocess
 import sys
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TypeVar
 
 from powervio.bench.load_vhost_user import VhostUserDisk
 from powervio.errors import LocalError
 from powervio.storage.qemu_daemon import PACKAGE, PROGRAM, dying_with_us
+
+_T = TypeVar("_T")
 
 START_LIMIT = 20.0
 """Seconds for a back end to listen."""
@@ -115,14 +120,10 @@ def _peer(program: str, engine: str, iothread: bool) -> Kind:
     return Kind(f"{engine}{'+iothread' if iothread else ''}", command)
 
 
-class BackEnd:
-    """A running back end, and its only client."""
+class _Running:
+    """A back end's process."""
 
     def __init__(self, kind: Kind, image: Image, folder: Path, cpus: Sequence[int] | None = None) -> None:
-        """Start it, on these processors only if any are given, and connect. `folder` is for its socket and its words.
-
-        Raises `LocalError` with what it said when it does not serve.
-        """
         self.kind = kind
         self.socket = folder / f"{kind.name}.sock"
         self.command = kind.command(image, self.socket)
@@ -137,18 +138,21 @@ class BackEnd:
                 )
         finally:
             os.sched_setaffinity(0, before)
+
+    def _reach(self, connect: Callable[[Path], _T]) -> _T:
+        """What `connect` returns of the socket as soon as somebody listens there; else the process is ended."""
         try:
-            self.disk = self._connect()
+            return self._connect(connect)
         except BaseException:
             self._end()
             raise
 
-    def _connect(self) -> VhostUserDisk:
+    def _connect(self, connect: Callable[[Path], _T]) -> _T:
         deadline = time.monotonic() + START_LIMIT
         while self._process.poll() is None:
             if self.socket.exists():
                 try:
-                    return VhostUserDisk(self.socket)
+                    return connect(self.socket)
                 except LocalError as error:
                     if not isinstance(error.__cause__, (FileNotFoundError, ConnectionRefusedError)):
                         raise
@@ -173,11 +177,6 @@ class BackEnd:
         status = self._process.poll()
         return "" if status is None else f"{self.kind.name} ended with status {status}: {self._said()}"
 
-    def close(self) -> None:
-        """Disconnect and end it."""
-        self.disk.close()
-        self._end()
-
     def _end(self) -> None:
         self._process.terminate()
         try:
@@ -185,3 +184,59 @@ class BackEnd:
         except subprocess.TimeoutExpired:
             self._process.kill()
             self._process.wait()
+
+
+class BackEnd(_Running):
+    """A running back end, and its only client."""
+
+    def __init__(self, kind: Kind, image: Image, folder: Path, cpus: Sequence[int] | None = None) -> None:
+        """Start it, on these processors only if any are given, and connect. `folder` is for its socket and its words.
+
+        Raises `LocalError` with what it said when it does not serve.
+        """
+        super().__init__(kind, image, folder, cpus)
+        self.disk = self._reach(VhostUserDisk)
+
+    def close(self) -> None:
+        """Disconnect and end it."""
+        self.disk.close()
+        self._end()
+
+
+class GuestBackEnd(_Running):
+    """A running back end that a guest cannot go on without (`boot.transport.Watched`)."""
+
+    def __init__(self, kind: Kind, image: Image, folder: Path) -> None:
+        """Start it. Raises `LocalError` as `BackEnd` does."""
+        super().__init__(kind, image, folder)
+        self.connection = self._reach(_connected)
+        """For QEMU."""
+        self._ended = os.pidfd_open(self._process.pid)
+
+    def fileno(self) -> int:
+        """Readable when it has ended."""
+        return self._ended
+
+    def has_failed(self) -> bool:
+        """Whether it has ended: it does not by itself."""
+        return self._process.poll() is not None
+
+    def say_why(self) -> str:
+        """In its own words."""
+        return self.failed()
+
+    def close(self) -> None:
+        """Disconnect and end it."""
+        self.connection.close()
+        self._end()
+        os.close(self._ended)
+
+
+def _connected(path: Path) -> socket.socket:
+    made = socket.socket(socket.AF_UNIX)
+    try:
+        made.connect(str(path))
+    except OSError as error:
+        made.close()
+        raise LocalError(f"{path}: {error.strerror}") from error
+    return made

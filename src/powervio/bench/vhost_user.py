@@ -22,6 +22,7 @@ from powervio.bench.back_ends import EXAMPLE, BackEnd, Image, Kind, memory_disk,
 from powervio.bench.folder import scratch_folder
 from powervio.bench.images import check_written, filesystem, forget, read_all, resident
 from powervio.bench.load import Load
+from powervio.bench.machine import busy_seconds, processor_name
 from powervio.bench.reads import write_numbered
 from powervio.errors import LocalError
 
@@ -295,7 +296,7 @@ def _conditions(version: str, seconds: float, size: int, systems: dict[str, str]
     return {
         "kernel": platform.release(),
         "machine": platform.machine(),
-        "cpu": _processor_name(),
+        "cpu": processor_name(),
         "processors": len(os.sched_getaffinity(0)),
         "python": platform.python_version(),
         "compiled": _compiled.is_compiled(),
@@ -306,14 +307,6 @@ def _conditions(version: str, seconds: float, size: int, systems: dict[str, str]
         "slice_seconds": seconds / SLICES,
         "load_average_before": round(os.getloadavg()[0], 2),
     }
-
-
-def _processor_name() -> str:
-    for line in Path("/proc/cpuinfo").read_text().splitlines():
-        name, _, value = line.partition(":")
-        if name.strip() in ("model name", "cpu"):
-            return value.strip()
-    return "unknown"
 
 
 def _measure_row(row: Row, placement: str, path: Path, seconds: float, tell: _Step) -> Comparison:
@@ -356,12 +349,12 @@ def _slice(row: Row, path: Path, end: BackEnd, load: Load, seconds: float) -> Sl
     if row.warm:
         read_all(path)
         before = resident(path)
-    kicks, sleeps, busy = port.kicks, port.sleeps, _busy_seconds()
+    kicks, sleeps, busy = port.kicks, port.sleeps, busy_seconds()
     cpu, client = end.cpu_ns(), time.thread_time_ns()
     requests = _run(end, load, seconds)
     cpu, client = end.cpu_ns() - cpu, time.thread_time_ns() - client
     elapsed = load.nanoseconds / 1e9
-    others = (_busy_seconds() - busy - (cpu + client) / 1e9) / elapsed
+    others = (busy_seconds() - busy - (cpu + client) / 1e9) / elapsed
     return Slice(
         requests,
         elapsed,
@@ -372,13 +365,6 @@ def _slice(row: Row, path: Path, end: BackEnd, load: Load, seconds: float) -> Sl
         max(0.0, round(others, 3)),
         None if before is None else (before, resident(path)),
     )
-
-
-def _busy_seconds() -> float:
-    """How long the processors, all together, have been at work or were stolen since the machine started."""
-    ticks = Path("/proc/stat").read_text().partition("\n")[0].split()[1:9]
-    user, nice, system, _idle, _waiting, interrupts, soft, stolen = map(int, ticks)
-    return (user + nice + system + interrupts + soft + stolen) / os.sysconf("SC_CLK_TCK")
 
 
 def _run(end: BackEnd, load: Load, seconds: float) -> int:

@@ -66,6 +66,11 @@ def door_options(fd: int, vectors: int) -> list[str]:
     return ["-chardev", f"socket,id=gate,fd={fd}", "-device", f"ivshmem-doorbell,chardev=gate,vectors={vectors}"]
 
 
+def port_options(name: str, fd: int) -> list[str]:
+    """A virtio-console port of this name, beside the guest's own, whose other end a socket is connected to."""
+    return ["-chardev", f"socket,id={name},fd={fd}", "-device", f"virtserialport,chardev={name},name={name}"]
+
+
 def command(
     arch: Arch,
     *,
@@ -90,5 +95,5 @@ def command(
         (root.OUTPUT, channels.output),
         (root.ERRORS, channels.errors),
     ):
-        result += ["-chardev", f"socket,id={name},fd={fd}", "-device", f"virtserialport,chardev={name},name={name}"]
+        result += port_options(name, fd)
     return [*result, *options]

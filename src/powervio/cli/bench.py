@@ -22,6 +22,7 @@ _WIDE = 70
 _COMMANDS = (
     Entry("crq", "cli.bench:crq", "Random reads through virtio over CRQ: rates, and calls per request."),
     Entry("vhost-user", "cli.compare:vhost_user", "Our vhost-user block back end beside qemu-storage-daemon."),
+    Entry("guest", "cli.guest:guest", "A stock Linux guest's disk over CRQ beside its vhost-user disk."),
     Entry("scale", "cli.scale:scale", "Many client partitions on one VIO server: time, memory, calls per request."),
 )
 _UNITS = {"": 1, "k": 1 << 10, "m": 1 << 20, "g": 1 << 30}

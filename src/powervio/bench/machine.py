@@ -1,0 +1,37 @@
+"""What a figure has to be read with: the processors, and who else uses them."""
+
+from __future__ import annotations
+
+import os
+from contextlib import suppress
+from pathlib import Path
+
+_TICKS = os.sysconf("SC_CLK_TCK")
+
+
+def processor_name() -> str:
+    """As the kernel calls it."""
+    for line in Path("/proc/cpuinfo").read_text().splitlines():
+        name, _, value = line.partition(":")
+        if name.strip() in ("model name", "cpu"):
+            return value.strip()
+    return "unknown"
+
+
+def busy_seconds() -> float:
+    """How long the processors, all together, have been at work or were stolen since the machine started."""
+    ticks = Path("/proc/stat").read_text().partition("\n")[0].split()[1:9]
+    user, nice, system, _idle, _waiting, interrupts, soft, stolen = map(int, ticks)
+    return (user + nice + system + interrupts + soft + stolen) / _TICKS
+
+
+def own_seconds() -> float:
+    """Processor time of this process and of those that it has started and that are there, so far."""
+    found, own = 0, os.getpid()
+    for entry in os.scandir("/proc"):
+        if entry.name.isdigit():
+            with suppress(OSError):  # it has ended
+                words = Path(entry.path, "stat").read_text().rpartition(")")[2].split()
+                if own in (int(entry.name), int(words[1])):
+                    found += int(words[11]) + int(words[12])
+    return found / _TICKS
