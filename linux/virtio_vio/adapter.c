@@ -105,6 +105,7 @@ static void attach(struct work_struct *work)
 	adapter->vdev.dev.release = release;
 	adapter->is_attached = true;	/* also when it fails: once is enough */
 	err = register_virtio_device(&adapter->vdev);
+	adapter->is_registered = !err;
 	if (err)
 		dev_err(adapter->dev, "the virtio device cannot be registered: %d\n", err);
 }
@@ -118,7 +119,8 @@ static void fail_work(struct work_struct *work)
 	vvio_connection_close(adapter);
 	for (i = 0; i < adapter->queues_found; i++) {
 		vvio_queue_quiet(adapter->queues[i]);
-		vvio_queue_fail(adapter->queues[i]);
+		if (!adapter->queues[i]->is_reset)	/* else its ring may be gone */
+			vvio_queue_fail(adapter->queues[i]);
 	}
 	mutex_unlock(&adapter->session);
 	wake_up_all(&adapter->changed);
@@ -146,6 +148,7 @@ void vvio_adapter_lost(struct vvio_device *device, const char *why)
 		adapter->awaited = 0;
 		complete_all(&adapter->answered);
 		spin_unlock_irqrestore(&adapter->crq_lock, flags);
+		pool_opened(&adapter->dma.pool);
 		WRITE_ONCE(adapter->dma.open, true);	/* so that the driver's requests come, and fail */
 		wake_up_all(&adapter->changed);
 		schedule_work(&adapter->fail_work);
@@ -225,10 +228,14 @@ static int remove(struct device *dev)
 {
 	struct vvio_adapter *adapter = to_adapter(dev);
 
+	mutex_lock(&adapter->session);
+	adapter->is_leaving = true;	/* nobody attaches it from here on */
+	mutex_unlock(&adapter->session);
 	cancel_work_sync(&adapter->attach);
-	get_device(&adapter->vdev.dev);
-	if (adapter->is_attached)
+	if (adapter->is_registered) {
+		get_device(&adapter->vdev.dev);
 		unregister_virtio_device(&adapter->vdev);
+	}
 	mutex_lock(&adapter->session);
 	WRITE_ONCE(adapter->is_lost, true);
 	vvio_connection_close(adapter);
@@ -249,10 +256,24 @@ static int remove(struct device *dev)
 	return 0;
 }
 
+/* Before another kernel has this memory: the server reaches nothing of it any more. */
+static void shut_down(struct device *dev)
+{
+	struct vvio_adapter *adapter = to_adapter(dev);
+
+	if (!adapter)
+		return;
+	mutex_lock(&adapter->session);
+	adapter->is_leaving = true;
+	vvio_connection_close(adapter);
+	mutex_unlock(&adapter->session);
+}
+
 struct device_driver vvio_driver = {
 	.name = "virtio_vio",
 	.owner = THIS_MODULE,
 	.probe = probe,
 	.remove = remove,
+	.shutdown = shut_down,
 	.dev_groups = adapter_groups,
 };

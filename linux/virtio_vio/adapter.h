@@ -162,7 +162,8 @@ struct vvio_adapter {
 	/* the device */
 	struct work_struct attach;
 	struct work_struct fail_work;
-	bool is_attached;
+	bool is_attached, is_registered;
+	bool is_leaving;
 	bool is_lost;
 	u8 status;
 	struct vvio_queue **queues;

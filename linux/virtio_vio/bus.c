@@ -164,7 +164,7 @@ void vvio_bus_follow(struct vvio_hv *hv, const struct vvio_node *nodes, unsigned
 		if (named(vdev, nodes, count)) {
 			/* it still works: its driver writes what is cached */
 			vdev->is_leaving = true;
-			schedule_work(&vdev->release);	/* which has the reference */
+			queue_work(vvio_release_wq, &vdev->release);	/* which has the reference */
 			continue;
 		}
 		vdev->unplugged = true;
@@ -200,6 +200,7 @@ void vvio_bus_leave(struct vvio_hv *hv)
 			unregister(vdev);
 		put_device(&vdev->dev);
 	}
+	flush_workqueue(vvio_release_wq);	/* those that are out of the list may still speak of the hypervisor */
 }
 
 /**

@@ -40,6 +40,7 @@ struct vvio_device {
 
 #define to_vvio_device(dev_) container_of(dev_, struct vvio_device, dev)
 
+extern struct workqueue_struct *vvio_release_wq;
 extern struct bus_type vvio_bus;
 extern struct device_driver vvio_driver;
 

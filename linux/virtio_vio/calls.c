@@ -34,7 +34,7 @@ static struct gate_posted *posted_of(struct gateway *gate, u64 number)
 
 static bool is_done(struct gateway *gate, u64 number)
 {
-	return le64_to_cpu(smp_load_acquire(&slot_of(gate, number)->done)) == number;
+	return le64_to_cpu(virt_load_acquire(&slot_of(gate, number)->done)) == number;
 }
 
 static void ring(struct gateway *gate)
@@ -105,7 +105,7 @@ static u64 try_post(struct gateway *gate, u64 token, const u64 *arguments, unsig
 	u64 number = 0;
 
 	spin_lock_irqsave(&gate->lock, flags);
-	if (has_room(gate)) {
+	if (!READ_ONCE(gate->hv.dead) && has_room(gate)) {
 		if (gate->reaped == gate->number)
 			gate->progress = jiffies;	/* nothing was waited for */
 		number = ++gate->number;
@@ -126,6 +126,28 @@ static u64 try_post(struct gateway *gate, u64 token, const u64 *arguments, unsig
 	if (number)
 		ring(gate);	/* without a look at AWAKE: an emulated fence may order nothing (G5.9) */
 	return number;
+}
+
+/**
+ * gate_bury - nobody answers any more: so it is told to all who posted hcalls
+ * @gate: the gateway
+ */
+void gate_bury(struct gateway *gate)
+{
+	unsigned long flags;
+
+	spin_lock_irqsave(&gate->lock, flags);
+	WRITE_ONCE(gate->hv.dead, true);
+	while (gate->reaped < gate->number) {
+		struct gate_posted *posted = posted_of(gate, ++gate->reaped);
+		vvio_done_t *done = posted->done;
+
+		posted->done = NULL;
+		if (done)
+			done(posted->context, PAPR_HARDWARE);
+	}
+	spin_unlock_irqrestore(&gate->lock, flags);
+	wake_up_all(&gate->wait);
 }
 
 static u64 limit_of(struct gateway *gate, bool may_sleep)
@@ -168,8 +190,11 @@ static s64 give_up(struct gateway *gate, u64 number, bool may_sleep)
 	ring(gate);	/* a fence, too */
 	if (le64_to_cpu(READ_ONCE(slot->taken)) != number)
 		return PAPR_BUSY;
-	if (wait_done(gate, number, may_sleep, limit_of(gate, may_sleep)))
+	if (wait_done(gate, number, may_sleep, may_sleep ? LIMIT_NS : ATOMIC_NS))
 		return PAPR_SUCCESS;
+	/* nobody knows whether it was carried out */
+	WRITE_ONCE(gate->is_unsure, true);
+	mod_delayed_work(system_wq, &gate->watchdog, 0);
 	return PAPR_HARDWARE;
 }
 
@@ -289,7 +314,7 @@ int gate_calls_init(struct gateway *gate)
 
 void gate_calls_exit(struct gateway *gate)
 {
-	WRITE_ONCE(gate->hv.dead, true);
+	gate_bury(gate);
 	del_timer_sync(&gate->reaper);
 	kfree(gate->posted);
 }

@@ -75,7 +75,7 @@ static void close(struct vvio_queue *queue)
 	if (!channel || !channel->is_registered)
 		return;
 	adapter->hv->ops->free_source(adapter->hv, &channel->source);
-	vvio_call(adapter->hv, PAPR_FREE_SUB_CRQ, adapter->unit_address, channel->cookie);
+	vvio_call_patiently(adapter->hv, PAPR_FREE_SUB_CRQ, adapter->unit_address, channel->cookie);
 	channel->is_registered = false;
 }
 

@@ -107,6 +107,9 @@ static void reset(struct virtio_device *vdev)
 		vvio_queue_forget(adapter->queues[i]);
 	}
 	vvio_channels_close(adapter);
+	/* callbacks that an interrupt began have returned */
+	spin_lock_irq(&adapter->crq_lock);
+	spin_unlock_irq(&adapter->crq_lock);
 	bitmap_zero(adapter->written, VVIO_CONFIG_ROOM);
 	adapter->driver_features = 0;
 	adapter->status = 0;
@@ -118,13 +121,16 @@ static void reset(struct virtio_device *vdev)
 			 BIT_ULL(VIRTIO_F_IN_ORDER) | BIT_ULL(37) | BIT_ULL(38) | BIT_ULL(39) |	\
 			 BIT_ULL(41) | BIT_ULL(43))
 
+/* Entries of an indirect table that is in the pool for certain, where requests that fail are looked into. */
+#define LARGEST_TABLE	128
+
 static u64 get_features(struct virtio_device *vdev)
 {
 	struct vvio_adapter *adapter = vdev_to_adapter(vdev);
 	u64 hidden = OUR_FEATURES;
 
 	/* the driver's ring is split, so its tables are, and nobody else could read them */
-	if (adapter->is_packed || !vvio_indirect)
+	if (adapter->is_packed || !vvio_indirect || adapter->queue_size > LARGEST_TABLE)
 		hidden |= BIT_ULL(VIRTIO_RING_F_INDIRECT_DESC);
 	return adapter->offered & ~hidden;
 }
@@ -143,6 +149,7 @@ static int finalize_features(struct virtio_device *vdev)
 		return -EINVAL;
 	}
 	adapter->driver_features = vdev->features & adapter->offered & ~OUR_FEATURES;
+	adapter->is_packed &= !!(adapter->offered & BIT_ULL(VIRTIO_F_RING_PACKED));
 	if (adapter->is_packed)
 		adapter->driver_features |= BIT_ULL(VIRTIO_F_RING_PACKED);
 	/* in revision 0 no such bit is on the wire, but the addresses are our windows' all the same */
@@ -198,14 +205,15 @@ static int make_queues(struct vvio_adapter *adapter, struct virtqueue *vqs[], co
 		vqs[i] = NULL;
 		if (!wanted[i].name)
 			continue;
-		if (found == adapter->queue_count)
+		if (found == min_t(size_t, adapter->queue_count,
+				   min_t(size_t, 2047, adapter->block.size / sizeof(struct vvio_queue_entry))))
 			return -ENOENT;
 		queue = vvio_queue_make(adapter, found, wanted[i].callback, wanted[i].name, wanted[i].context);
 		if (IS_ERR(queue))
 			return PTR_ERR(queue);
 		adapter->queues[found] = queue;
 		vqs[i] = queue->vq;
-		WRITE_ONCE(adapter->queues_found, ++found);
+		smp_store_release(&adapter->queues_found, ++found);	/* with its queue, for interrupts */
 	}
 	return 0;
 }
@@ -291,20 +299,17 @@ static int disable_vq_and_reset(struct virtqueue *vq)
 	vvio_queue_quiet(queue);
 	if (adapter->stage == VVIO_LIVE)
 		err = vvio_request(adapter, VVIO_QUEUE_RESET, (u32)queue->index << 16, 0, NULL);
-	if (err && err != -ENOTCONN) {
-		vvio_queue_live(queue);
-	} else {
-		err = 0;	/* without a server there is nothing to be reset */
-		queue->generation++;
-		queue->is_reset = true;
-		vvio_queue_forget(queue);
-		WRITE_ONCE(adapter->dma.ring_maker, current);	/* a new ring may be made now */
-	}
+	if (err && err != -ENOTCONN)
+		vvio_failed(adapter, "a queue cannot be reset");	/* which ends its work, too */
+	queue->generation++;
+	queue->is_reset = true;
+	vvio_queue_forget(queue);
+	WRITE_ONCE(adapter->dma.ring_maker, current);	/* a new ring may be made now */
 	mutex_unlock(&adapter->session);
-	if (!err)
-		synchronize_cbs(vq->vdev);
-	vq->reset = !err;
-	return err;
+	del_timer_sync(&queue->again);
+	synchronize_cbs(vq->vdev);
+	vq->reset = true;
+	return 0;
 }
 
 static int enable_vq_after_reset(struct virtqueue *vq)

@@ -8,6 +8,7 @@
  */
 #include <linux/delay.h>
 #include <linux/random.h>
+#include <linux/sched/mm.h>
 #include <linux/slab.h>
 
 #include "adapter.h"
@@ -33,6 +34,7 @@ static void shut(struct vvio_adapter *adapter)
 {
 	adapter->is_open = false;
 	adapter->awaited = 0;
+	WRITE_ONCE(adapter->dma.open, adapter->is_lost);	/* requests of a lost one come, and fail */
 	complete_all(&adapter->answered);
 }
 
@@ -91,7 +93,8 @@ static void take_element(struct vvio_adapter *adapter, u64 high, u64 low, unsign
 	case CRQ_INIT:
 		if (format == CRQ_INITIALIZE)
 			shut(adapter);
-		note(adapter, header, format, low);
+		if (format == CRQ_INITIALIZE || format == CRQ_INIT_COMPLETE)
+			note(adapter, header, format, low);
 		break;
 	case CRQ_EVENT:
 		if (format == CRQ_PARTNER_FAILED || format == CRQ_PARTNER_CLOSED ||
@@ -135,7 +138,7 @@ static void interrupt(struct vvio_source *source)
 
 	spin_lock_irqsave(&adapter->crq_lock, flags);
 	drain(adapter, &used);
-	count = READ_ONCE(adapter->queues_found);
+	count = smp_load_acquire(&adapter->queues_found);
 	for (i = 0; used && i < count; i++)
 		if (used & BIT(min_t(unsigned int, i, BITS_PER_LONG - 1)))
 			vvio_queue_complete(adapter->queues[i]);
@@ -148,9 +151,11 @@ static void look(struct vvio_adapter *adapter)
 {
 	unsigned long flags;
 
+	local_bh_disable();	/* what a callback raises is run at the end of this */
 	local_irq_save(flags);
 	interrupt(&adapter->source);
 	local_irq_restore(flags);
+	local_bh_enable();
 }
 
 /* -- what is done about it, in the work, with the session's mutex */
@@ -176,12 +181,25 @@ static void end_session(struct vvio_adapter *adapter)
 	spin_lock_irqsave(&adapter->crq_lock, flags);
 	shut(adapter);
 	spin_unlock_irqrestore(&adapter->crq_lock, flags);
-	WRITE_ONCE(adapter->dma.open, false);
 	for (i = 0; i < adapter->queues_found; i++)
 		vvio_queue_quiet(adapter->queues[i]);
 	vvio_channels_close(adapter);
 	tce_flush(&adapter->dma.window);
 	adapter->stage = VVIO_NOTHING;
+}
+
+/* Whether something is noted that ends the connection; with the CRQ's lock. */
+static bool is_over(struct vvio_adapter *adapter)
+{
+	unsigned int i;
+
+	for (i = 0; i < adapter->event_count; i++) {
+		struct vvio_event *event = &adapter->events[(adapter->first_event + i) % VVIO_EVENTS];
+
+		if (event->header == CRQ_EVENT || event->format == CRQ_INITIALIZE)
+			return true;
+	}
+	return adapter->events_lost;
 }
 
 /* P1.2, P1.5: nothing of an older session is under way any more. */
@@ -194,20 +212,21 @@ static void opened(struct vvio_adapter *adapter)
 	adapter->is_suspended = false;
 	cancel_delayed_work(&adapter->retry);
 	spin_lock_irq(&adapter->crq_lock);
-	is_open = !adapter->event_count && !adapter->events_lost;
+	is_open = !is_over(adapter);
 	adapter->is_open = is_open;	/* else it is over already */
 	adapter->config_stale = false;
 	adapter->device_status = 0;
 	spin_unlock_irq(&adapter->crq_lock);
 	if (!is_open || adapter->is_lost)
 		return;
+	pool_opened(&adapter->dma.pool);
 	WRITE_ONCE(adapter->dma.open, true);
 	if (adapter->goal < VVIO_PROBED)
 		adapter->goal = VVIO_PROBED;
 	err = vvio_walk(adapter);
 	if (err && err != -ENOTCONN)
 		vvio_failed(adapter, "the server does not answer as it should");
-	if (!err && !adapter->is_attached)
+	if (!err && !adapter->is_attached && !adapter->is_leaving)
 		schedule_work(&adapter->attach);
 }
 
@@ -218,7 +237,7 @@ static void free_crq(struct vvio_adapter *adapter)
 	for (left = FREE_ATTEMPTS; left; left--) {
 		s64 code = vvio_call(adapter->hv, PAPR_FREE_CRQ, adapter->unit_address);
 
-		if (!papr_is_busy(code))
+		if (!papr_is_busy(code) && code != PAPR_RESOURCE)	/* that: pages are being moved */
 			break;
 		msleep(papr_busy_msec(code));
 	}
@@ -253,7 +272,7 @@ static void register_crq(struct vvio_adapter *adapter, bool is_to_offer)
 	}
 	adapter->state = VVIO_WAITING;
 	adapter->is_suspended = false;
-	vvio_call(adapter->hv, PAPR_VIO_SIGNAL, adapter->unit_address, 1);
+	vvio_call_patiently(adapter->hv, PAPR_VIO_SIGNAL, adapter->unit_address, 1);
 	if (code == PAPR_SUCCESS && is_to_offer)
 		offer(adapter);
 	look(adapter);	/* no interrupt is raised for what came before it was enabled */
@@ -325,6 +344,8 @@ static void send_complete(struct vvio_adapter *adapter)
 	}
 }
 
+static void do_events(struct vvio_adapter *adapter);
+
 static void enable_crq(struct vvio_adapter *adapter)
 {
 	s64 code = vvio_call(adapter->hv, PAPR_ENABLE_CRQ, adapter->unit_address);
@@ -337,7 +358,9 @@ static void enable_crq(struct vvio_adapter *adapter)
 	} else {
 		adapter->is_suspended = false;
 		look(adapter);	/* P1.7: first everything out of the queue */
-		offer(adapter);
+		do_events(adapter);
+		if (adapter->state == VVIO_WAITING && !adapter->is_suspended)
+			offer(adapter);
 	}
 }
 
@@ -385,6 +408,14 @@ static bool next_event(struct vvio_adapter *adapter, struct vvio_event *event)
 	return found;
 }
 
+static void do_events(struct vvio_adapter *adapter)
+{
+	struct vvio_event event;
+
+	while (adapter->state != VVIO_CLOSED && next_event(adapter, &event))
+		do_event(adapter, &event);
+}
+
 #define NEEDS_RESET	0x40
 
 static void follow_config(struct vvio_adapter *adapter)
@@ -412,12 +443,11 @@ static void follow_config(struct vvio_adapter *adapter)
 static void connection_work(struct work_struct *work)
 {
 	struct vvio_adapter *adapter = container_of(work, struct vvio_adapter, work);
-	struct vvio_event event;
+	unsigned int noio = memalloc_noio_save();	/* it may be the disk that memory is paged out to */
 	const char *broken;
 
 	mutex_lock(&adapter->session);
-	while (adapter->state != VVIO_CLOSED && next_event(adapter, &event))
-		do_event(adapter, &event);
+	do_events(adapter);
 	broken = xchg(&adapter->broken, NULL);
 	if (broken)
 		vvio_failed(adapter, broken);
@@ -425,6 +455,7 @@ static void connection_work(struct work_struct *work)
 		vvio_connection_reset(adapter);
 	follow_config(adapter);
 	mutex_unlock(&adapter->session);
+	memalloc_noio_restore(noio);
 	wake_up_all(&adapter->changed);
 }
 
@@ -432,6 +463,7 @@ static void connection_work(struct work_struct *work)
 static void retry_work(struct work_struct *work)
 {
 	struct vvio_adapter *adapter = container_of(work, struct vvio_adapter, retry.work);
+	unsigned int noio = memalloc_noio_save();
 
 	mutex_lock(&adapter->session);
 	if (adapter->is_lost) {
@@ -447,6 +479,7 @@ static void retry_work(struct work_struct *work)
 		offer(adapter);
 	}
 	mutex_unlock(&adapter->session);
+	memalloc_noio_restore(noio);
 	wake_up_all(&adapter->changed);
 }
 

@@ -32,12 +32,16 @@ static dma_addr_t map_page(struct device *dev, struct page *page, unsigned long 
 {
 	struct vvio_dma *dma = &to_adapter(dev)->dma;
 
-	if (!READ_ONCE(dma->open) || !size)
+	bool is_open = READ_ONCE(dma->open);
+
+	if (!size)
 		return DMA_MAPPING_ERROR;
 	if (size < TCE_PAGE)
-		return pool_map(&dma->pool, page_address(page) + offset, size);
+		return pool_map(&dma->pool, page_address(page) + offset, size, is_open);
+	if (!is_open)
+		return DMA_MAPPING_ERROR;
 	if (size <= dma->copied) {
-		dma_addr_t ioba = pool_map(&dma->pool, page_address(page) + offset, size);
+		dma_addr_t ioba = pool_map(&dma->pool, page_address(page) + offset, size, true);
 
 		if (ioba != DMA_MAPPING_ERROR)
 			return ioba;
@@ -113,7 +117,7 @@ static void release(struct device *dev, size_t size, void *memory, dma_addr_t io
 	if (!(ioba & PRIVATE_BIT)) {
 		tce_unmap(&dma->window, ioba, size);
 		tce_flush(&dma->window);
-		tce_settle(&dma->window);
+		tce_settle(&dma->window);	/* not tce_drain(): this may be atomic */
 	}
 	free_pages_exact(memory, PAGE_ALIGN(size));
 }
@@ -203,8 +207,7 @@ void vvio_memory_put(struct vvio_dma *dma, struct vvio_memory *memory)
 		return;
 	if (memory->ioba != DMA_MAPPING_ERROR)
 		tce_unmap(&dma->window, memory->ioba, memory->size);
-	tce_flush(&dma->window);
-	tce_settle(&dma->window);
+	tce_drain(&dma->window);
 	free_pages_exact(memory->cpu, memory->size);
 	memory->cpu = NULL;
 }

@@ -63,6 +63,7 @@ dma_addr_t tce_map_virtual(struct tce_window *window, void *start, size_t length
 void tce_unmap(struct tce_window *window, dma_addr_t ioba, size_t length);
 int tce_settle(struct tce_window *window);
 void tce_flush(struct tce_window *window);
+void tce_drain(struct tce_window *window);
 
 #define POOL_SHIFT	6	/* buffers in the pool begin at multiples of 64 bytes */
 #define POOL_CHUNK	BIT(POOL_SHIFT)
@@ -80,13 +81,16 @@ struct dma_pool_area {
 	spinlock_t lock;	/* protects what follows */
 	unsigned long chunks;
 	unsigned long *taken;
+	unsigned long *known;	/* chunks that some server may know, since the connection was lost */
+	unsigned long reserve;	/* first chunk of those that are used without a connection only */
 	unsigned long hint;
 	void **origin;		/* for each chunk the memory that it stands for */
 };
 
 int pool_init(struct dma_pool_area *pool, struct tce_window *window, size_t size);
 void pool_exit(struct dma_pool_area *pool, struct tce_window *window);
-dma_addr_t pool_map(struct dma_pool_area *pool, void *origin, size_t length);
+dma_addr_t pool_map(struct dma_pool_area *pool, void *origin, size_t length, bool is_open);
+void pool_opened(struct dma_pool_area *pool);
 void pool_unmap(struct dma_pool_area *pool, dma_addr_t ioba, size_t length, bool copy);
 void pool_sync(struct dma_pool_area *pool, dma_addr_t ioba, size_t length, bool for_cpu);
 void *pool_find(struct dma_pool_area *pool, dma_addr_t ioba, size_t length);

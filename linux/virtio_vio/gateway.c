@@ -54,7 +54,7 @@ __le64 *gate_table(struct vvio_hv *hv, u32 liobn, u64 pages, const __le64 **use)
 			continue;
 		table = (u64)le32_to_cpu(READ_ONCE(entry[1])) << TCE_SHIFT;
 		if (!table || table > room || pages > (room - table) / sizeof(__le64))
-			break;
+			continue;
 		*use = area + USE_WORDS + 8 * i;
 		return area + table;
 	}
@@ -112,7 +112,7 @@ static void tree_work(struct work_struct *work)
 	s64 code;
 
 	mutex_lock(&gate->tree_lock);
-	code = vvio_call(&gate->hv, GATE_TREE);
+	code = vvio_call_patiently(&gate->hv, GATE_TREE);
 	if (!code)
 		follow_tree(gate);
 	else if (!READ_ONCE(gate->hv.dead))
@@ -129,13 +129,13 @@ static void watch(struct work_struct *work)
 
 	gate_reap(gate);
 	spin_lock_irqsave(&gate->lock, flags);
-	late = gate->reaped < gate->number && time_after(jiffies, gate->progress + stall_limit * HZ);
+	late = gate->is_unsure;
+	late |= gate->reaped < gate->number && time_after(jiffies, gate->progress + stall_limit * HZ);
 	spin_unlock_irqrestore(&gate->lock, flags);
 	if (ended || late) {
 		dev_err(&gate->pdev->dev, "the hypervisor %s\n",
 			ended ? "has ended" : "does not answer any more");
-		WRITE_ONCE(gate->hv.dead, true);
-		wake_up_all(&gate->wait);
+		gate_bury(gate);
 		vvio_bus_dead(&gate->hv);
 		return;
 	}
@@ -232,6 +232,7 @@ static int gate_probe(struct pci_dev *pdev, const struct pci_device_id *id)
 	if (err)
 		goto no_tree;
 	schedule_delayed_work(&gate->watchdog, WATCH);
+	schedule_work(&gate->tree_work);	/* what changed since this tree was made is told of once only */
 	return 0;
 
 no_tree:

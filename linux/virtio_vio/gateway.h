@@ -116,12 +116,16 @@ struct gateway {
 	u64 number;		/* of the hcall that was posted last */
 	u64 reaped;		/* of the one whose end was looked at last */
 	unsigned long progress;	/* when something was done, in jiffies */
+	bool is_unsure;		/* an hcall was taken and did not end */
 	struct gate_posted *posted;
 	struct timer_list reaper;
 	wait_queue_head_t wait;
 
 	unsigned int vectors;
 	struct gate_vector *vector;
+	struct timer_list line;	/* asks again for what the line had to tell */
+	spinlock_t line_lock;	/* one asks at a time; protects owed */
+	u64 owed;		/* an H_EOI that was not taken in time, 0 for none */
 
 	struct delayed_work watchdog;
 	struct work_struct tree_work;
@@ -136,6 +140,7 @@ extern const struct vvio_hv_ops gate_ops;
 int gate_calls_init(struct gateway *gate);
 void gate_calls_exit(struct gateway *gate);
 void gate_reap(struct gateway *gate);
+void gate_bury(struct gateway *gate);
 
 /* interrupts.c */
 int gate_interrupts_init(struct gateway *gate);

@@ -78,6 +78,14 @@ struct vvio_hv {
 	__hv->ops->call(__hv, true, token_, __arguments, ARRAY_SIZE(__arguments), NULL); \
 })
 
+/* An hcall that is made again while the hypervisor is busy, for some seconds; sleeps. */
+s64 vvio_repeat(struct vvio_hv *hv, u64 token, const u64 *arguments, unsigned int count);
+
+#define vvio_call_patiently(hv_, token_, ...) ({				\
+	const u64 __arguments[] = { __VA_ARGS__ };				\
+	vvio_repeat(hv_, token_, __arguments, ARRAY_SIZE(__arguments));		\
+})
+
 /* An hcall, in any context. */
 #define vvio_call_atomic(hv_, token_, ...) ({					\
 	struct vvio_hv *__hv = (hv_);						\

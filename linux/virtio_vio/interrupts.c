@@ -37,20 +37,56 @@ static irqreturn_t source_interrupt(int irq, void *data)
 	return IRQ_HANDLED;
 }
 
+/* One source: whether there may be more, 0, or -EBUSY when the hypervisor does not answer now. */
+static int ask_line(struct gate_vector *vector)
+{
+	struct gateway *gate = vector->gate;
+	struct vvio_hv *hv = &gate->hv;
+	u64 results[VVIO_REGISTERS];
+
+	if (!gate->owed) {
+		if (hv->ops->call(hv, false, PAPR_XIRR, NULL, 0, results))
+			return -EBUSY;
+		if (!(results[0] & 0xffffff))
+			return 0;
+		gate->owed = results[0];
+	}
+	/* pulses are lost until it is ended: so the handler looks after that */
+	if (vvio_call_atomic(hv, PAPR_EOI, gate->owed) > 0)
+		return -EBUSY;
+	handle(vector, false, gate->owed & 0xffffff);
+	gate->owed = 0;
+	return 1;
+}
+
 /* PAPR's presentation: the number in the low 24 bits of XIRR, 0 for nothing. */
+static void ask(struct gateway *gate)
+{
+	unsigned int left = SOURCES_AT_ONCE;
+	unsigned long flags;
+	int more;
+
+	spin_lock_irqsave(&gate->line_lock, flags);
+	do
+		more = ask_line(&gate->vector[GATE_LINE_VECTOR]);
+	while (more > 0 && --left);
+	spin_unlock_irqrestore(&gate->line_lock, flags);
+	if (more && !READ_ONCE(gate->hv.dead))
+		mod_timer(&gate->line, jiffies + 1);	/* what it had to tell it tells once only */
+}
+
+static void ask_again(struct timer_list *timer)
+{
+	struct gateway *gate = from_timer(gate, timer, line);
+
+	ask(gate);
+}
+
 static irqreturn_t line_interrupt(int irq, void *data)
 {
 	struct gate_vector *vector = data;
-	struct vvio_hv *hv = &vector->gate->hv;
-	u64 results[VVIO_REGISTERS];
-	unsigned int left;
 
-	for (left = SOURCES_AT_ONCE; left; left--) {
-		if (hv->ops->call(hv, false, PAPR_XIRR, NULL, 0, results) || !(results[0] & 0xffffff))
-			break;
-		vvio_post(hv, NULL, NULL, PAPR_EOI, results[0]);
-		handle(vector, false, results[0] & 0xffffff);
-	}
+	ask(vector->gate);
 	return IRQ_HANDLED;
 }
 
@@ -142,6 +178,9 @@ int gate_interrupts_init(struct gateway *gate)
 {
 	int wanted = le32_to_cpu(gate->header->vectors), found, i, err;
 
+	spin_lock_init(&gate->line_lock);
+	timer_setup(&gate->line, ask_again, 0);
+
 	found = pci_alloc_irq_vectors(gate->pdev, GATE_FIRST_SOURCE, wanted, PCI_IRQ_MSIX);
 	if (found < 0)
 		return dev_err_probe(&gate->pdev->dev, found, "no interrupt vectors\n");
@@ -165,6 +204,7 @@ int gate_interrupts_init(struct gateway *gate)
 		}
 		gate->vectors = i + 1;
 	}
+	mod_timer(&gate->line, jiffies + 1);	/* for what came before somebody listened */
 	return 0;
 }
 
@@ -172,6 +212,9 @@ void gate_interrupts_exit(struct gateway *gate)
 {
 	unsigned int i;
 
+	for (i = 0; i < gate->vectors; i++)
+		disable_irq(gate->vector[i].irq);
+	del_timer_sync(&gate->line);
 	for (i = 0; i < gate->vectors; i++)
 		free_irq(gate->vector[i].irq, i == GATE_CALL_VECTOR ? (void *)gate : (void *)&gate->vector[i]);
 	gate->vectors = 0;

@@ -63,11 +63,17 @@ static irqreturn_t phyp_interrupt(int irq, void *data)
 static int phyp_request_source(struct vvio_hv *hv, struct vvio_source *source)
 {
 	unsigned int irq = irq_create_mapping(NULL, source->number);
+	int err;
 
 	if (!irq)
 		return -EINVAL;
+	err = request_irq(irq, phyp_interrupt, 0, "virtio_vio", source);
+	if (err) {
+		irq_dispose_mapping(irq);
+		return err;
+	}
 	source->private = (void *)(unsigned long)irq;
-	return request_irq(irq, phyp_interrupt, 0, "virtio_vio", source);
+	return 0;
 }
 
 static void phyp_free_source(struct vvio_hv *hv, struct vvio_source *source)

@@ -47,26 +47,35 @@ static void copy(void *to, const void *from, size_t length)
  * @pool: the adapter's pool
  * @origin: the buffer
  * @length: bytes
+ * @is_open: whether there is a connection. Without one only what no server knows is given out, which
+ *	is not much: some drivers have no use for an error (P1.5)
  *
  * It is copied whichever way the data goes: what the server leaves as it was must not become
  * what somebody else's buffer had.
  *
  * Return: its I/O bus address, or DMA_MAPPING_ERROR when the pool is full.
  */
-dma_addr_t pool_map(struct dma_pool_area *pool, void *origin, size_t length)
+dma_addr_t pool_map(struct dma_pool_area *pool, void *origin, size_t length, bool is_open)
 {
+	unsigned long end = is_open ? pool->reserve : pool->chunks;
 	unsigned long flags, first, i, count = CHUNKS_OF(length);
 
 	spin_lock_irqsave(&pool->lock, flags);
-	first = bitmap_find_next_zero_area(pool->taken, pool->chunks, pool->hint, count, 0);
-	if (first >= pool->chunks)
-		first = bitmap_find_next_zero_area(pool->taken, pool->chunks, 0, count, 0);
-	if (first < pool->chunks) {
+	if (is_open) {
+		first = bitmap_find_next_zero_area(pool->taken, end, pool->hint, count, 0);
+		if (first >= end)
+			first = bitmap_find_next_zero_area(pool->taken, end, 0, count, 0);
+	} else {
+		first = bitmap_find_next_zero_area(pool->known, end, pool->reserve, count, 0);
+	}
+	if (first < end) {
 		bitmap_set(pool->taken, first, count);
-		pool->hint = first + count;
+		bitmap_set(pool->known, first, count);
+		if (is_open)
+			pool->hint = first + count;
 	}
 	spin_unlock_irqrestore(&pool->lock, flags);
-	if (first >= pool->chunks)
+	if (first >= end)
 		return DMA_MAPPING_ERROR;
 	for (i = 0; i < count; i++)
 		pool->origin[first + i] = origin + (i << POOL_SHIFT);
@@ -134,21 +143,37 @@ void *pool_find(struct dma_pool_area *pool, dma_addr_t ioba, size_t length)
 	return is_in_pool(pool, ioba) && length <= pool->size - offset ? pool->memory + offset : NULL;
 }
 
+/**
+ * pool_opened - there is a new connection: no older server is at the pool any more
+ * @pool: the adapter's pool
+ */
+void pool_opened(struct dma_pool_area *pool)
+{
+	unsigned long flags;
+
+	spin_lock_irqsave(&pool->lock, flags);
+	bitmap_copy(pool->known, pool->taken, pool->chunks);
+	spin_unlock_irqrestore(&pool->lock, flags);
+}
+
 int pool_init(struct dma_pool_area *pool, struct tce_window *window, size_t size)
 {
 	spin_lock_init(&pool->lock);
 	pool->size = size;
 	pool->chunks = size >> POOL_SHIFT;
+	pool->reserve = pool->chunks - pool->chunks / 8;
 	pool->memory = vzalloc(size);
 	pool->taken = bitmap_zalloc(pool->chunks, GFP_KERNEL);
+	pool->known = bitmap_zalloc(pool->chunks, GFP_KERNEL);
 	pool->origin = kvcalloc(pool->chunks, sizeof(*pool->origin), GFP_KERNEL);
-	if (!pool->memory || !pool->taken || !pool->origin)
+	if (!pool->memory || !pool->taken || !pool->known || !pool->origin)
 		goto failed;
 	pool->ioba = tce_map_virtual(window, pool->memory, size, TCE_READ | TCE_WRITE);
 	if (pool->ioba != DMA_MAPPING_ERROR)
 		return 0;
 failed:
 	kvfree(pool->origin);
+	bitmap_free(pool->known);
 	bitmap_free(pool->taken);
 	vfree(pool->memory);
 	memset(pool, 0, sizeof(*pool));
@@ -160,9 +185,9 @@ void pool_exit(struct dma_pool_area *pool, struct tce_window *window)
 	if (!pool->memory)
 		return;
 	tce_unmap(window, pool->ioba, pool->size);
-	tce_flush(window);
-	tce_settle(window);
+	tce_drain(window);
 	kvfree(pool->origin);
+	bitmap_free(pool->known);
 	bitmap_free(pool->taken);
 	vfree(pool->memory);
 	pool->memory = NULL;

@@ -98,10 +98,13 @@ static u16 next_head(struct vvio_queue *queue)
 /* Show the server what the driver has made available; called with the lock. */
 static void forward(struct vvio_queue *queue)
 {
-	u16 until = available(queue), head;
 	bool some = false;
+	u16 until, head;
 
-	if (!queue->is_live || until == queue->seen)
+	if (!queue->is_live)
+		return;
+	until = available(queue);
+	if (until == queue->seen)
 		return;
 	if (tce_settle(&queue->adapter->dma.window)) {
 		look_again(queue);
@@ -125,13 +128,139 @@ static void forward(struct vvio_queue *queue)
 		kick(queue);
 }
 
+/* Give a chain back to the driver, who sees it at show_used(). */
+static void use(struct vvio_queue *queue, u16 head, u32 length)
+{
+	struct virtio_device *vdev = &queue->adapter->vdev;
+	struct vring_used_elem *used = &queue->vring->used->ring[queue->used++ % queue->vring->num];
+
+	used->id = cpu_to_virtio32(vdev, head);
+	used->len = cpu_to_virtio32(vdev, length);
+	forget(queue, head);
+}
+
+static void show_used(struct vvio_queue *queue)
+{
+	smp_wmb();	/* the elements before the index */
+	WRITE_ONCE(queue->vring->used->idx, cpu_to_virtio16(&queue->adapter->vdev, queue->used));
+}
+
+/* The last bytes that the server may write of a chain, if they are in the pool. */
+static u8 *last_writable(struct vvio_queue *queue, u16 head)
+{
+	struct virtio_device *vdev = &queue->adapter->vdev;
+	struct dma_pool_area *pool = &queue->adapter->dma.pool;
+	const struct vring_desc *table = queue->vring->desc, *desc = &table[head], *last = NULL;
+	unsigned int room = queue->vring->num, left;
+	u32 length;
+
+	if (virtio16_to_cpu(vdev, desc->flags) & VRING_DESC_F_INDIRECT) {
+		length = virtio32_to_cpu(vdev, desc->len);
+		table = pool_find(pool, virtio64_to_cpu(vdev, desc->addr), length);
+		room = length / sizeof(*table);
+		desc = table;
+	}
+	for (left = room; desc && left; left--) {
+		u16 flags = virtio16_to_cpu(vdev, desc->flags), next = virtio16_to_cpu(vdev, desc->next);
+
+		if (flags & VRING_DESC_F_WRITE)
+			last = desc;
+		if (!(flags & VRING_DESC_F_NEXT) || next >= room)
+			break;
+		desc = &table[next];
+	}
+	if (!last || !last->len)
+		return NULL;
+	length = virtio32_to_cpu(vdev, last->len);
+	return pool_find(pool, virtio64_to_cpu(vdev, last->addr) + length - 1, 1);
+}
+
+/* Give a chain back unserved: a request of a disk with a status that says so, others with no bytes. */
+static void use_unserved(struct vvio_queue *queue, u16 head)
+{
+	u8 *status;
+
+	if (queue->adapter->vdev.id.device == VIRTIO_ID_BLOCK) {
+		status = last_writable(queue, head);
+		if (status)
+			*status = VIRTIO_BLK_S_IOERR;
+	}
+	use(queue, head, 0);
+}
+
+/* All that the driver made available; whether there was something. Called with the lock. */
+static bool fail_all(struct vvio_queue *queue)
+{
+	bool some = false;
+	u16 head;
+
+	while (queue->seen != available(queue)) {
+		head = next_head(queue);
+		if (head < queue->vring->num && !queue->chains[head].is_pending)
+			remember(queue, head);
+	}
+	while (queue->oldest != NO_CHAIN) {
+		use_unserved(queue, queue->oldest);
+		some = true;
+	}
+	if (some)
+		show_used(queue);
+	return some;
+}
+
+/* What the server has used; whether there was something. Called with the lock. */
+static bool take_used(struct vvio_queue *queue)
+{
+	bool some = false;
+	u32 id, length;
+
+	while (queue->is_live && wire_take(&queue->wire, &id, &length)) {
+		if (id >= queue->vring->num || !queue->chains[id].is_pending) {
+			WRITE_ONCE(queue->adapter->broken, "the server used a buffer that it did not have");
+			queue->is_live = false;
+			vvio_wake(queue->adapter);
+			break;
+		}
+		use(queue, id, length);
+		some = true;
+	}
+	if (some)
+		show_used(queue);
+	return some;
+}
+
+#define POLL_LIMIT	(100 * NSEC_PER_MSEC)
+
+/*
+ * The console's driver writes with interrupts off and looks at its ring until the buffer comes back,
+ * and on this processor no interrupt can bring it. What nobody takes in time is given back as it is.
+ */
+static void poll_used(struct vvio_queue *queue)
+{
+	u64 until = ktime_get_ns() + POLL_LIMIT;
+
+	while (queue->is_live && queue->oldest != NO_CHAIN && !take_used(queue)) {
+		if (ktime_get_ns() > until) {
+			WRITE_ONCE(queue->adapter->broken, "the server does not take the console's output");
+			queue->is_live = false;
+			vvio_wake(queue->adapter);
+		}
+		cpu_relax();
+	}
+	if (!queue->is_live)
+		fail_all(queue);
+}
+
 static bool notify(struct virtqueue *vq)
 {
 	struct vvio_queue *queue = vq->priv;
+	bool is_polled = vq->vdev->id.device == VIRTIO_ID_CONSOLE && irqs_disabled();
 	unsigned long flags;
 
 	spin_lock_irqsave(&queue->lock, flags);
 	forward(queue);
+	if (is_polled)
+		poll_used(queue);
 	spin_unlock_irqrestore(&queue->lock, flags);
 	if (READ_ONCE(queue->adapter->is_lost))
 		schedule_work(&queue->adapter->fail_work);	/* the driver holds its lock: not here */
@@ -150,23 +279,6 @@ static void again(struct timer_list *timer)
 	spin_unlock_irqrestore(&queue->lock, flags);
 }
 
-/* Give a chain back to the driver, who sees it at show_used(). */
-static void use(struct vvio_queue *queue, u16 head, u32 length)
-{
-	struct virtio_device *vdev = &queue->adapter->vdev;
-	struct vring_used_elem *used = &queue->vring->used->ring[queue->used++ % queue->vring->num];
-
-	used->id = cpu_to_virtio32(vdev, head);
-	used->len = cpu_to_virtio32(vdev, length);
-	forget(queue, head);
-}
-
-static void show_used(struct vvio_queue *queue)
-{
-	smp_wmb();	/* the elements before the index */
-	WRITE_ONCE(queue->vring->used->idx, cpu_to_virtio16(&queue->adapter->vdev, queue->used));
-}
-
 /**
  * vvio_queue_complete - hand the driver what the server has used
  * @queue: the queue
@@ -175,22 +287,10 @@ static void show_used(struct vvio_queue *queue)
  */
 void vvio_queue_complete(struct vvio_queue *queue)
 {
-	bool some = false;
-	u32 id, length;
+	bool some;
 
 	spin_lock(&queue->lock);
-	while (queue->is_live && wire_take(&queue->wire, &id, &length)) {
-		if (id >= queue->vring->num || !queue->chains[id].is_pending) {
-			WRITE_ONCE(queue->adapter->broken, "it used a buffer that it did not have");
-			queue->is_live = false;
-			vvio_wake(queue->adapter);
-			break;
-		}
-		use(queue, id, length);
-		some = true;
-	}
-	if (some)
-		show_used(queue);
+	some = take_used(queue);
 	spin_unlock(&queue->lock);
 	if (some)
 		vring_interrupt(0, queue->vq);
@@ -244,9 +344,11 @@ void vvio_queue_quiet(struct vvio_queue *queue)
 {
 	unsigned long flags;
 
+	local_bh_disable();	/* what a callback raises is run at the end of this */
 	local_irq_save(flags);
 	vvio_queue_complete(queue);
 	local_irq_restore(flags);
+	local_bh_enable();
 	spin_lock_irqsave(&queue->lock, flags);
 	queue->is_live = false;
 	spin_unlock_irqrestore(&queue->lock, flags);
@@ -267,49 +369,6 @@ void vvio_queue_forget(struct vvio_queue *queue)
 	spin_unlock_irqrestore(&queue->lock, flags);
 }
 
-/* The last bytes that the server may write of a chain, if they are in the pool. */
-static u8 *last_writable(struct vvio_queue *queue, u16 head)
-{
-	struct virtio_device *vdev = &queue->adapter->vdev;
-	struct dma_pool_area *pool = &queue->adapter->dma.pool;
-	const struct vring_desc *table = queue->vring->desc, *desc = &table[head], *last = NULL;
-	unsigned int room = queue->vring->num, left;
-	u32 length;
-
-	if (virtio16_to_cpu(vdev, desc->flags) & VRING_DESC_F_INDIRECT) {
-		length = virtio32_to_cpu(vdev, desc->len);
-		table = pool_find(pool, virtio64_to_cpu(vdev, desc->addr), length);
-		room = length / sizeof(*table);
-		desc = table;
-	}
-	for (left = room; desc && left; left--) {
-		u16 flags = virtio16_to_cpu(vdev, desc->flags), next = virtio16_to_cpu(vdev, desc->next);
-
-		if (flags & VRING_DESC_F_WRITE)
-			last = desc;
-		if (!(flags & VRING_DESC_F_NEXT) || next >= room)
-			break;
-		desc = &table[next];
-	}
-	if (!last || !last->len)
-		return NULL;
-	length = virtio32_to_cpu(vdev, last->len);
-	return pool_find(pool, virtio64_to_cpu(vdev, last->addr) + length - 1, 1);
-}
-
-/* Give a chain back unserved: a request of a disk with a status that says so, others with no bytes. */
-static void use_unserved(struct vvio_queue *queue, u16 head)
-{
-	u8 *status;
-
-	if (queue->adapter->vdev.id.device == VIRTIO_ID_BLOCK) {
-		status = last_writable(queue, head);
-		if (status)
-			*status = VIRTIO_BLK_S_IOERR;
-	}
-	use(queue, head, 0);
-}
-
 /**
  * vvio_queue_fail - give back all that the driver made available: nobody will serve it
  * @queue: the queue, which is quiet
@@ -317,26 +376,17 @@ static void use_unserved(struct vvio_queue *queue, u16 head)
 void vvio_queue_fail(struct vvio_queue *queue)
 {
 	unsigned long flags;
-	bool some = false;
-	u16 head;
+	bool some;
 
 	spin_lock_irqsave(&queue->lock, flags);
-	while (queue->seen != available(queue)) {
-		head = next_head(queue);
-		if (head < queue->vring->num && !queue->chains[head].is_pending)
-			remember(queue, head);
-	}
-	while (queue->oldest != NO_CHAIN) {
-		use_unserved(queue, queue->oldest);
-		some = true;
-	}
-	if (some)
-		show_used(queue);
+	some = fail_all(queue);
 	spin_unlock_irqrestore(&queue->lock, flags);
 	if (some) {
+		local_bh_disable();
 		local_irq_save(flags);
 		vring_interrupt(0, queue->vq);
 		local_irq_restore(flags);
+		local_bh_enable();
 	}
 }
 
@@ -371,6 +421,7 @@ struct vvio_queue *vvio_queue_make(struct vvio_adapter *adapter, unsigned int in
 	if (!queue->vq)
 		goto no_ring;
 	queue->vq->priv = queue;
+	queue->vq->num_max = adapter->queue_size;
 	queue->vring = virtqueue_get_vring(queue->vq);
 	queue->chains = kcalloc(queue->vring->num, sizeof(*queue->chains), GFP_KERNEL);
 	if (!queue->chains)

@@ -79,10 +79,15 @@ int vvio_request(struct vvio_adapter *adapter, u8 type, u32 rest, u64 low, struc
 		*reply = answer;
 	if (!was_open)
 		return -ENOTCONN;
-	if (err == -ETIMEDOUT)
-		dev_err(adapter->dev, "no reply to message %#x\n", type);
-	if (err)
+	if (err == -ENOTCONN)
 		return err;
+	if (err) {
+		/* a reply that comes late must not be taken for another (P2.4) */
+		dev_err(adapter->dev, "no reply to message %#x\n", type);
+		WRITE_ONCE(adapter->broken, "no reply");
+		vvio_wake(adapter);
+		return err;
+	}
 	if (answer.status == VVIO_STATUS_OK)
 		return 0;
 	dev_err(adapter->dev, "the server answered message %#x with status %u\n", type, answer.status);
@@ -179,15 +184,22 @@ static int probe(struct vvio_adapter *adapter)
 /* Whether it is another now than what the driver knows. */
 static bool take_config(struct vvio_adapter *adapter)
 {
+	const u8 *config = adapter->config.cpu;
 	unsigned long flags;
-	bool is_new;
+	bool is_new = false;
+	unsigned int i;
 
 	spin_lock_irqsave(&adapter->config_lock, flags);
-	is_new = memcmp(adapter->snapshot, adapter->config.cpu, adapter->config_length);
-	if (is_new) {
-		memcpy(adapter->snapshot, adapter->config.cpu, adapter->config_length);
-		adapter->generation++;
+	for (i = 0; i < adapter->config_length; i++) {
+		u8 now = READ_ONCE(config[i]);
+
+		/* what the driver wrote a new server is still to be told */
+		if ((adapter->stage < VVIO_LIVE && test_bit(i, adapter->written)) || adapter->snapshot[i] == now)
+			continue;
+		adapter->snapshot[i] = now;
+		is_new = true;
 	}
+	adapter->generation += is_new;
 	spin_unlock_irqrestore(&adapter->config_lock, flags);
 	return is_new;
 }
@@ -272,6 +284,12 @@ static int find_queues(struct vvio_adapter *adapter)
 	return err;
 }
 
+static bool are_written(struct vvio_adapter *adapter, unsigned int first, unsigned int count)
+{
+	return first + count <= adapter->config_length &&
+	       find_next_zero_bit(adapter->written, first + count, first) == first + count;
+}
+
 /* What the driver wrote into the config space is what it expects there, also of a new server. */
 static int write_config_again(struct vvio_adapter *adapter)
 {
@@ -282,10 +300,9 @@ static int write_config_again(struct vvio_adapter *adapter)
 		length = 1;
 		if (!test_bit(first, adapter->written))
 			continue;
-		while (length < 4 && !((first + length) & 3) == !(first & 3) && (first + length) & 3 &&
-		       test_bit(first + length, adapter->written))
-			length++;
-		if (length == 3)
+		if (!(first & 3) && are_written(adapter, first, 4))
+			length = 4;
+		else if (!(first & 1) && are_written(adapter, first, 2))
 			length = 2;
 		err = vvio_write_config(adapter, first, length);
 		if (err && err != -EPROTO)
@@ -306,9 +323,19 @@ static int driver_ok(struct vvio_adapter *adapter)
 	err = write_config_again(adapter);
 	if (err)
 		return err;
-	for (i = 0; i < adapter->queues_found; i++)
-		if (!adapter->queues[i]->is_reset)
-			vvio_queue_live(adapter->queues[i]);
+	for (i = 0; i < adapter->queues_found; i++) {
+		struct vvio_queue *queue = adapter->queues[i];
+
+		if (!queue->is_reset) {
+			vvio_queue_live(queue);
+			continue;
+		}
+		/* FIND_VQS had to name it; its driver is to set it up again */
+		err = vvio_request(adapter, VVIO_QUEUE_RESET, (u32)queue->index << 16, 0, NULL);
+		if (err)
+			return err;
+		queue->generation++;
+	}
 	vvio_wake(adapter);	/* the config space may be another already */
 	return 0;
 }

@@ -3,6 +3,7 @@
  * The window's table: which pages are given out, and what their entries say.
  */
 #include <linux/bitmap.h>
+#include <linux/delay.h>
 #include <linux/mm.h>
 #include <linux/slab.h>
 
@@ -15,7 +16,7 @@ static void was_put(void *context, s64 code)
 	struct tce_list *list = context;
 
 	WRITE_ONCE(list->busy, false);
-	if (code)
+	if (code && code != PAPR_PARAMETER && code != PAPR_HARDWARE)	/* a window, or a hypervisor, that is gone */
 		dev_err_ratelimited(list->window->dev, "pages cannot be mapped: hcall returned %lld\n", code);
 }
 
@@ -23,7 +24,7 @@ static void was_stuffed(void *context, s64 code)
 {
 	struct tce_window *window = context;
 
-	if (code && code != PAPR_PARAMETER)	/* that is a window that was unplugged */
+	if (code && code != PAPR_PARAMETER && code != PAPR_HARDWARE)
 		dev_err_ratelimited(window->dev, "pages cannot be unmapped: hcall returned %lld\n", code);
 }
 
@@ -35,6 +36,10 @@ static int put_prepared(struct tce_window *window)
 
 	if (!window->prepared)
 		return 0;
+	if (READ_ONCE(window->hv->dead)) {
+		window->prepared = 0;	/* what is asked of nobody cannot fail */
+		return 0;
+	}
 	list->busy = true;
 	if (window->prepared == 1)
 		number = vvio_post(window->hv, was_put, list, PAPR_PUT_TCE, window->liobn, ioba,
@@ -127,12 +132,21 @@ static void add_run(struct tce_window *window, unsigned long first, unsigned int
 	}
 }
 
+/* Else it would be mapped after it was unmapped. */
+static void forget_prepared(struct tce_window *window, unsigned long first, unsigned int count)
+{
+	unsigned int i;
+
+	for (i = 0; i < window->prepared; i++)
+		if (window->first + i >= first && window->first + i < first + count)
+			window->list->entries[i] = 0;
+}
+
 static void release(struct tce_window *window, unsigned long first, unsigned int count)
 {
 	if (window->table)
 		clear_in_place(window, first, count);
-	if (window->prepared && first < window->first + window->prepared && first + count > window->first)
-		put_prepared(window);	/* else it would be mapped after this */
+	forget_prepared(window, first, count);
 	while (count) {
 		unsigned int some = min_t(unsigned int, count, TCE_LIST_MAX);
 
@@ -162,6 +176,12 @@ static int set_entry(struct tce_window *window, unsigned long page, u64 tce)
 {
 	if (!window->table)
 		return prepare(window, page, tce);
+	if (window->posted) {
+		/* stores overtake hcalls: one that clears this page would clear the new entry */
+		if (window->hv->ops->wait(window->hv, window->posted) && !READ_ONCE(window->hv->dead))
+			return -EBUSY;
+		window->posted = 0;
+	}
 	WRITE_ONCE(window->table[page], cpu_to_le64(tce));
 	return 0;
 }
@@ -294,6 +314,22 @@ void tce_flush(struct tce_window *window)
 	spin_unlock_irqrestore(&window->lock, flags);
 }
 
+/**
+ * tce_drain - wait until everything that was posted is done, before memory is freed
+ * @window: the adapter's window
+ *
+ * May sleep; ends at the latest when the hypervisor is given up.
+ */
+void tce_drain(struct tce_window *window)
+{
+	do {
+		tce_flush(window);
+		if (!tce_settle(window) && !READ_ONCE(window->runs))
+			return;
+		msleep(1);
+	} while (!READ_ONCE(window->hv->dead));
+}
+
 /* An earlier kernel, or driver, may have left entries; nobody may use what they name now. */
 static int wipe(struct tce_window *window)
 {
@@ -303,7 +339,8 @@ static int wipe(struct tce_window *window)
 		s64 code;
 
 		count = min_t(unsigned long, window->pages - first, TCE_LIST_MAX);
-		code = vvio_call(window->hv, PAPR_STUFF_TCE, window->liobn, (u64)first << TCE_SHIFT, 0, count);
+		code = vvio_call_patiently(window->hv, PAPR_STUFF_TCE, window->liobn, (u64)first << TCE_SHIFT,
+					   0, count);
 		if (code) {
 			dev_err(window->dev, "H_STUFF_TCE returned %lld\n", code);
 			return -EIO;
@@ -339,6 +376,8 @@ int tce_init(struct tce_window *window, struct device *dev, struct vvio_hv *hv, 
 		if (!list->entries)
 			goto out_of_memory;
 		list->logical = hv->ops->logical(hv, virt_to_phys(list->entries), TCE_PAGE);
+		if (list->logical == VVIO_UNREACHABLE)
+			goto out_of_memory;
 	}
 	return 0;
 
@@ -351,8 +390,7 @@ void tce_exit(struct tce_window *window)
 {
 	unsigned int i;
 
-	tce_flush(window);
-	tce_settle(window);
+	tce_drain(window);
 	for (i = 0; i < TCE_LISTS; i++)
 		kfree(window->lists[i].entries);
 	bitmap_free(window->taken);
