@@ -174,6 +174,8 @@ static long take(struct tce_window *window, unsigned int count)
 
 static int set_entry(struct tce_window *window, unsigned long page, u64 tce)
 {
+	if (READ_ONCE(window->hv->dead))
+		return 0;	/* nobody looks at it: the request that it is for will fail */
 	if (!window->table)
 		return prepare(window, page, tce);
 	if (window->posted) {
