@@ -98,8 +98,12 @@ def test_a_command_in_a_stock_kernel_reads_and_writes_our_disks(
 def test_what_the_command_leaves_running_does_not_hold_it_up(boot_cache: Path, tmp_path: Path) -> None:
     image = tmp_path / "disk.qcow2"
     subprocess.run(["qemu-img", "create", "-q", "-f", "qcow2", image, "1G"], check=True)
-    command = "(while :; do echo more; sleep 1; done) & cat /sys/block/vda/size; no-such-program"
-    done = run(boot_cache, "--arch", "x86_64", "--disk", str(image), "--exec", command)
+    command = """
+        (while :; do echo more; sleep 1; done) &
+        cat /sys/block/vda/size
+        mkfs.ext4 -q /dev/vda && e2fsck -f -n /dev/vda && no-such-program
+    """
+    done = run(boot_cache, "--arch", "x86_64", "--disk", str(image), "--package", "e2fsprogs", "--exec", command)
     assert done.returncode == 127, done.stderr.decode()
     assert b"2097152" in done.stdout.split()
     assert b"no-such-program: not found" in done.stderr
