@@ -128,7 +128,7 @@ class Cache:
                     made.mkdir()
                     programs.build(program, arch, made / program.name)
                     made.rename(place)
-            self._keep_newest(place, f"{program.name}-*")
+            self._keep_newest(place, f"{program.name}-*", MODULES_KEPT)
         return place / program.name
 
     def get_packages(self, arch: Arch, names: Sequence[str], *, refresh: bool = False) -> Path:
@@ -156,7 +156,7 @@ class Cache:
             self._keep_newest(place, "packages-*", SETS_KEPT)
         return place / _ARCHIVE
 
-    def _keep_newest(self, place: Path, pattern: str, count: int = MODULES_KEPT) -> None:
+    def _keep_newest(self, place: Path, pattern: str, count: int) -> None:
         """Remove the oldest of the entries beside one, which is the newest now."""
         os.utime(place)
         built = sorted(place.parent.glob(pattern), key=lambda path: path.stat().st_mtime)
@@ -216,7 +216,7 @@ class Cache:
         content, _ = module.build(sources, arch, place.parent / "headers", work, self._say)
         (made / f"{sources.name}.ko").write_bytes(content)
         made.rename(place)
-        self._keep_newest(place, "module-*")
+        self._keep_newest(place, "module-*", MODULES_KEPT)
 
     def _unpack_kernel(
         self,
