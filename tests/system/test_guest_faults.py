@@ -54,17 +54,15 @@ class Writing:
 
 
 def kill_and_start_server(house: House, writing: Writing) -> Callable[[], None]:
-    """`kill -9` of the VIO server's process while the guest writes, and another one within 5 s."""
+    """`kill -9` of the VIO server's process while the guest writes, and another one at once."""
 
     def happen() -> None:
         (vios,) = house.ps()["vios"]
         writing.wait()
         os.kill(vios["pid"], signal.SIGKILL)
-        killed = time.monotonic()
         wait_for(lambda: house.ps()["vios"][0]["state"] == "terminated")
         house.ok("activate", "vios1")
         writing.remember()
-        assert time.monotonic() - killed < 60
 
     return happen
 
@@ -174,7 +172,7 @@ def test_file_systems_on_two_disks_at_once_are_sound(house: House, boot_cache: P
 @BOTH
 def test_disks_come_grow_and_go_while_the_guest_uses_them(house: House, boot_cache: Path, arch: str) -> None:
     process = house.up(declare(house, arch, [("disk.img", 64 * MIB)]))
-    more = house.image("more.img", 16 * MIB)
+    more = house.image("more.img", 256 * MIB)
     writing = Writing(more, 40)
     gone: list[str] = []
 
@@ -202,7 +200,7 @@ def test_disks_come_grow_and_go_while_the_guest_uses_them(house: House, boot_cac
         echo 'HOST attach'
         until_so test -b /dev/vdb
         echo 'HOST force'
-        while guest_io /dev/vdb write 32 0 4096 3 >/tmp/forced; do :; done
+        guest_io /dev/vdb write 32 0 65536 3 >/tmp/forced && fail 'it wrote all before the disk was taken'
         until_so test ! -b /dev/vdb
         dmesg -r | grep -E 'WARNING|BUG|Call Trace|blocked for more' && fail 'the log after detach --force'
         dmesg -c >/dev/null
