@@ -190,11 +190,12 @@ static s64 give_up(struct gateway *gate, u64 number, bool may_sleep)
 	ring(gate);	/* a fence, too */
 	if (le64_to_cpu(READ_ONCE(slot->taken)) != number)
 		return PAPR_BUSY;
-	if (wait_done(gate, number, may_sleep, may_sleep ? LIMIT_NS : ATOMIC_NS))
+	/*
+	 * It is at it, so it is done when the hypervisor goes on; that may be a while when its process was
+	 * stopped in the middle. The watch says when it is given up.
+	 */
+	if (wait_done(gate, number, may_sleep, may_sleep ? U64_MAX : LIMIT_NS))
 		return PAPR_SUCCESS;
-	/* nobody knows whether it was carried out */
-	WRITE_ONCE(gate->is_unsure, true);
-	mod_delayed_work(system_wq, &gate->watchdog, 0);
 	return PAPR_HARDWARE;
 }
 

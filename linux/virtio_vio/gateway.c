@@ -129,8 +129,7 @@ static void watch(struct work_struct *work)
 
 	gate_reap(gate);
 	spin_lock_irqsave(&gate->lock, flags);
-	late = gate->is_unsure;
-	late |= gate->reaped < gate->number && time_after(jiffies, gate->progress + stall_limit * HZ);
+	late = gate->reaped < gate->number && time_after(jiffies, gate->progress + stall_limit * HZ);
 	spin_unlock_irqrestore(&gate->lock, flags);
 	if (ended || late) {
 		dev_err(&gate->pdev->dev, "the hypervisor %s\n",

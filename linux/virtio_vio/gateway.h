@@ -116,7 +116,6 @@ struct gateway {
 	u64 number;		/* of the hcall that was posted last */
 	u64 reaped;		/* of the one whose end was looked at last */
 	unsigned long progress;	/* when something was done, in jiffies */
-	bool is_unsure;		/* an hcall was taken and did not end */
 	struct gate_posted *posted;
 	struct timer_list reaper;
 	wait_queue_head_t wait;
