@@ -259,6 +259,7 @@ class Gateway:
         self._turn = turn
         self._spin = spin_us * 1e-6
         self._spin_until = 0.0
+        self._has_worked = False
         self._epoll = select.epoll()
         self._calls: dict[int, Callable[[], None]] = {}
         self._wake = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
@@ -327,7 +328,8 @@ class Gateway:
     def poll(self, timeout: float | None = 0.0) -> bool:
         """One pass: who comes and goes, and a turn for each partition that rang. Waits at most `timeout` seconds for
         something to do. Whether a partition has more to do."""
-        events = self._epoll.poll(self._wait(timeout))
+        wait = self._wait(timeout)
+        events = [] if wait is None else self._epoll.poll(wait)
         with self.lock:
             now = time.monotonic()
             if now >= self._next_check:
@@ -339,6 +341,7 @@ class Gateway:
                 if call is not None:  # it may have been ended by one before it
                     call()
             if events or self.ready:
+                self._has_worked = True
                 self._spin_until = now + self._spin
             for door in list(self.ready):
                 del self.ready[door]
@@ -347,10 +350,16 @@ class Gateway:
         self.hosted.run(events)
         return bool(self.ready)
 
-    def _wait(self, timeout: float | None) -> float:
-        """How long to wait for something to do, in seconds; looks for it first, if there was something lately."""
+    def _wait(self, timeout: float | None) -> float | None:
+        """How long to wait for something to do, in seconds; looks for it first, if there was something lately.
+
+        None when it was found so: then descriptors are for the next pass.
+        """
         if self.ready:
             return 0.0
+        if self._has_worked:
+            self._has_worked = False
+            return 0.0  # what was done may have given a partition of this thread something to do
         longest = self.hosted.timeout(CHECK_SECONDS if timeout is None else timeout)
         if not longest or time.monotonic() >= self._spin_until:
             return longest
@@ -360,6 +369,7 @@ class Gateway:
                 door, session = sessions[0]
                 if session.mailbox.look(_SLICE):
                     self.ready[door] = None
+                    return None
         return 0.0
 
     def _woken(self) -> None:
