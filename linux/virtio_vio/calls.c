@@ -202,9 +202,13 @@ static s64 give_up(struct gateway *gate, u64 number, bool may_sleep)
 static u64 post_within(struct gateway *gate, bool may_sleep, u64 token, const u64 *arguments,
 		       unsigned int count, vvio_done_t *done, void *context, bool held)
 {
-	u64 start = ktime_get_ns(), limit = limit_of(gate, may_sleep);
-	u64 number;
+	u64 number = try_post(gate, token, arguments, count, done, context, held);
+	u64 start, limit;
 
+	if (number)
+		return number;
+	start = ktime_get_ns();
+	limit = limit_of(gate, may_sleep);
 	while (!READ_ONCE(gate->hv.dead)) {
 		number = try_post(gate, token, arguments, count, done, context, held);
 		if (number)

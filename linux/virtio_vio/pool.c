@@ -39,7 +39,27 @@ static void copy(void *to, const void *from, size_t length)
 		WRITE_ONCE(target[2], c);
 		WRITE_ONCE(target[3], d);
 	}
-	memcpy(target, source, left);
+	for (; left >= 8; left -= 8)
+		WRITE_ONCE(*target++, READ_ONCE(*source++));
+	if (left)
+		memcpy(target, source, left);
+}
+
+/* Most buffers are a header or a status: one chunk is found and marked with less. */
+static unsigned long find_room(unsigned long *taken, unsigned long end, unsigned long from,
+			       unsigned long count)
+{
+	if (count == 1)
+		return find_next_zero_bit(taken, end, from);
+	return bitmap_find_next_zero_area(taken, end, from, count, 0);
+}
+
+static void mark(unsigned long *map, unsigned long first, unsigned long count)
+{
+	if (count == 1)
+		__set_bit(first, map);
+	else
+		bitmap_set(map, first, count);
 }
 
 /**
@@ -62,15 +82,15 @@ dma_addr_t pool_map(struct dma_pool_area *pool, void *origin, size_t length, boo
 
 	spin_lock_irqsave(&pool->lock, flags);
 	if (is_open) {
-		first = bitmap_find_next_zero_area(pool->taken, end, pool->hint, count, 0);
+		first = find_room(pool->taken, end, pool->hint, count);
 		if (first >= end)
-			first = bitmap_find_next_zero_area(pool->taken, end, 0, count, 0);
+			first = find_room(pool->taken, end, 0, count);
 	} else {
-		first = bitmap_find_next_zero_area(pool->known, end, pool->reserve, count, 0);
+		first = find_room(pool->known, end, pool->reserve, count);
 	}
 	if (first < end) {
-		bitmap_set(pool->taken, first, count);
-		bitmap_set(pool->known, first, count);
+		mark(pool->taken, first, count);
+		mark(pool->known, first, count);
 		if (is_open)
 			pool->hint = first + count;
 	}
@@ -118,13 +138,17 @@ void pool_sync(struct dma_pool_area *pool, dma_addr_t ioba, size_t length, bool 
  */
 void pool_unmap(struct dma_pool_area *pool, dma_addr_t ioba, size_t length, bool copy)
 {
-	unsigned long flags, first = (ioba - pool->ioba) >> POOL_SHIFT, count = CHUNKS_OF(length);
+	unsigned long flags, first = (ioba - pool->ioba) >> POOL_SHIFT, count = CHUNKS_OF(length), i;
 
 	if (copy)
 		pool_sync(pool, ioba, length, true);
-	memset(&pool->origin[first], 0, count * sizeof(*pool->origin));
+	for (i = 0; i < count; i++)
+		pool->origin[first + i] = NULL;
 	spin_lock_irqsave(&pool->lock, flags);
-	bitmap_clear(pool->taken, first, count);
+	if (count == 1)
+		__clear_bit(first, pool->taken);
+	else
+		bitmap_clear(pool->taken, first, count);
 	spin_unlock_irqrestore(&pool->lock, flags);
 }
 

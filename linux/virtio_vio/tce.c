@@ -156,18 +156,28 @@ static void release(struct tce_window *window, unsigned long first, unsigned int
 	}
 }
 
+static unsigned long find_pages(struct tce_window *window, unsigned long from, unsigned int count)
+{
+	if (count == 1)		/* most are: it takes less */
+		return find_next_zero_bit(window->taken, window->pages, from);
+	return bitmap_find_next_zero_area(window->taken, window->pages, from, count, 0);
+}
+
 static long take(struct tce_window *window, unsigned int count)
 {
 	unsigned long found;
 
-	found = bitmap_find_next_zero_area(window->taken, window->pages, window->hint, count, 0);
+	found = find_pages(window, window->hint, count);
 	if (found >= window->pages) {
 		stuff_runs(window);
-		found = bitmap_find_next_zero_area(window->taken, window->pages, 0, count, 0);
+		found = find_pages(window, 0, count);
 	}
 	if (found >= window->pages)
 		return -ENOSPC;
-	bitmap_set(window->taken, found, count);
+	if (count == 1)
+		__set_bit(found, window->taken);
+	else
+		bitmap_set(window->taken, found, count);
 	window->hint = found + count;
 	return found;
 }
