@@ -191,7 +191,8 @@ def test_process_ends_with_a_hypervisor_that_is_killed_or_cannot_start(house: Ho
     process.kill()
     process.wait()
     wait_for(lambda: not lives(vios["pid"]))
-    open_image(house.folder / "disk.img").close()
+    # its last thread may end, and let go of the image, after its first
+    open_image(house.folder / "disk.img", wait=10.0).close()
     with open_image(house.folder / "disk.img"):
         assert "disk.img is in use" in house.refused("up", "s.toml")
 
