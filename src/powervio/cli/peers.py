@@ -60,7 +60,12 @@ PEERS = (
     Peer("dpkg-deb", "dpkg", "boot: what is in these packages", tests=True),
     Peer("setpriv", "util-linux", "boot: guests that end when powervio is killed", tests=True),
     Peer("make", "make", "boot: the driver of guests, built for their kernel", tests=True),
-    Peer("powerpc64le-linux-gnu-gcc", "gcc-powerpc64le-linux-gnu", "the same for boot --arch ppc64le", tests=True),
+    Peer(
+        "powerpc64le-linux-gnu-gcc",
+        "gcc-powerpc64le-linux-gnu libc6-dev-ppc64el-cross",  # the second has the kernel's headers, for guest_io
+        "the same for boot --arch ppc64le",
+        tests=True,
+    ),
     Peer("busybox", "busybox-static", "the programs of a small Linux guest", tests=True),
     Peer("cpio", "cpio", "the root file system of a small Linux guest", tests=True),
     Peer("dpdk-testpmd", "dpdk-dev", "DPDK's virtio-user driver at vhost-user network devices", tests=True),
@@ -77,5 +82,5 @@ def missing(*, for_tests: bool = False) -> tuple[Peer, ...]:
 
 def install_command(peers: tuple[Peer, ...]) -> list[str]:
     """The command that installs the packages of these rows; empty if no package gives them."""
-    packages = sorted({peer.package for peer in peers if peer.package})
+    packages = sorted({name for peer in peers if peer.package for name in peer.package.split()})
     return ["apt-get", "install", "-y", "--no-install-recommends", *packages] if packages else []
