@@ -221,7 +221,7 @@ static bool take_used(struct vvio_queue *queue)
 			vvio_wake(queue->adapter);
 			break;
 		}
-		use(queue, id, length);
+		use(queue, id, min(length, queue->wire.rooms[id]));	/* drivers believe it */
 		some = true;
 	}
 	if (some)

@@ -33,11 +33,14 @@ int wire_init(struct wire_ring *wire, struct vvio_dma *dma, struct virtio_device
 	wire->size = size;
 	wire->is_packed = is_packed;
 	wire->counts = kcalloc(size, sizeof(*wire->counts), GFP_KERNEL);
-	if (!wire->counts)
-		return -ENOMEM;
-	err = vvio_memory_get(dma, &wire->memory, is_packed ? packed_size(size) : split_size(size));
+	wire->rooms = kcalloc(size, sizeof(*wire->rooms), GFP_KERNEL);
+	err = -ENOMEM;
+	if (wire->counts && wire->rooms)
+		err = vvio_memory_get(dma, &wire->memory, is_packed ? packed_size(size) : split_size(size));
 	if (err) {
+		kfree(wire->rooms);
 		kfree(wire->counts);
+		wire->rooms = NULL;
 		wire->counts = NULL;
 		return err;
 	}
@@ -48,7 +51,9 @@ int wire_init(struct wire_ring *wire, struct vvio_dma *dma, struct virtio_device
 void wire_exit(struct wire_ring *wire, struct vvio_dma *dma)
 {
 	vvio_memory_put(dma, &wire->memory);
+	kfree(wire->rooms);
 	kfree(wire->counts);
+	wire->rooms = NULL;
 	wire->counts = NULL;
 }
 
@@ -150,6 +155,25 @@ static int put_packed(struct wire_ring *wire, const struct vring *driver, u16 he
 	return count;
 }
 
+/* Bytes that may be written of a chain that was found to be one; of an indirect table nobody asks here. */
+static u32 room_of(const struct wire_ring *wire, const struct vring *driver, u16 head)
+{
+	const struct vring_desc *desc = &driver->desc[head];
+	u32 room = 0;
+
+	for (;;) {
+		u16 flags = virtio16_to_cpu(wire->vdev, desc->flags);
+
+		if (flags & VRING_DESC_F_INDIRECT)
+			return U32_MAX;
+		if (flags & VRING_DESC_F_WRITE)
+			room += virtio32_to_cpu(wire->vdev, desc->len);
+		if (!(flags & VRING_DESC_F_NEXT))
+			return room;
+		desc = &driver->desc[virtio16_to_cpu(wire->vdev, desc->next)];
+	}
+}
+
 /**
  * wire_put - copy a chain of the driver's ring, which the server does not see before wire_show()
  * @wire: the ring
@@ -162,8 +186,10 @@ int wire_put(struct wire_ring *wire, const struct vring *driver, u16 head)
 {
 	int count = wire->is_packed ? put_packed(wire, driver, head) : put_split(wire, driver, head);
 
-	if (count > 0)
+	if (count > 0) {
 		wire->counts[head] = count;
+		wire->rooms[head] = room_of(wire, driver, head);
+	}
 	return count;
 }
 

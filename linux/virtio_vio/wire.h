@@ -20,6 +20,7 @@ struct wire_addresses {
  * @vdev: whose byte order it has
  * @size: entries, as many as the driver's ring has
  * @counts: for each chain that the server has, by its head, how many descriptors
+ * @rooms: and how many bytes of it the server may write
  *
  * A chain has the same head here as in the driver's ring.
  */
@@ -29,6 +30,7 @@ struct wire_ring {
 	bool is_packed;
 	struct vvio_memory memory;
 	u16 *counts;
+	u32 *rooms;
 	union {
 		struct {
 			struct vring ring;
