@@ -33,6 +33,7 @@ COMPILED = (
     "powervio.memory.space",
     "powervio.memory.mapping",
     "powervio.memory.target",
+    "powervio.network.frame",
     "powervio.phyp.lock",
     "powervio.phyp.redirect",
     "powervio.phyp.tce",

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from powervio.devices.net import NetDevice, random_mac
 from powervio.errors import LocalError
 from powervio.network.loopback import LoopbackPort
-from powervio.network.port import Frame, Port
+from powervio.network.port import Frame, Offload, Port
 from powervio.testing.direct import DirectLink, bytewise, whole
 from powervio.testing.pair import PartitionPair
 from powervio.testing.raw import Exchange, RawDriver
@@ -44,7 +44,6 @@ class QueuePort(Port):
         self.mtu = mtu
         self.out: list[Frame] = []
         self.arriving: list[Frame] = []
-        self.partial_wanted = False
         self.full = False
 
     def send(self, frame: Frame) -> bool:
@@ -60,9 +59,6 @@ class QueuePort(Port):
 
     def receive(self) -> Frame | None:
         return self.arriving.pop(0) if self.arriving else None
-
-    def take_partial(self, wanted: bool) -> None:
-        self.partial_wanted = wanted
 
 
 class Joined:
@@ -349,7 +345,7 @@ def udp_checksum() -> int:
 
 def test_driver_without_guest_csum_gets_finished_checksums_and_no_flags() -> None:
     joined = Joined(~net.F_GUEST_CSUM)
-    assert not joined.port.partial_wanted
+    assert not joined.port.taken
     exchanges = [joined.offer(1600), joined.offer(1600)]
     joined.arrive(Frame(PARTIAL, (34, 6)), Frame(UDP, None, valid=True))
     finished = UDP[:40] + udp_checksum().to_bytes(2, "big") + UDP[42:]
@@ -359,7 +355,7 @@ def test_driver_without_guest_csum_gets_finished_checksums_and_no_flags() -> Non
 
 def test_driver_with_guest_csum_is_told_what_is_partial_and_what_is_good() -> None:
     joined = Joined()
-    assert joined.port.partial_wanted
+    assert joined.port.taken == Offload.CSUM
     exchanges = [joined.offer(1600), joined.offer(30), joined.offer(1600)]
     joined.arrive(Frame(UDP, None, valid=True), Frame(PARTIAL, (34, 6)))
     assert exchanges[0].answer[:12] == Struct("<BBHHHHH").pack(net.H_DATA_VALID, 0, 0, 0, 0, 0, 1)

@@ -9,23 +9,25 @@ import socket
 
 import pytest
 from tests.network.namespace import ip, isolated
+from tests.network.test_segment import ALL, large
 
 from powervio.errors import LocalError
-from powervio.network.port import Frame
+from powervio.network.port import GSO_UDP_L4, Frame, Offload, Port
+from powervio.network.segment import segments
 from powervio.network.tap import TapPort
 
 MAC = bytes.fromhex("020000000002")
 
 
-def received(port: TapPort, kind: bytes) -> Frame:
-    """The next frame of an EtherType; the kernel sends others too."""
+def received(port: Port, kind: bytes, source: bytes = b"") -> Frame:
+    """The next frame of an EtherType, of a sender if need be; the kernel sends others too."""
     for _ in range(50):
         frame = port.receive()
         if frame is None:
             poller = select.poll()
             poller.register(port, select.POLLIN)
             assert poller.poll(10_000), "nothing came"
-        elif frame.data[12:14] == kind:
+        elif frame.data[12:14] == kind and frame.data[6 : 6 + len(source)] == source:
             return frame
     raise AssertionError("no such frame")
 
@@ -69,7 +71,7 @@ def test_frames_go_to_the_kernel_and_come_from_it() -> None:
 def test_checksums_are_partial_only_for_who_wants_them() -> None:
     port = TapPort("test0")
     data = udp_to(port, b"a datagram of some length")
-    port.take_partial(True)
+    port.take(Offload.CSUM)
     with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as sender:
         sender.sendto(b"a datagram of some length", ("10.9.0.2", 7))
     frame = received(port, b"\x08\x00")
@@ -109,7 +111,7 @@ def test_interface_that_is_deleted_is_an_error() -> None:
     ip("link", "del", "test0")
     with pytest.raises(OSError, match=os.strerror(errno.EBADFD)):
         port.receive()
-    port.take_partial(True)
+    port.take(Offload.CSUM)
     assert not port.send(Frame(bytes(60)))
     port.close()
     port.close()
@@ -137,3 +139,50 @@ def test_tap_that_was_there_before_stays() -> None:
         assert port.mtu == 9000
         port.close()
     ip("link", "show", "test1")
+
+
+def frames_of(port: Port, first: bytes, count: int) -> list[bytes]:
+    """So many frames of the type and sender of the first."""
+    return [bytes(received(port, first[12:14], first[6:12]).data) for _ in range(count)]
+
+
+@isolated
+@pytest.mark.parametrize(("ipv6", "udp"), [(False, False), (True, False), (False, True), (True, True)])
+def test_segments_are_those_that_the_kernel_makes(ipv6: bool, udp: bool) -> None:
+    ports = [TapPort("in0"), TapPort("out0")]
+    ip("link", "add", "bridge0", "type", "bridge")
+    for port in ports:
+        ip("link", "set", port.name, "master", "bridge0", "up")
+    ip("link", "set", "bridge0", "up")
+    payload = bytes(n % 251 for n in range(5000))
+    for size, flags, ecn in ((1400, 0x10, False), (1000, 0x99, True), (1250, 0x18, False)):
+        frame = large(payload, size, ipv6=ipv6, udp=udp, flags=flags, ecn=ecn and not udp, identifier=0xFFFE)
+        assert ports[0].send(frame)
+        mine = [bytes(part.data) for part in segments(frame)]
+        assert frames_of(ports[1], mine[0], len(mine)) == mine
+    ports[1].take(Offload(ALL))
+    assert ports[0].send(frame)
+    whole = received(ports[1], bytes(frame.data[12:14]), bytes(frame.data[6:12]))
+    assert (whole.data, whole.partial, whole.gso, whole.gso_size) == (
+        frame.data,
+        frame.partial,
+        frame.gso,
+        frame.gso_size,
+    )
+    for port in ports:
+        assert not port.dropped
+        port.close()
+
+
+@isolated
+def test_kernel_gives_large_datagrams() -> None:
+    port = TapPort("test0")
+    udp_to(port, b"first")
+    port.take(Offload(ALL))
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as sender:
+        sender.setsockopt(socket.SOL_UDP, 103, 1000)  # UDP_SEGMENT
+        sender.sendto(b"x" * 4500, ("10.9.0.2", 7))
+    frame = received(port, b"\x08\x00")
+    assert (frame.gso, frame.gso_size, frame.partial) == (GSO_UDP_L4, 1000, (34, 6))
+    assert [len(part.data) for part in segments(frame)] == [1042] * 4 + [542]
+    port.close()

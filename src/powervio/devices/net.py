@@ -20,7 +20,7 @@ from typing import Any
 
 from powervio.errors import LocalError, RemoteError
 from powervio.network.checksum import finished
-from powervio.network.port import ETHERNET_BYTES, MAX_TAGS, TAG_BYTES, Frame, Port, header_length
+from powervio.network.port import ETHERNET_BYTES, MAX_TAGS, TAG_BYTES, Frame, Offload, Port, header_length
 from powervio.virtio import net
 from powervio.virtio.device import Device, DeviceSession
 from powervio.virtio.queue import ByteOrder, DeviceQueue, Request
@@ -119,7 +119,7 @@ class NetDevice(Device):
         self._header = bytes(net.header_bytes(session.features))
         if len(self._header) > _NUM_BUFFERS:  # 1 without MRG_RXBUF, too (5.1.6.4.1)
             self._header = self._header[:_NUM_BUFFERS] + (1).to_bytes(2, session.byteorder)
-        self.port.take_partial(bool(session.features & net.F_GUEST_CSUM))
+        self.port.take(Offload.CSUM if session.features & net.F_GUEST_CSUM else Offload(0))
         for _ in range(_STALE):
             if self._next() is None:
                 break

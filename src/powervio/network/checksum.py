@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from powervio.network.port import Frame
+from powervio.network.frame import Frame
 
 
 def checksum(data: bytes | memoryview) -> int:
@@ -16,7 +16,10 @@ def checksum(data: bytes | memoryview) -> int:
 
 
 def finished(frame: Frame) -> Frame:
-    """The frame with its checksum finished. The place of a partial one lies within the frame."""
+    """The frame with its checksum finished; not one that is to be segmented (`segment.fitted`).
+
+    The place of a partial one lies within the frame.
+    """
     if frame.partial is None:
         return frame
     start, offset = frame.partial

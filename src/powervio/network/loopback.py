@@ -43,9 +43,9 @@ class LoopbackPort(Port):
 
     def receive(self) -> Frame | None:
         """See `Port`."""
-        try:
-            frame = self._frames.popleft()
-        except IndexError:
-            return None
-        self.received += 1
-        return frame
+        while self._rest or self._frames:
+            frame = self._fit(self._rest.popleft() if self._rest else self._frames.popleft())
+            if frame is not None:
+                self.received += 1
+                return frame
+        return None

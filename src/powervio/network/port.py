@@ -1,41 +1,38 @@
-"""A port: where the frames of a network device go to and come from.
-
-A frame is an Ethernet frame without preamble and FCS. Its checksum may be partial, as kernels and virtio have it: the
-field that is named holds the sum of a pseudo header, and whoever sends the frame over a wire finishes it.
-"""
+"""A port: where the frames of a network device go to and come from."""
 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections import deque
 from collections.abc import Callable
-from dataclasses import dataclass
 
-ETHERNET_BYTES = 14
-TAG_BYTES = 4
-_TAGS = (b"\x81\x00", b"\x88\xa8")
-MAX_TAGS = 2
+from powervio.network.frame import (
+    ETHERNET_BYTES,
+    GSO_ECN,
+    GSO_TCPV4,
+    GSO_TCPV6,
+    GSO_UDP_L4,
+    MAX_TAGS,
+    TAG_BYTES,
+    Frame,
+    Offload,
+    header_length,
+)
+from powervio.network.segment import fitted
 
-
-@dataclass(frozen=True, slots=True)
-class Frame:
-    """One frame."""
-
-    data: bytes | memoryview
-    """From the destination address on; nobody changes it any more."""
-    partial: tuple[int, int] | None = None
-    """Where a checksum is to be finished: over all from byte `start` on; its field is `offset` bytes behind that."""
-    valid: bool = False
-    """Whether its checksums were found good by whoever gave it to the port."""
-
-
-def header_length(data: bytes | memoryview) -> int:
-    """Bytes of a frame before what counts for the MTU: addresses, up to two VLAN tags, type."""
-    length = ETHERNET_BYTES
-    for _ in range(MAX_TAGS):
-        if data[length - 2 : length] not in _TAGS:
-            break
-        length += TAG_BYTES
-    return length
+__all__ = [
+    "ETHERNET_BYTES",
+    "GSO_ECN",
+    "GSO_TCPV4",
+    "GSO_TCPV6",
+    "GSO_UDP_L4",
+    "MAX_TAGS",
+    "TAG_BYTES",
+    "Frame",
+    "Offload",
+    "Port",
+    "header_length",
+]
 
 
 class Port(ABC):
@@ -55,6 +52,9 @@ class Port(ABC):
         """Frames that were lost here, by reason."""
         self.on_arrival: Callable[[], None] | None = None
         """Called when there is something to receive, from any thread; not by a port that has a descriptor."""
+        self.taken = 0
+        """Bits of `Offload`: what `receive` may give out unfinished."""
+        self._rest: deque[Frame] = deque()
 
     def fileno(self) -> int:
         """What is readable while there is something to receive; -1 for a port that calls `on_arrival`."""
@@ -62,14 +62,26 @@ class Port(ABC):
 
     @abstractmethod
     def send(self, frame: Frame) -> bool:
-        """Let a frame go, with its checksum partial or not. It never waits: False when it was dropped, and counted."""
+        """Let a frame go, finished or not. It never waits: False when it was dropped, and counted."""
 
     @abstractmethod
     def receive(self) -> Frame | None:
         """The next frame that came, or None. Raises `OSError` when the port is of no use any more."""
 
-    def take_partial(self, wanted: bool) -> None:
-        """Whether frames with a partial checksum may be received; the port may finish them, and need not."""
+    def take(self, offloads: Offload) -> None:
+        """What may be received unfinished from now on, at first nothing; the port finishes everything else."""
+        self.taken = int(offloads)
+
+    def _fit(self, frame: Frame) -> Frame | None:
+        """What `receive` gives out of a frame that came; further segments are in `_rest`. None when it was dropped."""
+        if not frame.needs & ~self.taken:
+            return frame
+        parts = fitted(frame, self.taken)
+        if not parts:
+            self.drop("malformed")
+            return None
+        self._rest.extend(parts[1:])
+        return parts[0]
 
     def close(self) -> None:
         """Give up what the port has; it is not used afterwards."""

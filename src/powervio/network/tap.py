@@ -1,7 +1,8 @@
 """A TAP interface of Linux as a port: the kernel's network stack, or a bridge, is at the other end.
 
 The descriptor has a virtio_net_hdr before each frame (IFF_VNET_HDR), little-endian whatever the machine is, so partial
-checksums go through as they are: what a guest leaves to do, and what the kernel does.
+checksums and frames that are to be segmented go through as they are: what a guest leaves to do, and what the kernel
+does.
 """
 
 from __future__ import annotations
@@ -11,11 +12,11 @@ import fcntl
 import os
 import platform
 import socket
-from contextlib import suppress
 from struct import Struct
 
 from powervio.errors import LocalError
-from powervio.network.port import Frame, Port
+from powervio.network.port import GSO_ECN, GSO_TCPV4, GSO_TCPV6, GSO_UDP_L4, Frame, Offload, Port
+from powervio.network.segment import segments
 
 DEVICE = "/dev/net/tun"
 _HEADER = Struct("<BBHHHH")
@@ -25,6 +26,7 @@ _NEEDS_CSUM = 1
 _DATA_VALID = 2
 _ROOM = _HEADER.size + 65535 + 64
 """Bytes of the largest frame that can come, with some to spare."""
+_GSO_TYPES = (GSO_TCPV4, GSO_TCPV6, GSO_UDP_L4)
 
 
 def _write_request(number: int) -> int:
@@ -40,7 +42,8 @@ _TUNSETVNETLE = _write_request(220)
 _IFF_TAP = 0x0002
 _IFF_NO_PI = 0x1000
 _IFF_VNET_HDR = 0x4000
-_TUN_F_CSUM = 1
+_TSO = Offload.TSO4 | Offload.TSO6
+_USO = Offload.USO4 | Offload.USO6
 _SIOCGIFMTU = 0x8921
 _NAME_BYTES = 15
 
@@ -69,7 +72,6 @@ class TapPort(Port):
             os.close(self._fd)
             why = _REASONS.get(error.errno or 0, error.strerror)
             raise LocalError(f"TAP {name}: {why}") from error
-        self._buffer = memoryview(bytearray(_ROOM))
 
     def _begin(self, name: str) -> None:
         request = Struct("16sH22x").pack(name.encode(), _IFF_TAP | _IFF_NO_PI | _IFF_VNET_HDR)
@@ -78,6 +80,8 @@ class TapPort(Port):
         fcntl.ioctl(self._fd, _TUNSETVNETHDRSZ, Struct("=i").pack(_HEADER.size))
         fcntl.ioctl(self._fd, _TUNSETVNETLE, Struct("=i").pack(1))
         fcntl.ioctl(self._fd, _TUNSETOFFLOAD, 0)
+        self._has_uso = self._knows(Offload.CSUM | _USO)
+        self._knows(Offload(0))
         self.mtu = self._read_mtu()
 
     def _read_mtu(self) -> int:
@@ -91,15 +95,18 @@ class TapPort(Port):
         return self._fd
 
     def send(self, frame: Frame) -> bool:
-        """See `Port`."""
+        """See `Port`. Kernels before Linux 6.2 do not segment UDP: that is done here."""
         header = _PLAIN
-        if frame.partial is not None:
+        if frame.needs:
+            if frame.gso & ~GSO_ECN == GSO_UDP_L4 and not self._has_uso:
+                parts = segments(frame, partial=True)
+                return self.drop("malformed") if not parts else all(map(self.send, parts))
             start, offset = frame.partial
-            header = _HEADER.pack(_NEEDS_CSUM, 0, 0, 0, start, offset)
+            header = _HEADER.pack(_NEEDS_CSUM, frame.gso, frame.header_bytes, frame.gso_size, start, offset)
         try:
             os.writev(self._fd, (header, frame.data))
         except OSError as error:
-            # EIO: the interface is down; EINVAL: a checksum that the kernel does not accept
+            # EIO: the interface is down; EINVAL: a checksum or segments that the kernel does not accept
             return self.drop("interface down" if error.errno == errno.EIO else error.strerror or "failed")
         self.sent += 1
         return True
@@ -107,35 +114,56 @@ class TapPort(Port):
     def receive(self) -> Frame | None:
         """See `Port`. EBADFD: the interface was deleted."""
         while True:
-            try:
-                length = os.readv(self._fd, (self._buffer,))
-            except BlockingIOError:
+            frame = self._rest.popleft() if self._rest else self._read()
+            if frame is None:
                 return None
-            frame = self._frame(length)
+            frame = self._fit(frame)
             if frame is not None:
                 self.received += 1
                 return frame
 
-    def _frame(self, length: int) -> Frame | None:
-        if length <= _HEADER.size:
+    def _read(self) -> Frame | None:
+        while True:
+            try:
+                data = os.read(self._fd, _ROOM)
+            except BlockingIOError:
+                return None
+            frame = self._frame(data)
+            if frame is not None:
+                return frame
             self.drop("malformed")
-            return None
-        flags, gso, _, _, start, offset = _HEADER.unpack_from(self._buffer)
-        data = bytes(self._buffer[_HEADER.size : length])
-        if gso:  # it was never asked for
-            self.drop("segmentation")
-            return None
-        if not flags & _NEEDS_CSUM:
-            return Frame(data, None, bool(flags & _DATA_VALID))
-        if start + offset + 2 > len(data):
-            self.drop("malformed")
-            return None
-        return Frame(data, (start, offset))
 
-    def take_partial(self, wanted: bool) -> None:
-        """See `Port`: the kernel finishes the checksums if not."""
-        with suppress(OSError):  # it was deleted: `receive` will tell
-            fcntl.ioctl(self._fd, _TUNSETOFFLOAD, _TUN_F_CSUM if wanted else 0)
+    @staticmethod
+    def _frame(data: bytes) -> Frame | None:
+        if len(data) <= _HEADER.size:
+            return None
+        flags, gso, header_bytes, gso_size, start, offset = _HEADER.unpack_from(data)
+        frame = memoryview(data)[_HEADER.size :]
+        if not flags & _NEEDS_CSUM:
+            return None if gso else Frame(frame, None, flags & _DATA_VALID != 0)
+        if start + offset + 2 > len(frame) or (gso and gso & ~GSO_ECN not in _GSO_TYPES):
+            return None
+        return Frame(frame, (start, offset), False, gso, gso_size, header_bytes)
+
+    def take(self, offloads: Offload) -> None:
+        """See `Port`: the kernel finishes and segments what is not taken."""
+        super().take(offloads)
+        asked = Offload(0)
+        if offloads & Offload.CSUM:
+            asked = offloads & (Offload.CSUM | _TSO)
+            if asked & _TSO:
+                asked |= offloads & Offload.ECN
+            if self._has_uso and offloads & _USO == _USO:  # the kernel has no switch for each
+                asked |= _USO
+        self._knows(asked)
+
+    def _knows(self, offloads: Offload) -> bool:
+        """Set what the kernel leaves undone; whether it knows that all."""
+        try:
+            fcntl.ioctl(self._fd, _TUNSETOFFLOAD, int(offloads))
+        except OSError:  # unknown to it, or the interface was deleted: `receive` will tell
+            return False
+        return True
 
     def close(self) -> None:
         """See `Port`."""

@@ -1,0 +1,1 @@
+from powervio.network.frame import *
