@@ -81,6 +81,7 @@ COMPILED = (
     "powervio.drivers.block_request",
     "powervio.drivers.block_limits",
     "powervio.drivers.block_rings",
+    "powervio.drivers.net_rings",
     "powervio.transport.crq.driver_queue",
     "powervio.transport.vhost_user.translate",
     "powervio.bench.load",

@@ -70,6 +70,8 @@ PEERS = (
     Peer("cpio", "cpio", "the root file system of a small Linux guest", tests=True),
     Peer("dpdk-testpmd", "dpdk-dev", "DPDK's virtio-user driver at vhost-user network devices", tests=True),
     Peer("ip", "iproute2", "TAP interfaces in a network of their own", tests=True),
+    Peer("iperf3", "iperf3", "streams between network adapters; bench net", tests=True),
+    Peer("tcpdump", "tcpdump", "what a network adapter's interface sees", tests=True),
     Peer("ping", "iputils-ping", "a kernel's own network stack behind a TAP", tests=True),
     Peer("nbd-client", "nbd-client", "attached disks as /dev/nbdN (needs the kernel's nbd)"),
 )

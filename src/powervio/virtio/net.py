@@ -123,6 +123,7 @@ features.register(
 S_LINK_UP = 1
 """Of `status`."""
 S_ANNOUNCE = 2
+"""Of `status`: the driver should tell the network where it is (5.1.6.5.4)."""
 MIN_MTU = 68
 """Smallest `mtu` that a device may have (5.1.4.1)."""
 MAX_MTU = 65535
@@ -149,6 +150,13 @@ H_NEEDS_CSUM = 1
 H_DATA_VALID = 2
 """Flag of a header, device to driver: the checksum was found good."""
 GSO_NONE = 0
+GSO_TCPV4 = 1
+GSO_UDP = 3
+"""Fragments of one datagram; not offered here."""
+GSO_TCPV6 = 4
+GSO_UDP_L4 = 5
+GSO_ECN = 0x80
+"""With a TCP type: there is congestion to be told of in the first segment only."""
 
 HEADER = {"little": Struct("<BBHHHH"), "big": Struct(">BBHHHH")}
 """By byte order: flags, gso_type, hdr_len, gso_size, csum_start, csum_offset. `num_buffers` follows, if it is there."""
@@ -165,6 +173,66 @@ def header_bytes(negotiated: int) -> int:
 RECEIVE = 0
 """Queue number of receiveq1: frames to the driver (5.1.2)."""
 TRANSMIT = 1
+MAX_PAIRS = 0x8000
+"""Pairs of queues that a device may have (5.1.4.1)."""
+
+
+def control_queue(negotiated: int, max_pairs: int) -> int | None:
+    """Number of the control queue: it follows all pairs that the driver could use (5.1.2). None without CTRL_VQ."""
+    if not negotiated & F_CTRL_VQ:
+        return None
+    return 2 * (max_pairs if negotiated & (F_MQ | F_RSS) else 1)
+
+
+# The control queue (5.1.6.5): u8 class, u8 command, what the command has; then u8 ack and results, from the device
+CTRL_OK = 0
+CTRL_ERR = 1
+
+CTRL_RX = 0
+RX_PROMISC = 0
+RX_ALLMULTI = 1
+RX_ALLUNI = 2
+"""This and those that follow need CTRL_RX_EXTRA."""
+RX_NOMULTI = 3
+RX_NOUNI = 4
+RX_NOBCAST = 5
+CTRL_MAC = 1
+MAC_TABLE_SET = 0
+MAC_ADDR_SET = 1
+CTRL_VLAN = 2
+VLAN_ADD = 0
+VLAN_DEL = 1
+CTRL_ANNOUNCE = 3
+ANNOUNCE_ACK = 0
+CTRL_MQ = 4
+MQ_VQ_PAIRS_SET = 0
+MQ_RSS_CONFIG = 1
+MQ_HASH_CONFIG = 2
+CTRL_OFFLOADS = 5
+OFFLOADS_SET = 0
+CTRL_COAL = 6
+COAL_TX_SET = 0
+COAL_RX_SET = 1
+COAL_VQ_SET = 2
+COAL_VQ_GET = 3
+
+OFFLOAD_BITS = (
+    F_GUEST_CSUM | F_GUEST_TSO4 | F_GUEST_TSO6 | F_GUEST_ECN | F_GUEST_UFO | F_GUEST_USO4 | F_GUEST_USO6
+)  # fmt: skip
+"""What OFFLOADS_SET can switch; each is the bit of its feature (5.1.6.5.6)."""
+
+# What may go into a hash (5.1.6.4.3.1)
+HASH_IPV4 = 1 << 0
+HASH_TCPV4 = 1 << 1
+HASH_UDPV4 = 1 << 2
+HASH_IPV6 = 1 << 3
+HASH_TCPV6 = 1 << 4
+HASH_UDPV6 = 1 << 5
+HASH_TYPES = HASH_IPV4 | HASH_TCPV4 | HASH_UDPV4 | HASH_IPV6 | HASH_TCPV6 | HASH_UDPV6
+"""Those that this project can do."""
+RSS_KEY_BYTES = 40
+RSS_TABLE_ENTRIES = 128
+"""Longest key and indirection table that a device here has: the least that it must (5.1.4.1)."""
 
 
 @dataclass(frozen=True, slots=True)

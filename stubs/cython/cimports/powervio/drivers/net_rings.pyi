@@ -1,0 +1,1 @@
+from powervio.drivers.net_rings import *
