@@ -72,6 +72,8 @@ COMPILED = (
     "powervio.virtio.packed_driver",
     "powervio.virtio.request_table",
     "powervio.devices.block_table",
+    "powervio.devices.net_frame",
+    "powervio.devices.net_rules",
     "powervio.transport.crq.shadow",
     "powervio.transport.crq.remote",
     "powervio.transport.crq.page_list",

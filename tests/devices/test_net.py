@@ -10,6 +10,8 @@ from struct import Struct
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from tests.devices.net_frames import ALL, MAC
+from tests.devices.net_joined import Joined, QueuePort
 
 from powervio.devices.net import NetDevice, random_mac
 from powervio.errors import LocalError
@@ -22,8 +24,6 @@ from powervio.virtio import net
 from powervio.virtio.device import DeviceSession
 from powervio.virtio.queue import Segment
 
-MAC = bytes.fromhex("525400123456")
-ALL = (1 << 128) - 1
 PLAIN = bytes(12)
 GIVEN = bytes(10) + b"\1\0"
 """The header before a frame that was received in one buffer."""
@@ -32,77 +32,6 @@ GIVEN = bytes(10) + b"\1\0"
 def ethernet(payload: int, first: int = 0, tag: bytes = b"") -> bytes:
     """A frame of so many bytes behind its Ethernet header, filled with a pattern."""
     return MAC + b"\2" * 6 + tag + b"\x88\xb5" + bytes((first + at) % 251 for at in range(payload))
-
-
-class QueuePort(Port):
-    """What is sent is kept; what arrives is what a test puts there."""
-
-    name = "queue"
-
-    def __init__(self, mtu: int = 1500) -> None:
-        super().__init__()
-        self.mtu = mtu
-        self.out: list[Frame] = []
-        self.arriving: list[Frame] = []
-        self.full = False
-
-    def send(self, frame: Frame) -> bool:
-        if self.full:
-            return self.drop("full")
-        self.out.append(Frame(bytes(frame.data), frame.partial, frame.valid))
-        return True
-
-    def put(self, *frames: bytes | Frame) -> None:
-        self.arriving += [frame if isinstance(frame, Frame) else Frame(frame) for frame in frames]
-        if self.on_arrival is not None:
-            self.on_arrival()
-
-    def receive(self) -> Frame | None:
-        return self.arriving.pop(0) if self.arriving else None
-
-
-class Joined:
-    """A device at a `QueuePort` and a raw driver."""
-
-    def __init__(
-        self,
-        features: int = ALL,
-        *,
-        mtu: int | None = None,
-        big_endian: bool = False,
-        packed: bool = False,
-        in_order: bool = False,
-        framing: Callable[[Segment], list[Segment]] = whole,
-        queue_size: int = 128,
-    ) -> None:
-        self.port = QueuePort()
-        self.device = NetDevice(self.port, mac=MAC, mtu=mtu)
-        self.driver = RawDriver(features, queues=2)
-        self.driver.device_id = net.DEVICE_ID  # type: ignore[misc]
-        self.link = DirectLink(
-            self.device,
-            self.driver,
-            byteorder="big" if big_endian else "little",
-            packed=packed,
-            in_order=in_order,
-            framing=framing,
-            queue_size=queue_size,
-        )
-        self.link.connect()
-
-    def transmit(self, *parts: bytes) -> Exchange:
-        exchange = self.driver.send(list(parts), [], net.TRANSMIT)
-        self.link.run()
-        return exchange
-
-    def offer(self, *lengths: int) -> Exchange:
-        exchange = self.driver.send([], list(lengths), net.RECEIVE)
-        self.link.run()
-        return exchange
-
-    def arrive(self, *frames: bytes | Frame) -> None:
-        self.port.put(*frames)
-        self.link.run()
 
 
 RINGS = pytest.mark.parametrize(("packed", "in_order"), [(False, False), (False, True), (True, False), (True, True)])
@@ -145,9 +74,11 @@ def header(flags: int = 0, gso: int = 0, start: int = 0, offset: int = 0) -> byt
         ([PLAIN], ALL, "too short"),
         ([PLAIN, ethernet(0)[:13]], ALL, "too short"),
         ([PLAIN, ethernet(1501)], ALL, "too long"),
+        ([PLAIN, ethernet(60_000)], ALL, "too long"),
         ([PLAIN, ethernet(100_000)], ALL, "too long"),
-        ([header(gso=1), ethernet(46)], ALL, "not negotiated"),
-        ([header(net.H_NEEDS_CSUM, gso=0x81), ethernet(46)], ALL, "not negotiated"),
+        ([header(gso=1), ethernet(46)], ~net.F_HOST_TSO4, "not negotiated"),
+        ([header(net.H_NEEDS_CSUM, gso=0x81), ethernet(46)], ~net.F_HOST_ECN, "not negotiated"),
+        ([header(net.H_NEEDS_CSUM, gso=3), ethernet(46)], ALL, "not negotiated"),
         ([header(net.H_NEEDS_CSUM, start=14), ethernet(46)], ~net.F_CSUM, "not negotiated"),
         ([header(net.H_NEEDS_CSUM, start=50, offset=9), ethernet(46)], ALL, "checksum outside"),
         ([header(net.H_NEEDS_CSUM, start=0xFFFF, offset=0xFFFF), ethernet(46)], ALL, "checksum outside"),
@@ -355,7 +286,7 @@ def test_driver_without_guest_csum_gets_finished_checksums_and_no_flags() -> Non
 
 def test_driver_with_guest_csum_is_told_what_is_partial_and_what_is_good() -> None:
     joined = Joined()
-    assert joined.port.taken == Offload.CSUM
+    assert joined.port.taken & Offload.CSUM
     exchanges = [joined.offer(1600), joined.offer(30), joined.offer(1600)]
     joined.arrive(Frame(UDP, None, valid=True), Frame(PARTIAL, (34, 6)))
     assert exchanges[0].answer[:12] == Struct("<BBHHHHH").pack(net.H_DATA_VALID, 0, 0, 0, 0, 0, 1)
@@ -367,9 +298,12 @@ def test_driver_with_guest_csum_is_told_what_is_partial_and_what_is_good() -> No
 
 
 def test_config_has_mac_status_and_mtu() -> None:
-    device = NetDevice(QueuePort(), mac=MAC, mtu=9000)
-    assert device.config("little").hex() == "525400123456010000002823"
-    assert device.config("big").hex() == "525400123456000100002328"
+    device = NetDevice(QueuePort(), mac=MAC, mtu=9000, speed=25000)
+    assert device.config("little").hex() == "525400123456" + "0100" + "0000" + "2823" + "a8610000" + "01"
+    assert device.config("big").hex() == "525400123456" + "0001" + "0000" + "2328" + "000061a8" + "01"
+    assert NetDevice(QueuePort(), pairs=4).config("little").hex()[16:] == (
+        "0400" + "dc05" + "ffffffff" + "01" + "28" + "8000" + "3f000000"
+    )
 
 
 @pytest.mark.parametrize("mtu", [67, 65536, 0])
@@ -618,7 +552,9 @@ def test_every_buffer_comes_back_once_and_every_frame_is_shown_or_counted(
         else:
             device.set_link(not device.link_up)
             joined.link.run()
-        waiting = len(joined.port.arriving) + (device._frame is not None)
+        waiting = len(joined.port.arriving) + sum(
+            len(receiver.pending) + (receiver.frame is not None) for receiver in device._receivers
+        )
         assert device.to_driver.frames + device.to_driver.lost + waiting == put
         assert device.from_driver.frames + device.from_driver.lost == tried
         assert len(joined.port.out) == device.from_driver.frames

@@ -13,8 +13,7 @@ from pathlib import Path
 from types import TracebackType
 
 from powervio.devices.block import BlockDevice
-from powervio.gateway.door import Door
-from powervio.gateway.server import Gateway
+from powervio.gateway.server import Door, Gateway
 from powervio.phyp.hypervisor import Hypervisor
 from powervio.phyp.partition import Partition
 from powervio.storage.image import open_image

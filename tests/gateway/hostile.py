@@ -104,7 +104,7 @@ class World:
         hostile.waits = False  # as `Gateway.add` has it
         self.session = Session(hostile, where)
         self.region, self.where = self.session.region.view, where
-        self.session.own[layout.G_FEATURES](layout.G_FEATURES, where.features)
+        self.session.hcall(layout.G_FEATURES, where.features)
         self.stores = TceStores(self.region, where)
         self.guest = Client(self, hostile, pairs[0])
         self.neighbour = Client(self, other, pairs[1])

@@ -12,7 +12,7 @@ from tests.gateway.harness import MIB, House, wait_until
 
 from powervio.devices.block import BlockDevice
 from powervio.gateway import layout
-from powervio.gateway.mailbox import CALL, NOTHING, READABLE, Mailbox, look
+from powervio.gateway.mailbox import Mailbox
 from powervio.gateway.remote_port import RemotePort
 from powervio.gateway.server import Gateway
 from powervio.storage.image import open_image
@@ -81,20 +81,16 @@ def test_stop_of_a_hosted_kernel_says_so_when_the_thread_is_busy(tmp_path: Path,
         kernel.close()
 
 
-def test_timers_of_a_hosted_kernel_are_called_in_order_and_not_when_cancelled(tmp_path: Path, gateway: Gateway) -> None:
+def test_timers_are_called_in_order_and_not_when_cancelled(gateway: Gateway) -> None:
     called: list[str] = []
-    with House(tmp_path) as house:
-        kernel = PartitionKernel(house.server.port)
-        house.at_end(kernel.close)
-        kernel.start(gateway.hosted)
 
-        def begin() -> None:
-            kernel.call_later(0.02, lambda: called.append("second"))
-            kernel.call_later(0.01, lambda: called.append("first"))
-            kernel.call_later(0.0, lambda: called.append("never")).cancel()
+    def begin() -> None:
+        gateway.hosted.call_later(0.02, lambda: called.append("second"))
+        gateway.hosted.call_later(0.01, lambda: called.append("first"))
+        gateway.hosted.call_later(0.0, lambda: called.append("never")).cancel()
 
-        kernel.call_soon_threadsafe(begin)
-        wait_until(lambda: len(called) == 2, "nothing was called")
+    gateway.hosted.call_soon_threadsafe(begin)
+    wait_until(lambda: len(called) == 2, "nothing was called")
     assert called == ["first", "second"]
 
 
@@ -123,38 +119,11 @@ def test_look_finds_what_is_posted_and_says_that_nobody_need_ring() -> None:
     region = memoryview(bytearray(layout.MIN_REGION))
     where.write(region)
     mailbox = Mailbox(region, where, lambda *_: (0,))
-    other = os.eventfd(0, os.EFD_NONBLOCK)
-    assert mailbox.look(1000, other) == NOTHING
-    assert region[layout.AWAKE] == 0
-    os.eventfd_write(other, 1)
-    assert mailbox.look(10**10, other) == READABLE
+    assert not mailbox.look(1000)
     assert region[layout.AWAKE] == 0
     region[where.slots_offset] = 1
-    assert mailbox.look(10**10, other) == CALL
+    assert mailbox.look(10**9)
     assert region[layout.AWAKE] == 1
-    os.close(other)
-
-
-def test_look_at_a_descriptor_alone() -> None:
-    fd = os.eventfd(0, os.EFD_NONBLOCK)
-    assert not look(1000, fd)
-    os.eventfd_write(fd, 1)
-    assert look(10**10, fd)
-    os.close(fd)
-
-
-def test_kernel_of_the_thread_that_stops_hears_nothing_any_more(tmp_path: Path, gateway: Gateway) -> None:
-    with House(tmp_path) as house:
-        kernels = [PartitionKernel(port) for port in (house.server.port, house.client.port)]
-        for kernel in kernels:
-            house.at_end(kernel.close)
-            kernel.start(gateway.hosted)
-        assert [kernel.call(threading.current_thread) for kernel in kernels] == [gateway.hosted.thread] * 2
-        assert kernels[0].stop()
-        called: list[str] = []
-        kernels[0].call_soon_threadsafe(lambda: called.append("stopped"))
-        assert kernels[1].call(lambda: "goes on") == "goes on"
-        assert not called
 
 
 def test_doors_go_while_the_thread_looks_at_their_rings(tmp_path: Path) -> None:

@@ -61,8 +61,7 @@ class Linked:
         self.client.memory[:PAGE] = bytes(PAGE)
 
     def hcall(self, token: int, *registers: int) -> tuple[int, ...]:
-        call = self.session.own.get(token, self.client.port.hcall)
-        return call(token, *registers, *[0] * (9 - len(registers)))
+        return self.session.hcall(token, *registers, *[0] * (9 - len(registers)))
 
     def share(self) -> None:
         assert self.hcall(layout.G_FEATURES, SHARED) == (0, SHARED)

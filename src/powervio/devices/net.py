@@ -1,4 +1,4 @@
-"""The virtio network device (virtio 1.4, 5.1): frames between a driver and a `Port`, one pair of queues.
+"""The virtio network device (virtio 1.4, 5.1): frames between a driver and a `Port`.
 
 Frames may be lost, and each that is lost is counted, by reason. What holds:
 
@@ -7,52 +7,59 @@ Frames may be lost, and each that is lost is counted, by reason. What holds:
 * While the driver gives no buffers nothing is read from the port, whose own queue is bounded. What arrived before the
   driver was there is dropped when it comes.
 * Whatever the driver sends, its buffer comes back, with a length of 0, for the device writes nothing there. A frame
-  does not go on if its header asks for what was not negotiated, or places a checksum outside of it.
-* A checksum that is partial goes on as it is to who takes it so, and is finished here for a driver that does not.
+  does not go on if its header asks for what was not negotiated, or says of the frame what is not so.
+* What is left to do with a frame, its checksum and its segmentation, is left as it is for who takes it so, and done
+  here for a driver that does not: a large frame crosses as one.
+
+With several pairs of queues each frame to the driver goes to one of them: as the driver's RSS says, or to the pair that
+its flow was last sent on (`net_rules.Steering`).
 """
 
 from __future__ import annotations
 
 import logging
 import os
-from dataclasses import dataclass, field
 from typing import Any
 
+from powervio.devices.net_control import MAX_COMMAND_BYTES, Coalescing, Control
+from powervio.devices.net_counters import Counters
+from powervio.devices.net_receive import HeaderWriter, Receiver, read_each
+from powervio.devices.net_transmit import FrameReader, fits
 from powervio.errors import LocalError, RemoteError
-from powervio.network.checksum import finished
-from powervio.network.port import ETHERNET_BYTES, MAX_TAGS, TAG_BYTES, Frame, Offload, Port, header_length
+from powervio.network.port import ETHERNET_BYTES, Frame, Offload, Port
+from powervio.network.segment import fitted
 from powervio.virtio import net
-from powervio.virtio.device import Device, DeviceSession
+from powervio.virtio.device import Cancellable, Device, DeviceSession
 from powervio.virtio.queue import ByteOrder, DeviceQueue, Request
+
+__all__ = ["Counters", "NetDevice", "random_mac"]
 
 _log = logging.getLogger(__name__)
 
 _TURN = 64
-"""Frames that a driver gets before others of the partition get their turn."""
+"""Frames that a driver gets before others of the partition get their turn, and that are taken of it together."""
+_TURN_BYTES = 512 * 1024
 _STALE = 4096
 """Frames that are dropped at most when a driver comes, so that a flood does not keep it waiting."""
-_NUM_BUFFERS = net.LEGACY_HEADER_BYTES
-"""Offset in the header."""
+UNKNOWN_SPEED = 0xFFFF_FFFF
+_FULL_DUPLEX = 1
 
-
-@dataclass(slots=True)
-class Counters:
-    """Of one direction."""
-
-    frames: int = 0
-    bytes: int = 0
-    """Without the headers of virtio."""
-    dropped: dict[str, int] = field(default_factory=dict)
-    """Frames that were lost, by reason."""
-
-    def drop(self, reason: str, count: int = 1) -> None:
-        """Count lost frames."""
-        self.dropped[reason] = self.dropped.get(reason, 0) + count
-
-    @property
-    def lost(self) -> int:
-        """Frames that were lost, for whatever reason."""
-        return sum(self.dropped.values())
+_OFFERED = (
+    net.F_CSUM | net.F_HOST_TSO4 | net.F_HOST_TSO6 | net.F_HOST_ECN | net.F_HOST_USO
+    | net.F_GUEST_CSUM | net.F_GUEST_TSO4 | net.F_GUEST_TSO6 | net.F_GUEST_ECN | net.F_GUEST_USO4 | net.F_GUEST_USO6
+    | net.F_MRG_RXBUF | net.F_MTU | net.F_MAC | net.F_STATUS | net.F_SPEED_DUPLEX
+    | net.F_CTRL_VQ | net.F_CTRL_RX | net.F_CTRL_RX_EXTRA | net.F_CTRL_VLAN | net.F_CTRL_MAC_ADDR
+    | net.F_CTRL_GUEST_OFFLOADS | net.F_GUEST_ANNOUNCE
+)  # fmt: skip
+_COALESCING = net.F_NOTF_COAL | net.F_VQ_NOTF_COAL
+_GUEST_OFFLOADS = (
+    (net.F_GUEST_CSUM, Offload.CSUM),
+    (net.F_GUEST_TSO4, Offload.TSO4),
+    (net.F_GUEST_TSO6, Offload.TSO6),
+    (net.F_GUEST_ECN, Offload.ECN),
+    (net.F_GUEST_USO4, Offload.USO4),
+    (net.F_GUEST_USO6, Offload.USO6),
+)
 
 
 def random_mac() -> bytes:
@@ -66,97 +73,161 @@ class NetDevice(Device):
     """A network adapter of a client partition, at one port."""
 
     device_id = net.DEVICE_ID
-    queue_count = 2
     discards = True
 
-    def __init__(self, port: Port, *, mac: bytes | None = None, mtu: int | None = None) -> None:
-        """The port is the device's from now on. `mtu` is the port's if not given. Raises `LocalError`."""
+    def __init__(
+        self,
+        port: Port,
+        *,
+        mac: bytes | None = None,
+        mtu: int | None = None,
+        pairs: int = 1,
+        speed: int = UNKNOWN_SPEED,
+        coalescing: bool = True,
+    ) -> None:
+        """The port is the device's from now on. `mtu` is the port's if not given; `pairs` of queues are offered;
+        `speed` is Mbit/s, for the driver to show. `coalescing`: whether the driver may say how often it wants to be
+        notified. Raises `LocalError`.
+        """
         super().__init__()
         self.port = port
-        self.mac = random_mac() if mac is None else mac
         self.mtu = port.mtu if mtu is None else mtu
         if not net.MIN_MTU <= self.mtu <= net.MAX_MTU:
             raise LocalError(f"an MTU of {self.mtu}; expected {net.MIN_MTU} to {net.MAX_MTU} (virtio 1.4, 5.1.4.1)")
-        if len(self.mac) != net.MAC_BYTES or self.mac[0] & 1:
-            raise LocalError(f"{self.mac!r} is no MAC address of one device")
+        own = random_mac() if mac is None else mac
+        if len(own) != net.MAC_BYTES or own[0] & 1:
+            raise LocalError(f"{own!r} is no MAC address of one device")
+        if not 1 <= pairs <= net.MAX_PAIRS:
+            raise LocalError(f"{pairs} pairs of queues; expected 1 to {net.MAX_PAIRS} (virtio 1.4, 5.1.4.1)")
+        self.pairs = pairs
+        """Pairs of queues that the driver may use."""
+        self.queue_count = 2 * pairs + 1
+        self.control = Control(own, pairs)
+        """What the driver has said on its control queue."""
         self.link_up = True
         self.from_driver = Counters()
         """Frames that the port took of the driver's, and those that it did not get."""
         self.to_driver = Counters()
         """Frames that the driver was shown, and those that came and that it was not."""
-        self.bad_buffers = 0
-        """Receive buffers that no frame could go to; they went back empty."""
-        self._longest = self.mtu + ETHERNET_BYTES + MAX_TAGS * TAG_BYTES
+        self._speed = speed
+        self._offered = _OFFERED | (net.F_MQ | net.F_RSS if pairs > 1 else 0) | (_COALESCING if coalescing else 0)
         self._features = 0
-        self._byteorder: ByteOrder = "little"
-        self._header = b""
-        self._frame: Frame | None = None
-        """What could not be placed yet."""
-        self._held: list[Request] = []
-        """Buffers that were taken for it."""
+        self._reader = FrameReader(0, "little", self.mtu)
+        self._receivers = [Receiver(self.to_driver) for _ in range(pairs)]
+        self._control_queue: int | None = None
+        self._taken = 0
+        """Bits of `Offload`."""
+        self._restored: dict[str, Any] | None = None
+        self._sent: dict[int, list[Request]] = {}
+        """By transmit queue: buffers that go back when notifications are due."""
+        self._timers: dict[int, Cancellable] = {}
         self._watching = False
         self._useless = False
         """Whether the port has failed."""
+        self.control.on_offloads = self._take_offloads
+        self.control.on_pairs = self._pairs_changed
         port.on_arrival = self._arrived
 
     # -- what the driver sees
 
     @property
+    def mac(self) -> bytes:
+        """The adapter's address now."""
+        return self.control.mac
+
+    @property
+    def bad_buffers(self) -> int:
+        """Receive buffers that no frame could go to; they went back empty."""
+        return sum(receiver.bad_buffers for receiver in self._receivers)
+
+    @property
     def features(self) -> int:
         """Device-type bits (5.1.3)."""
-        return net.F_CSUM | net.F_GUEST_CSUM | net.F_MTU | net.F_MAC | net.F_MRG_RXBUF | net.F_STATUS
+        return self._offered
 
     def config(self, byteorder: ByteOrder) -> bytes:
         """The config space (5.1.4)."""
-        status = net.S_LINK_UP if self.link_up else 0
-        return net.pack_config(net.NetConfig(mac=self.mac, status=status, mtu=self.mtu), self.features, byteorder)
+        status = (net.S_LINK_UP if self.link_up else 0) | (net.S_ANNOUNCE if self.control.announcing else 0)
+        values = net.NetConfig(
+            mac=self.mac,
+            status=status,
+            max_virtqueue_pairs=self.pairs,
+            mtu=self.mtu,
+            speed=self._speed,
+            duplex=_FULL_DUPLEX,
+            rss_max_key_size=net.RSS_KEY_BYTES,
+            rss_max_indirection_table_length=net.RSS_TABLE_ENTRIES,
+            supported_hash_types=net.HASH_TYPES,
+        )
+        return net.pack_config(values, self._offered, byteorder)
 
     def start(self, session: DeviceSession) -> None:
         """The driver is there; what came before is too old."""
         super().start(session)
         self._features = session.features
-        self._byteorder = session.byteorder
-        self._header = bytes(net.header_bytes(session.features))
-        if len(self._header) > _NUM_BUFFERS:  # 1 without MRG_RXBUF, too (5.1.6.4.1)
-            self._header = self._header[:_NUM_BUFFERS] + (1).to_bytes(2, session.byteorder)
-        self.port.take(Offload.CSUM if session.features & net.F_GUEST_CSUM else Offload(0))
+        self._reader = FrameReader(session.features, session.byteorder, self.mtu)
+        writer = HeaderWriter(session.features, session.byteorder)
+        for receiver in self._receivers:
+            receiver.start(writer)
+        self._control_queue = net.control_queue(session.features, self.pairs)
+        self.control.start(session.features, session.byteorder)
+        restored, self._restored = self._restored, None
+        if restored is not None:
+            self.control.restore(restored)
+        self._take_offloads()
         for _ in range(_STALE):
             if self._next() is None:
                 break
             self.to_driver.drop("no driver")
 
     def reset(self) -> None:
-        """The driver is gone, with its buffers and the frame that waited for them."""
+        """The driver is gone, with its buffers and the frames that waited for them."""
+        session = self.session
         super().reset()
-        self.queue_reset(net.RECEIVE)
+        for index in range(self.queue_count - 1):
+            self.queue_reset(index)
+        self._restored = None
+        if session is not None:
+            self.control.reset()
 
     def queue_reset(self, index: int) -> None:
         """See `Device`."""
-        if index == net.RECEIVE:
+        if index == self._control_queue or index >= 2 * self.pairs:
+            return
+        timer = self._timers.pop(index, None)
+        if timer is not None:
+            timer.cancel()
+        if index & 1:
+            self._sent.pop(index, None)
+            return
+        if self._receive_queue() is None:
             self._unwatch()
-            self._held.clear()
-            if self._frame is not None:
-                self._frame = None
-                self.to_driver.drop("no driver")
+        lost = self._receivers[index >> 1].forget()
+        if lost:
+            self.to_driver.drop("no driver", lost)
 
     def suspend(self) -> None:
-        """Buffers that wait for more go back empty, and their frame is dropped."""
-        if not self._held:
+        """Buffers that wait for more go back empty, and their frames are dropped; all others go back as they are."""
+        session = self.session
+        if session is None:
             return
-        self._give_back()
-        self._frame = None
-        self.to_driver.drop("no buffers")
-        if self.session is not None and net.RECEIVE in self.session.queues:
-            self.session.queues[net.RECEIVE].flush()
+        for index, queue in list(session.queues.items()):
+            if index == self._control_queue or index >= 2 * self.pairs:
+                continue
+            if not index & 1:
+                receiver = self._receivers[index >> 1]
+                if receiver.held:
+                    receiver.give_back()
+                    receiver.frame = None
+                    self.to_driver.drop("no buffers")
+            self._show(queue)
+            queue.flush()
 
     # -- what the operator does
 
     def set_link(self, up: bool) -> None:
         """Plug or unplug the cable; from any thread. While it is unplugged all frames are dropped."""
-        if self.scheduler is None:
-            self._set_link(up)
-        else:
-            self.scheduler.call_soon_threadsafe(lambda: self._set_link(up))
+        self._in_thread(lambda: self._set_link(up))
 
     def _set_link(self, up: bool) -> None:
         if up != self.link_up:
@@ -164,6 +235,21 @@ class NetDevice(Device):
             self.config_changed()
             if not up:
                 self.suspend()
+
+    def announce(self) -> None:
+        """Have the driver tell the network where it is (5.1.6.5.4), if it can; from any thread."""
+        self._in_thread(self._announce)
+
+    def _announce(self) -> None:
+        if self.session is not None and self._features & net.F_GUEST_ANNOUNCE and self.link_up:
+            self.control.announcing = True
+            self.config_changed()
+
+    def _in_thread(self, call: Any) -> None:
+        if self.scheduler is None:
+            call()
+        else:
+            self.scheduler.call_soon_threadsafe(call)
 
     def report(self) -> list[str]:
         """What became of frames, a line for each direction."""
@@ -182,6 +268,17 @@ class NetDevice(Device):
 
     # -- frames that arrive
 
+    def _receive_queue(self) -> DeviceQueue | None:
+        """A receive queue that is in use."""
+        session = self.session
+        if session is None:
+            return None
+        for pair in range(self.pairs):
+            queue = session.queues.get(2 * pair)
+            if queue is not None and queue.enabled and self._control_queue != 2 * pair:
+                return queue
+        return None
+
     def _watch(self) -> None:
         fd = self.port.fileno()
         if fd >= 0 and not self._watching and not self._useless and self.scheduler is not None:
@@ -198,8 +295,7 @@ class NetDevice(Device):
         """Ask for a turn, once: a queue that gets none now, for it is disabled or suspended, must not be asked for
         again and again."""
         self._unwatch()
-        session = self.session
-        queue = None if session is None else session.queues.get(net.RECEIVE)
+        queue = self._receive_queue()
         if queue is not None:
             queue.wake()
 
@@ -216,93 +312,229 @@ class NetDevice(Device):
 
     def process(self, queue: DeviceQueue) -> None:
         """One queue's turn."""
-        if queue.index == net.TRANSMIT:
+        index = queue.index
+        if index == self._control_queue:
+            self._obey(queue)
+        elif index >= 2 * self.pairs:
+            return  # nobody's, without a control queue
+        elif index & 1:
             self._take(queue)
         else:
             self._give(queue)
 
     def discard(self, queue: DeviceQueue) -> None:
         """A disabled queue: what is sent is taken and goes nowhere (vhost-user, "Ring states")."""
-        if queue.index != net.TRANSMIT:
+        if not queue.index & 1 or queue.index == self._control_queue:
             return
         while (request := queue.pop()) is not None:
             self.from_driver.drop("disabled")
             request.complete(0)
             self.requests += 1
 
-    def _fits(self, frame: bytes | memoryview) -> bool:
-        excess = len(frame) - self.mtu
-        return excess <= ETHERNET_BYTES or excess <= header_length(frame)
-
     def _take(self, queue: DeviceQueue) -> None:
         """Transmit queue: all frames that there are."""
-        counters = self.from_driver
-        while (request := queue.pop()) is not None:
-            frame = self._read(request)
+        full = True
+        while full:
+            requests: list[Request] = []
+            count = 0
+            try:
+                while len(requests) < _TURN and count < _TURN_BYTES:
+                    request = queue.pop()
+                    if request is None:
+                        full = False
+                        break
+                    requests.append(request)
+                    count += request.readable.length
+            except RemoteError:
+                self._take_these(requests, queue)
+                raise
+            self._take_these(requests, queue)
+
+    def _take_these(self, requests: list[Request], queue: DeviceQueue) -> None:
+        counters, reader, rules = self.from_driver, self._reader, self.control.rules
+        wanted: list[Request] = []
+        for request in requests:
+            reason = self._refusal(request)
+            if reason:
+                counters.drop(reason)
+            else:
+                wanted.append(request)
+        payloads = [request.readable for request in wanted]
+        batch = queue.batch
+        found = read_each(payloads) if batch is None else batch.read(payloads)
+        for data in found:
+            frame = "memory" if data is None else reader.read(data)
             if isinstance(frame, str):
                 counters.drop(frame)
-            elif self.port.send(frame):
+                continue
+            if self.pairs > 1:
+                rules.learn(frame.data, queue.index >> 1)
+            if self.port.send(frame):
                 counters.frames += 1
                 counters.bytes += len(frame.data)
             else:
                 counters.drop("port")
-            request.complete(0)
-            self.requests += 1
+        self.requests += len(requests)
+        self._sent_all(queue, requests)
 
-    def _read(self, request: Request) -> Frame | str:
-        """The frame in a transmit buffer, or why there is none that may go on."""
+    def _refusal(self, request: Request) -> str:
+        """Why a transmit buffer is not even read."""
         length = request.readable.length
-        start = len(self._header)
-        if request.writable.length or length < start:
+        reader = self._reader
+        if request.writable.length or length < reader.header_bytes:
             return "malformed"
-        if length < start + ETHERNET_BYTES:
+        if length < reader.shortest:
             return "too short"
-        if length > start + self._longest:
+        if length > reader.longest:
             return "too long"
-        if not self.link_up:
-            return "link down"
-        try:
-            data = memoryview(request.readable.read(0, length))
-        except RemoteError:
-            return "memory"
-        frame = data[start:]
-        if not self._fits(frame):
-            return "too long"
-        flags, gso = data[0], data[1]
-        if not flags & net.H_NEEDS_CSUM and gso == net.GSO_NONE:  # other flags are ignored (5.1.6.2.2)
-            return Frame(frame)
-        if gso != net.GSO_NONE or not self._features & net.F_CSUM:
-            return "not negotiated"
-        _, _, _, _, begin, offset = net.HEADER[self._byteorder].unpack_from(data)
-        if begin + offset + 2 > len(frame):
-            return "checksum outside"
-        return Frame(frame, (begin, offset))
+        return "" if self.link_up else "link down"
 
     def _give(self, queue: DeviceQueue) -> None:
         """Receive queue: frames into the driver's buffers, which else stay where they are."""
-        frames = count = 0
+        receiver = self._receivers[queue.index >> 1]
+        if self.pairs > 1:
+            self._distribute(queue)
         for _ in range(_TURN):
-            if self._frame is None:
-                if not queue.available:  # what the port has waits there
+            frame = receiver.next(queue)
+            if frame is None:
+                if self.pairs > 1 or not queue.available or not self._fetch(receiver):
                     break
-                frame = self._next()
-                if frame is None:
-                    self._watch()
-                    break
-                reason = self._check(frame)
-                if reason:
-                    self.to_driver.drop(reason)
-                    continue
-                self._frame = frame if self._features & net.F_GUEST_CSUM else finished(frame)
-            frame = self._frame
-            if not self._collect(frame, queue):
+                continue
+            if not receiver.plan(frame, queue):
                 break
-            self._frame = None
-            if self._held and self._place(frame, queue):
-                frames += 1
-                count += len(frame.data)
+            if receiver.is_full:
+                receiver.move(queue)
         else:
             queue.wake()
+        receiver.move(queue)
+        if receiver.ready and not self._defers(queue, len(receiver.ready)):
+            self._show(queue)
+
+    def _fetch(self, receiver: Receiver) -> bool:
+        """Give the only queue the port's next frame, or what of it the driver gets; False when there is none."""
+        frame = self._next()
+        if frame is None:
+            self._watch()
+            return False
+        rules = self.control.rules
+        for part in self._checked(frame):
+            if not rules.filter.promiscuous and rules.place(part.data) < 0:
+                self.to_driver.drop("filtered")
+            else:
+                receiver.pending.append(part)
+        return True
+
+    def _distribute(self, queue: DeviceQueue) -> None:
+        """Give each queue its frames of the port, while any of them has buffers."""
+        for _ in range(_TURN):
+            if not self._has_room():
+                return
+            frame = self._next()
+            if frame is None:
+                self._watch()
+                return
+            for part in self._checked(frame):
+                pair = self._pair_of(part)
+                if pair < 0:
+                    self.to_driver.drop("filtered")
+                elif not self._receivers[pair].put(part):
+                    self.to_driver.drop("queue full")
+                elif 2 * pair != queue.index:
+                    self._wake(2 * pair)
+        queue.wake()
+
+    def _has_room(self) -> bool:
+        """Whether any receive queue has buffers."""
+        session = self.session
+        assert session is not None
+        for index, queue in session.queues.items():
+            if not index & 1 and index != self._control_queue and queue.enabled and queue.available:
+                return True
+        return False
+
+    def _checked(self, frame: Frame) -> list[Frame] | tuple[Frame, ...]:
+        """What the driver gets of a frame."""
+        if not self.link_up:
+            self.to_driver.drop("link down")
+            return ()
+        if len(frame.data) < ETHERNET_BYTES:
+            self.to_driver.drop("too short")
+            return ()
+        parts = fitted(frame, self._taken)
+        if not parts:
+            self.to_driver.drop("segmentation")
+        if len(parts) == 1 and not parts[0].gso and not fits(parts[0].data, self.mtu):
+            self.to_driver.drop("too long")  # the driver must not see it (5.1.4.1)
+            return ()
+        return parts
+
+    def _pair_of(self, frame: Frame) -> int:
+        """The pair of queues for a frame; -1 when the driver does not want it."""
+        if self._control_queue is None and self.pairs > 1:
+            # the front end has the control queue, and tells by enabling queues
+            self.control.rules.steering.set_automatic(self._enabled_pairs())
+        pair = self.control.rules.place(frame.data)
+        return pair if pair < 0 or self._is_usable(pair) else 0
+
+    def _is_usable(self, pair: int) -> bool:
+        session = self.session
+        assert session is not None
+        queue = session.queues.get(2 * pair)
+        return queue is not None and queue.enabled
+
+    def _enabled_pairs(self) -> int:
+        pairs = 1
+        while pairs < self.pairs and self._is_usable(pairs):
+            pairs += 1
+        return pairs
+
+    def _wake(self, index: int) -> None:
+        session = self.session
+        queue = None if session is None else session.queues.get(index)
+        if queue is not None:
+            queue.wake()
+
+    # -- notifications
+
+    def _sent_all(self, queue: DeviceQueue, requests: list[Request]) -> None:
+        """Transmit buffers go back, now or when the driver wants to hear of them."""
+        if not self.control.coalescing:
+            for request in requests:
+                request.complete(0)
+            return
+        kept = self._sent.setdefault(queue.index, [])
+        kept += requests
+        if kept and not self._defers(queue, len(kept)):
+            self._show(queue)
+
+    def _defers(self, queue: DeviceQueue, count: int) -> bool:
+        """Whether `count` used buffers or frames are kept from the driver for a while (5.1.6.5.9)."""
+        wish: Coalescing | None = self.control.coalescing.get(queue.index)
+        scheduler = self.scheduler
+        if wish is None or not wish.microseconds or scheduler is None:
+            return False
+        if count >= max(1, wish.packets) or 2 * queue.ring.in_hand >= queue.ring.size:
+            return False
+        if queue.index not in self._timers:
+            self._timers[queue.index] = scheduler.call_later(wish.microseconds / 1e6, lambda: self._time_is_up(queue))
+        return True
+
+    def _time_is_up(self, queue: DeviceQueue) -> None:
+        self._timers.pop(queue.index, None)
+        if queue.live:
+            self._show(queue)
+            queue.flush()
+
+    def _show(self, queue: DeviceQueue) -> None:
+        """Let the driver see what it has not seen."""
+        timer = self._timers.pop(queue.index, None)
+        if timer is not None:
+            timer.cancel()
+        if queue.index & 1:
+            for request in self._sent.pop(queue.index, ()):
+                request.complete(0)
+            return
+        frames, count = self._receivers[queue.index >> 1].show(queue)
         if not frames:
             return  # what went back empty is shown by the transport
         if queue.flush():
@@ -311,87 +543,72 @@ class NetDevice(Device):
         else:
             self.to_driver.drop("no driver", frames)
 
-    def _check(self, frame: Frame) -> str:
-        if not self.link_up:
-            return "link down"
-        return "" if self._fits(frame.data) else "too long"  # the driver must not see it (5.1.4.1)
+    # -- commands
 
-    def _collect(self, frame: Frame, queue: DeviceQueue) -> bool:
-        """Take buffers for a frame. False when there are too few yet; none are held when it cannot be placed."""
-        held = self._held
-        needed = len(self._header) + len(frame.data)
-        least = len(self._header) if self._features & net.F_MRG_RXBUF else needed
-        room = sum(request.writable.length for request in held) if held else 0
-        while room < needed:
-            request = queue.pop()
-            if request is None:
-                if len(held) < queue.ring.size:
-                    return False
-                self._give_back()  # all that the driver has room to bring is here
-                self.to_driver.drop("no room")
-                return True
+    def _obey(self, queue: DeviceQueue) -> None:
+        """Control queue: all commands that there are."""
+        while (request := queue.pop()) is not None:
             self.requests += 1
-            length = request.writable.length
-            if request.readable.length or length < least:
+            readable, writable = request.readable, request.writable
+            if not writable.length:
+                self.control.refused += 1
                 request.complete(0)
-                self.bad_buffers += 1
-                if least == needed:
-                    self.to_driver.drop("no room")
-                    return True
-            else:
-                held.append(request)
-                room += length
-        return True
+                continue
+            try:
+                command = readable.read(0, readable.length) if readable.length <= MAX_COMMAND_BYTES else b""
+                announcing = self.control.announcing
+                status, result = self.control.run(command)
+                answer = (bytes([status]) + result)[: writable.length]
+                writable.write(0, answer)
+            except RemoteError:
+                self.control.refused += 1
+                request.complete(0)
+                continue
+            request.complete(len(answer))
+            if announcing != self.control.announcing:
+                self.config_changed()
 
-    def _give_back(self) -> None:
-        held, self._held = self._held, []
-        for request in held:
-            request.complete(0)
+    def _take_offloads(self) -> None:
+        """Have the port leave undone what the driver takes so."""
+        bits = self.control.offloads
+        taken = Offload(0)
+        for feature, offload in _GUEST_OFFLOADS:
+            if bits & feature and bits & net.F_GUEST_CSUM:  # nothing else is of use without it
+                taken |= offload
+        self._taken = int(taken)
+        self.port.take(taken)
 
-    def _place(self, frame: Frame, queue: DeviceQueue) -> bool:
-        """Put a frame into the buffers that are held for it; the driver sees all of them by the next flush, or none."""
-        held, self._held = self._held, []
-        data = self._with_header(frame, len(held))
-        lengths = []
-        at = 0
-        try:
-            for request in held:
-                part = data[at : at + request.writable.length]
-                request.writable.write(0, part)
-                lengths.append(len(part))
-                at += len(part)
-        except RemoteError:
-            lengths = [0] * len(held)  # not a part of a frame
-            self.to_driver.drop("memory")
-        if len(held) == 1:
-            held[0].complete(lengths[0])
-        else:
-            queue.complete_together(list(zip(held, lengths, strict=True)))
-        return lengths[0] > 0
-
-    def _with_header(self, frame: Frame, buffers: int) -> bytes:
-        header = self._header
-        if buffers > 1:
-            header = header[:_NUM_BUFFERS] + buffers.to_bytes(2, self._byteorder)
-        if self._features & net.F_GUEST_CSUM and (frame.partial is not None or frame.valid):
-            flags = net.H_DATA_VALID if frame.partial is None else net.H_NEEDS_CSUM
-            begin, offset = frame.partial or (0, 0)
-            fields = net.HEADER[self._byteorder].pack(flags, net.GSO_NONE, 0, 0, begin, offset)
-            header = fields + header[_NUM_BUFFERS:]
-        return b"".join((header, frame.data))
+    def _pairs_changed(self) -> None:
+        """Frames that wait for a pair that is not used any more go to another."""
+        for pair, receiver in enumerate(self._receivers):
+            if pair < self.control.rules.steering.pairs or not receiver.pending:
+                continue
+            pending = list(receiver.pending)
+            receiver.pending.clear()
+            for frame in pending:
+                target = max(0, self._pair_of(frame))
+                if not self._receivers[target].put(frame):
+                    self.to_driver.drop("queue full")
+                self._wake(2 * target)
 
     # -- moving to another server
 
     def state(self) -> dict[str, object]:
-        """The address and whether the cable is plugged; frames are not kept."""
-        return {"mac": self.mac.hex(), "link": self.link_up}
+        """What the driver has said, the address, and whether the cable is plugged; frames are not kept."""
+        return {"mac": self.control.own.hex(), "link": self.link_up, "control": self.control.state()}
 
     def restore(self, state: dict[str, Any]) -> None:
-        """See `Device`."""
+        """See `Device`. The driver goes on in the session that begins next."""
         try:
             mac, link = bytes.fromhex(state["mac"]), bool(state["link"])
-        except (KeyError, TypeError, ValueError) as error:
+            control = state.get("control")
+        except (KeyError, TypeError, ValueError, AttributeError) as error:
             raise LocalError(f"not the state of a network device: {error!r}") from None
         if len(mac) != net.MAC_BYTES:
             raise LocalError(f"a MAC address of {len(mac)} bytes")
-        self.mac, self.link_up = mac, link
+        if control is not None:
+            Control(mac, self.pairs).restore(control)  # whether it fits has to be known now
+        self.control.own = mac
+        self.control.mac = mac if control is None else bytes.fromhex(control["mac"])
+        self._restored = control
+        self.link_up = link

@@ -1,4 +1,4 @@
-"""Partitions that run in the gateway's thread: their kernels, descriptors and calls, beside the doors.
+"""Partitions that run in the gateway's thread: their descriptors, timers and calls, beside the doors.
 
 A VIO server of this process that runs there has what a guest posted in its CRQ without another thread that has to be
 woken for it first. It runs without the gateway's lock, and everybody's hcalls wait for as long as it takes.
@@ -6,22 +6,26 @@ woken for it first. It runs without the gateway's lock, and everybody's hcalls w
 
 from __future__ import annotations
 
+import heapq
+import itertools
 import select
 import threading
+import time
 from collections import deque
-from collections.abc import Callable, Iterable
-from typing import Any, Protocol
+from collections.abc import Callable
+from typing import Any
 
 
-class Kernel(Protocol):
-    """A partition's kernel (`vio.kernel.PartitionKernel`)."""
+class Later:
+    """A call at a later time, unless it is cancelled first."""
 
-    @property
-    def poll(self) -> Callable[[], bool]:
-        """One pass without waiting; whether anything was done."""
+    def __init__(self, call: Callable[[], object]) -> None:
+        """Not asked for yet."""
+        self.call: Callable[[], object] | None = call
 
-    def timeout(self) -> float | None:
-        """Seconds after which it has something to do by itself."""
+    def cancel(self) -> None:
+        """Not at all."""
+        self.call = None
 
 
 class Hosted:
@@ -33,20 +37,13 @@ class Hosted:
         """The one that all of this is called in; set while there is one."""
         self._epoll = epoll
         self._wake = wake
-        self._kernels: tuple[Kernel, ...] = ()
         self._readers: dict[int, tuple[Callable[..., object], tuple[Any, ...]]] = {}
+        self._timers: list[tuple[float, int, Later]] = []
+        self._count = itertools.count()
         self._soon: deque[Callable[[], object]] = deque()
 
-    def enter(self, kernel: Kernel) -> None:
-        """Give a kernel its turn in every pass from now on."""
-        self._kernels += (kernel,)
-
-    def leave(self, kernel: Kernel) -> None:
-        """End that."""
-        self._kernels = tuple(one for one in self._kernels if one is not kernel)
-
     def add_reader(self, fd: int, call: Callable[..., object], *arguments: Any) -> None:
-        """Call whenever the descriptor is readable, before the kernels have their turn."""
+        """Call whenever the descriptor is readable."""
         if fd not in self._readers:
             self._epoll.register(fd, select.EPOLLIN)
         self._readers[fd] = call, arguments
@@ -58,28 +55,36 @@ class Hosted:
         self._epoll.unregister(fd)
         return True
 
+    def call_later(self, delay: float, call: Callable[[], object]) -> Later:
+        """Call after `delay` seconds."""
+        later = Later(call)
+        heapq.heappush(self._timers, (time.monotonic() + delay, next(self._count), later))
+        return later
+
     def call_soon_threadsafe(self, call: Callable[[], object]) -> None:
         """Call in the thread, from any thread."""
         self._soon.append(call)
         self._wake()
 
     def timeout(self, longest: float) -> float:
-        """Seconds until a kernel has something to do by itself, `longest` at most."""
+        """Seconds until the next timer, `longest` at most."""
         if self._soon:
             return 0.0
-        for kernel in self._kernels:
-            own = kernel.timeout()
-            if own is not None and own < longest:
-                longest = own
-        return longest
+        while self._timers and self._timers[0][2].call is None:
+            heapq.heappop(self._timers)
+        if not self._timers:
+            return longest
+        return min(longest, max(0.0, self._timers[0][0] - time.monotonic()))
 
-    def run(self, events: Iterable[tuple[int, int]]) -> None:
-        """Make the calls that are due: of descriptors among `events`, of kernels, and those that were asked for."""
+    def run(self, events: list[tuple[int, int]]) -> None:
+        """Make the calls that are due: of descriptors among `events`, of timers, and those that were asked for."""
         for fd, _ in events:
             reader = self._readers.get(fd)
             if reader is not None:  # it may have been removed by one before it
                 reader[0](*reader[1])
-        for kernel in self._kernels:
-            kernel.poll()
+        while self._timers and self._timers[0][0] <= time.monotonic():
+            call = heapq.heappop(self._timers)[2].call
+            if call is not None:
+                call()
         for _ in range(len(self._soon)):
             self._soon.popleft()()

@@ -26,7 +26,6 @@ from cython.cimports.powervio.memory.hw import (
     st32,
     st64,
     st64_release,
-    wait_any,
 )
 
 from powervio.gateway import layout
@@ -47,14 +46,6 @@ _RESULTS = cython.declare(cython.ulonglong, layout.RESULTS)
 _AWAKE = cython.declare(cython.ulonglong, layout.AWAKE)
 _REGISTERS = cython.declare(cython.uint, layout.REGISTERS)
 _MASK = 0xFFFF_FFFF_FFFF_FFFF
-_LOOK_EVERY = cython.declare(cython.ulonglong, 4_000)
-"""Nanoseconds between two looks at a descriptor, a system call, while the ring is looked at."""
-
-NOTHING, READABLE, CALL = 0, 1, 2
-"""What `Mailbox.look` and `look` say."""
-_NOTHING = cython.declare(cython.int, NOTHING)
-_READABLE = cython.declare(cython.int, READABLE)
-_CALL = cython.declare(cython.int, CALL)
 _BUSY = (int(ReturnCode.H_BUSY),)
 _HARDWARE = (int(ReturnCode.H_HARDWARE),)
 
@@ -62,34 +53,22 @@ _HARDWARE = (int(ReturnCode.H_HARDWARE),)
 @cython.final
 @cython.cclass
 class Mailbox:
-    """One session's ring."""
+    """One session's ring. `call` is `PartitionPort.hcall`, or something in front of it."""
 
     _served: cython.ulonglong
     _region: cython.p_uchar
     _slots: cython.p_uchar
     _mask: cython.ulonglong
     _call: Callable[..., tuple[int, ...]]
-    _own: dict[int, Callable[..., tuple[int, ...]]]
     _view: Any
 
-    def __init__(
-        self,
-        region: memoryview,
-        where: layout.Layout,
-        call: Callable[..., tuple[int, ...]],
-        own: dict[int, Callable[..., tuple[int, ...]]] | None = None,
-    ) -> None:
-        """`region` is written by the other side at any moment; `where` is what this side wrote into its header.
-
-        `call` is `PartitionPort.hcall`; `own` has what is called in its place, by token. Both get the token and nine
-        registers.
-        """
+    def __init__(self, region: memoryview, where: layout.Layout, call: Callable[..., tuple[int, ...]]) -> None:
+        """`region` is written by the other side at any moment; `where` is what this side wrote into its header."""
         self._view = region
         self._region = pointer(region)
         self._slots = at(self._region, where.slots_offset)
         self._mask = where.slots - 1
         self._call = call
-        self._own = {} if own is None else own
         self._served = 0
 
     def turn(self, limit: int) -> tuple[bool, bool]:
@@ -109,24 +88,20 @@ class Mailbox:
             left -= 1
         return True, wake  # awake stays set: there is another turn
 
-    def look(self, spin_ns: int, fd: int) -> int:
-        """Look for so many nanoseconds, without the interpreter lock: CALL for the next hcall, else READABLE when `fd`
-        has something, else NOTHING.
+    def look(self, spin_ns: int) -> bool:
+        """Look for the next hcall for so many nanoseconds, without the interpreter lock; whether there is one.
 
         Meanwhile the partition need not ring (G5.7).
         """
         spin: cython.ulonglong = spin_ns
-        other: cython.int = fd
-        seen: cython.int
+        found: cython.bint
         st32(self._region, _AWAKE, 1)
-        with cython.nogil:
-            seen = self._appears(spin, other)
-        if seen != _CALL:
+        found = self._appears(spin)
+        if not found:
             st32(self._region, _AWAKE, 0)
             fence()
-            if self._is_posted():
-                seen = _CALL
-        return seen
+            found = self._is_posted()
+        return bool(found)
 
     @property
     def served(self) -> int:
@@ -151,22 +126,16 @@ class Mailbox:
         return le64(ld64_acquire(self._slot(), _POSTED)) == self._served + 1
 
     @cython.cfunc
-    @cython.nogil
     @cython.exceptval(check=False)
-    def _appears(self, spin: cython.ulonglong, fd: cython.int) -> cython.int:
-        now: cython.ulonglong = clock_ns()
-        end: cython.ulonglong = now + spin
-        next_look: cython.ulonglong = now
-        while not self._is_posted():
-            now = clock_ns()
-            if now >= next_look:
-                if wait_any(fd, -1, -1, 0) > 0:
-                    return _READABLE
-                if now >= end:
-                    return _NOTHING
-                next_look = now + _LOOK_EVERY
-            relax()
-        return _CALL
+    def _appears(self, spin: cython.ulonglong) -> cython.bint:
+        end: cython.ulonglong
+        found: cython.bint = False
+        with cython.nogil:
+            end = clock_ns() + spin
+            while not found and clock_ns() < end:
+                relax()
+                found = self._is_posted()
+        return found
 
     @cython.cfunc
     @cython.exceptval(-1)
@@ -198,7 +167,7 @@ class Mailbox:
     def _called(self, slot: cython.p_uchar) -> tuple[int, ...]:
         token: cython.ulonglong = le64(ld64(slot, _TOKEN))
         try:
-            return self._own.get(token, self._call)(
+            return self._call(
                 token,
                 le64(ld64(slot, _ARGUMENTS)),
                 le64(ld64(slot, _ARGUMENTS + 8)),
@@ -213,15 +182,3 @@ class Mailbox:
         except Exception:  # a fault of ours: the partition gets an answer, its neighbours their turn
             _log.exception("hcall %#x failed", token)
             return _HARDWARE
-
-
-def look(spin_ns: int, fd: int) -> bool:
-    """Look at a descriptor for so many nanoseconds, without the interpreter lock; whether it is readable."""
-    end: cython.ulonglong = clock_ns() + cython.cast(cython.ulonglong, spin_ns)
-    other: cython.int = fd
-    seen: cython.bint = False
-    with cython.nogil:
-        while not seen and clock_ns() < end:
-            seen = wait_any(other, -1, -1, 0) > 0
-            relax()
-    return bool(seen)

@@ -47,13 +47,12 @@ class Session:
         self._generation = 0
         """Of the device tree that is in the region."""
         self.tables = SharedTables(partition, self.region.view[where.tce_offset : where.tce_offset + where.tce_room])
-        self.own: dict[int, Callable[..., tuple[int, ...]]] = {
+        self.mailbox = Mailbox(self.region.view, where, self.hcall)
+        self._own: dict[int, Callable[..., tuple[int, ...]]] = {
             layout.G_FEATURES: self._features,
             layout.G_TREE: self._tree,
             layout.G_DIRECT: self._direct,
         }
-        """hcalls that only a partition behind a gateway has (G7); the others are phyp's."""
-        self.mailbox = Mailbox(self.region.view, where, self._port.hcall, self.own)
         self._closed = False
         self._publish_tree()
 
@@ -74,9 +73,14 @@ class Session:
         """Whether the partition is there and has all of its memory."""
         return self.partition.alive and not self.partition.area.lost
 
+    def hcall(self, token: int, *registers: int) -> tuple[int, ...]:
+        """phyp's table, and beside it what only a partition behind a gateway needs."""
+        own = self._own.get(token)
+        return self._port.hcall(token, *registers) if own is None else own(*registers)
+
     # -- hcalls of the gateway
 
-    def _features(self, _token: int, accepted: int, *_: int) -> tuple[int, ...]:
+    def _features(self, accepted: int, *_: int) -> tuple[int, ...]:
         if accepted & ~self.where.features:
             return _PARAMETER
         self._accepted = accepted
@@ -87,7 +91,7 @@ class Session:
             self.tables.give_back()
         return 0, accepted
 
-    def _tree(self, _token: int, *_: int) -> tuple[int, ...]:
+    def _tree(self, *_: int) -> tuple[int, ...]:
         length = self._publish_tree()
         if self._accepted & layout.FEATURE_SHARED_TCE:
             self.tables.update()
@@ -113,7 +117,7 @@ class Session:
 
     _tree_length = 0
 
-    def _direct(self, _token: int, source: int, vector: int, *_: int) -> tuple[int, ...]:
+    def _direct(self, source: int, vector: int, *_: int) -> tuple[int, ...]:
         if not self._accepted & layout.FEATURE_DIRECT:
             return _FUNCTION
         if vector == layout.LINE_VECTOR:
@@ -136,6 +140,7 @@ class Session:
         _U32.pack_into(self.region.view, layout.STATE, layout.ENDED)
         for fd in (self.doorbell, self._call, *self._sources):
             os.close(fd)
+        self._own.clear()
         del self.mailbox
         self.region.close()
 

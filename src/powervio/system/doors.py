@@ -14,9 +14,8 @@ from typing import Any
 
 from powervio.boot import machine
 from powervio.errors import LocalError
-from powervio.gateway.door import Door
 from powervio.gateway.layout import FIRST_SOURCE_VECTOR, MAX_VECTORS, machine_map
-from powervio.gateway.server import Gateway
+from powervio.gateway.server import Door, Gateway
 from powervio.phyp.partition import Partition
 from powervio.system.config import MAX_SOCKET_PATH, Lpar, devices_of
 from powervio.system.rundir import guest_files

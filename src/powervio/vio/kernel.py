@@ -21,24 +21,28 @@ from powervio.vio.dma import DmaSpace, PartitionPages
 from powervio.vio.engine import EngineWindow
 
 
+class Cancellable(Protocol):
+    """A timer of a loop."""
+
+    def cancel(self) -> None:
+        """Not at all."""
+
+
 class Host(Protocol):
-    """A thread that is not the partition's alone: it gives each kernel in it a turn in every pass."""
+    """A loop that runs in one thread, and partitions in it."""
 
     @property
     def thread(self) -> threading.Thread | None:
         """The thread, None while it does not run."""
-
-    def enter(self, kernel: PartitionKernel) -> None:
-        """Call the kernel's `poll` in every pass, and wait no longer than its `timeout` between two."""
-
-    def leave(self, kernel: PartitionKernel) -> None:
-        """End that."""
 
     def add_reader(self, fd: int, call: Callable[..., object], *arguments: Any) -> object:
         """Call whenever the descriptor is readable."""
 
     def remove_reader(self, fd: int) -> object:
         """End that."""
+
+    def call_later(self, delay: float, call: Callable[[], object]) -> Cancellable:
+        """Call after `delay` seconds."""
 
     def call_soon_threadsafe(self, call: Callable[[], object]) -> object:
         """Call in the thread, from any thread."""
@@ -76,12 +80,11 @@ class PartitionKernel:
         # in their order; a dict because there is one for each adapter, and each comes and goes by itself
         self._tree_watchers: dict[Callable[[], None], None] = {}
         self._thread: threading.Thread | None = None
-        self._own_thread: threading.Thread | None = None
         self._stopping = False
         self._closed = False
         self._host: Host | None = None
-        self._loop: asyncio.AbstractEventLoop | None = None
-        self._loop_timer: asyncio.TimerHandle | None = None
+        self._loop: asyncio.AbstractEventLoop | Host | None = None
+        self._loop_timer: Cancellable | None = None
 
     def request_interrupt(self, source: int, handler: Callable[[], None]) -> None:
         """Call `handler` for an interrupt source. It empties its queue; it is called once before and once after
@@ -146,8 +149,6 @@ class PartitionKernel:
         self._poller.register(fd, select.POLLIN)
         if self._loop is not None:
             self._loop.add_reader(fd, self._loop_read, fd)
-        elif self._host is not None:
-            self._host.add_reader(fd, self._read, fd)
 
     def remove_reader(self, fd: int) -> None:
         """End that, before the descriptor is closed; harmless when there is no reader."""
@@ -155,15 +156,8 @@ class PartitionKernel:
             self._poller.unregister(fd)
             if self._loop is not None:
                 self._loop.remove_reader(fd)
-            elif self._host is not None:
-                self._host.remove_reader(fd)
 
-    def _read(self, fd: int) -> None:
-        if fd in self._readers:
-            self._guard(self._readers[fd])
-
-    def timeout(self) -> float | None:
-        """Seconds until a timer is due or, 0, a deferred call; None when nothing is to be done but for interrupts."""
+    def _timeout(self) -> float | None:
         if self._soon:
             return 0.0
         deadline = self.next_deadline()
@@ -171,14 +165,14 @@ class PartitionKernel:
 
     def wait(self, timeout: float | None = None) -> None:
         """Sleep until an interrupt, a wake-up, the next timer, something to read or `timeout` seconds."""
-        own = self.timeout()
+        own = self._timeout()
         if own is not None:
             timeout = own if timeout is None else min(own, timeout)
         for fd, _ in self._poller.poll(None if timeout is None else timeout * 1000 + 0.5):
             if fd == self._wake_fd:
                 self._unwake()
-            else:
-                self._read(fd)
+            elif fd in self._readers:
+                self._guard(self._readers[fd])
 
     def _wake(self) -> None:
         if not self._closed:
@@ -193,12 +187,11 @@ class PartitionKernel:
     def start(self, host: Host | None = None) -> None:
         """Run the partition in a thread of its own, or in that of `host`, which runs."""
         if host is not None:
-            self._thread = host.thread
-            host.call_soon_threadsafe(lambda: self._enter(host))
+            self._host, self._thread = host, host.thread
+            host.call_soon_threadsafe(lambda: self.attach(host))
             return
         self._stopping = False
-        name = f"partition-{self.port.partition_name}"
-        self._thread = self._own_thread = threading.Thread(target=self._run, name=name, daemon=True)
+        self._thread = threading.Thread(target=self._run, name=f"partition-{self.port.partition_name}", daemon=True)
         self._thread.start()
 
     def _run(self) -> None:
@@ -216,12 +209,12 @@ class PartitionKernel:
         thread = self._thread
         if thread is None:
             return True
-        if thread is not self._own_thread:
+        if self._host is not None:
             try:
-                self.call(self._leave, timeout)
+                self.call(self.detach, timeout)
             except TimeoutError:
                 return False
-            self._thread = None
+            self._host = self._thread = None
             return True
         self._stopping = True
         self._wake()
@@ -257,26 +250,9 @@ class PartitionKernel:
             raise failure[0]
         return box[0]
 
-    # -- in a host's thread
-
-    def _enter(self, host: Host) -> None:
-        self._host = host
-        host.add_reader(self._line_fd, _nothing)  # to be woken: `poll` takes the interrupt
-        host.add_reader(self._wake_fd, self._unwake)
-        for fd in self._readers:
-            host.add_reader(fd, self._read, fd)
-        host.enter(self)
-
-    def _leave(self) -> None:
-        host, self._host = self._host, None
-        if host is not None:
-            host.leave(self)
-            for fd in (self._line_fd, self._wake_fd, *self._readers):
-                host.remove_reader(fd)
-
     # -- in an asyncio loop
 
-    def attach(self, loop: asyncio.AbstractEventLoop) -> None:
+    def attach(self, loop: asyncio.AbstractEventLoop | Host) -> None:
         """Let a loop drive the partition."""
         self._loop = loop
         loop.add_reader(self._line_fd, self._loop_poll)
@@ -289,7 +265,9 @@ class PartitionKernel:
         """End what `attach` began."""
         if self._loop is None:
             return
-        for fd in (self._line_fd, self._wake_fd, *self._readers):
+        self._loop.remove_reader(self._line_fd)
+        self._loop.remove_reader(self._wake_fd)
+        for fd in self._readers:
             self._loop.remove_reader(fd)
         if self._loop_timer is not None:
             self._loop_timer.cancel()
@@ -297,7 +275,7 @@ class PartitionKernel:
 
     def _loop_read(self, fd: int) -> None:
         if fd in self._readers:
-            self._read(fd)
+            self._guard(self._readers[fd])
             self._loop_poll()
 
     def _loop_wake(self) -> None:
@@ -312,7 +290,7 @@ class PartitionKernel:
         if self._loop_timer is not None:
             self._loop_timer.cancel()
             self._loop_timer = None
-        timeout = self.timeout()
+        timeout = self._timeout()
         if timeout is not None:
             self._loop_timer = loop.call_later(timeout, self._loop_poll)
 
@@ -325,7 +303,3 @@ class PartitionKernel:
         self._closed = True  # the numbers may soon be somebody else's
         os.close(self._wake_fd)
         os.close(self._line_fd)
-
-
-def _nothing() -> None:
-    """What is called for a descriptor that is only to wake."""

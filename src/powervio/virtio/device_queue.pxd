@@ -11,6 +11,7 @@ cdef class DeviceQueue:
     cdef readonly unsigned int index
     cdef readonly DeviceRing ring
     cdef public bint live
+    cdef public bint enabled
     cdef public object batch
     cdef long long _allowance
     cdef object _payload

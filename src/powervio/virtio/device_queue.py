@@ -71,6 +71,7 @@ class DeviceQueue:
     index: cython.uint
     ring: DeviceRing
     live: cython.bint
+    enabled: cython.bint
     batch: Any
     _allowance: cython.longlong
     _payload: Any
@@ -98,6 +99,8 @@ class DeviceQueue:
         self.ring = ring
         self.live = True
         """Whether the queue belongs to a session; afterwards nothing that it handed out touches the driver's memory."""
+        self.enabled = True
+        """Whether the driver wants anything of this queue now; vhost-user alone has queues that are not enabled."""
         self.batch = batch
         """How to serve several requests together; None where that saves nothing."""
         self._allowance = _UNLIMITED

@@ -7,6 +7,9 @@
   H_PUT_RTCE_INDIRECT, an engine operation for all requests, one H_REMOVE_RTCE. A page that two requests share, backings
   that look at bytes, and few pages are copied instead, and so is everything when anything stands in the way.
 * Status bytes that lie side by side go in one copy.
+* Whole requests, which frames are, are read and written through the bounce area: those that lie near each other in one
+  copy. What is between two that are read comes along. Between two that are written may be only what is the device's to
+  write, the unused end of a buffer that the next one follows at once: zeros go there.
 
 A client that wants this lays its small buffers out side by side and maps its data in turn, as `drivers/block_core.py`
 and `vio/dma.py` do; it is not obliged to.
@@ -16,6 +19,8 @@ This file is compiled (Cython pure mode) and also runs interpreted.
 from __future__ import annotations
 
 import errno
+from collections.abc import Sequence
+from typing import Any
 
 import cython
 from cython.cimports.powervio.memory.hw import address_of, copy, ld8, ld32, ld64, pointer, st8, st32, st64
@@ -33,7 +38,7 @@ from cython.cimports.powervio.virtio.request_table import (
 )
 
 from powervio.errors import RemoteError
-from powervio.memory.abstract import Backing
+from powervio.memory.abstract import Backing, Payload
 from powervio.transport.crq.remote import BOUNCE_SIZE
 
 REDIRECT_PAGES = 8
@@ -280,6 +285,130 @@ class RdmaBatch:
                 done = target.write(self._piece, 1, position, length)
         return 1 if done else 0
 
+    # -- whole requests
+
+    def read(self, payloads: Sequence[Payload]) -> list[bytes | None]:
+        """See `Batch`."""
+        wanted: list[tuple[int, int, int, int]] = []
+        whole: list[bytes | None] = [b""] * len(payloads)
+        several: dict[int, list[bytes | None]] = {}
+        for number, payload in enumerate(payloads):
+            try:
+                pieces = payload.pieces(0, payload.length)  # type: ignore[attr-defined]
+            except RemoteError:
+                whole[number] = None
+                continue
+            if payload.length > BOUNCE_SIZE:
+                whole[number] = self._read_alone(payload)
+            elif len(pieces) == 1:
+                wanted.append((pieces[0][0], pieces[0][1], number, -1))
+            else:
+                several[number] = [None] * len(pieces)
+                wanted += [(address, length, number, place) for place, (address, length) in enumerate(pieces)]
+        wanted.sort()
+        begin = 0
+        for end in range(1, len(wanted) + 1):
+            if end < len(wanted):
+                last = wanted[end - 1][0] + wanted[end - 1][1]
+                if wanted[end][0] - last <= _GAP and _span(wanted, begin, end + 1) <= BOUNCE_SIZE:
+                    continue
+            self._read_span(wanted, begin, end, whole, several)
+            begin = end
+        for number, found in several.items():
+            parts = [part for part in found if part is not None]
+            whole[number] = b"".join(parts) if len(parts) == len(found) else None
+        return whole
+
+    @cython.cfunc
+    def _read_alone(self, payload: Any) -> Any:
+        try:
+            return payload.read(0, payload.length)
+        except RemoteError:
+            return None
+
+    @cython.cfunc
+    def _read_span(self, wanted: list[Any], begin: int, end: int, whole: list[Any], several: dict[int, Any]) -> object:
+        window: RemoteWindow = self._window
+        start: int = wanted[begin][0]
+        try:
+            window.copy_in(start, _span(wanted, begin, end), window.bounce.ioba)
+        except RemoteError:
+            if end - begin > 1:  # one of them, or what is between, is not mapped
+                for number in range(begin, end):
+                    self._read_span(wanted, number, number + 1, whole, several)
+            elif wanted[begin][3] < 0:
+                whole[wanted[begin][2]] = None
+            return None
+        view = window.bounce.view
+        for address, length, number, place in wanted[begin:end]:
+            data = bytes(view[address - start : address - start + length])
+            if place < 0:
+                whole[number] = data
+            else:
+                several[number][place] = data
+        return None
+
+    def write(self, parts: Sequence[tuple[Payload, int, bytes | memoryview]]) -> list[bool]:
+        """See `Batch`."""
+        written = [True] * len(parts)
+        pieces: list[tuple[int, int, int, int, int]] = []
+        for number, (payload, offset, data) in enumerate(parts):
+            length = len(data)
+            try:
+                found = payload.pieces(offset, length)  # type: ignore[attr-defined]
+            except RemoteError:
+                written[number] = False
+                continue
+            if length > BOUNCE_SIZE:
+                written[number] = self._write_alone(payload, offset, data)
+                continue
+            at = 0
+            for address, size in found:
+                pieces.append((address, size, number, at, _room(payload, address, size)))
+                at += size
+        pieces.sort()
+        begin = 0
+        for end in range(1, len(pieces) + 1):
+            if end < len(pieces):
+                last, size, _, _, room = pieces[end - 1]
+                # nothing overlaps, else the driver is to blame; it is written in some order
+                follows = last + size <= pieces[end][0] <= last + room and pieces[end][0] - last - size <= _GAP
+                if follows and _span(pieces, begin, end + 1) <= BOUNCE_SIZE:
+                    continue
+            self._write_span(pieces, begin, end, parts, written)
+            begin = end
+        return written
+
+    @cython.cfunc
+    def _write_alone(self, payload: Any, offset: int, data: Any) -> cython.bint:
+        try:
+            payload.write(offset, bytes(data))
+        except RemoteError:
+            return False
+        return True
+
+    @cython.cfunc
+    def _write_span(self, pieces: list[Any], begin: int, end: int, parts: Any, written: list[bool]) -> object:
+        window: RemoteWindow = self._window
+        start: int = pieces[begin][0]
+        view = window.bounce.view
+        reached: int = start
+        for address, size, number, at, _ in pieces[begin:end]:
+            if address > reached:
+                view[reached - start : address - start] = bytes(address - reached)
+            reached = address + size
+            data = parts[number][2]
+            view[address - start : reached - start] = data if len(data) == size else memoryview(data)[at : at + size]
+        try:
+            window.copy_out(start, reached - start, window.bounce.ioba)
+        except RemoteError:
+            if end - begin == 1:
+                written[pieces[begin][2]] = False
+                return None
+            for number in range(begin, end):
+                self._write_span(pieces, number, number + 1, parts, written)
+        return None
+
     # -- small things out
 
     def store(self, table: RequestTable, first: cython.ulonglong, end: cython.ulonglong) -> None:
@@ -316,6 +445,21 @@ class RdmaBatch:
             return
         for number in range(begin, end):
             st8(table.stored, ld64(table.order, 16 * number + 8), 1)
+
+
+@cython.cfunc
+def _span(pieces: list[Any], begin: int, end: int) -> Any:
+    """Bytes from the first byte of a piece to the last of another; they are in the order of their addresses."""
+    return pieces[end - 1][0] + pieces[end - 1][1] - pieces[begin][0]
+
+
+@cython.cfunc
+def _room(payload: Any, address: int, size: int) -> Any:
+    """Bytes that are the device's to write from `address` on, up to the end of the segment that it is in."""
+    for start, length in payload.segments:
+        if start <= address < start + length:
+            return start + length - address
+    return size
 
 
 @cython.cfunc

@@ -162,6 +162,11 @@ class RdmaPayload(Payload):
             total += length
         self.length = total
 
+    @property
+    def segments(self) -> list[tuple[int, int]]:
+        """All of it, as `(I/O address, bytes)`."""
+        return self._segments
+
     def pieces(self, offset: int, length: int) -> list[tuple[int, int]]:
         """The parts of segments that make up a range, as `(I/O address, bytes)`."""
         if offset < 0 or length < 0 or offset + length > self.length:

@@ -113,6 +113,7 @@ class QueueService:
         if queue is None:
             return
         queue.kick, queue.call = vring.kick, vring.call
+        queue.enabled = vring.phase.enabled
         if vring.index in self._threads:
             if self._suits_a_thread(vring, queue):
                 return

@@ -1,0 +1,25 @@
+"""What became of frames."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+
+@dataclass(slots=True)
+class Counters:
+    """Of one direction."""
+
+    frames: int = 0
+    bytes: int = 0
+    """Without the headers of virtio."""
+    dropped: dict[str, int] = field(default_factory=dict)
+    """Frames that were lost, by reason."""
+
+    def drop(self, reason: str, count: int = 1) -> None:
+        """Count lost frames."""
+        self.dropped[reason] = self.dropped.get(reason, 0) + count
+
+    @property
+    def lost(self) -> int:
+        """Frames that were lost, for whatever reason."""
+        return sum(self.dropped.values())
