@@ -11,14 +11,11 @@ import os
 import platform
 import re
 import shutil
-import signal
-import subprocess
 from collections.abc import Callable, Sequence
-from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
-from powervio.boot import kernel
+from powervio.boot import commands, kernel
 from powervio.boot.machine import Arch
 from powervio.boot.packages import Apt, Choice
 from powervio.errors import LocalError
@@ -200,28 +197,11 @@ def build(
 def _run(command: Sequence[str], made_of: Sources, scratch: Path) -> str:
     """What a command says, of the sources where the user has them. Raises `LocalError` when it fails or takes long."""
     theirs = ("PATH", "HOME", "TMPDIR")  # variables of the user's own builds would change this one
-    environment = {key: os.environ[key] for key in theirs if key in os.environ} | {"LC_ALL": "C"}
-    process = subprocess.Popen(
-        command,
-        stdin=subprocess.DEVNULL,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-        errors="replace",
-        env=environment,
-        start_new_session=True,  # its helpers end with it
-    )
-    try:
-        said, _ = process.communicate(timeout=BUILD_LIMIT)
-    except subprocess.TimeoutExpired:
-        raise LocalError(f"waited {BUILD_LIMIT:.0f} s for {command[0]} to build {made_of.name}") from None
-    finally:
-        if process.poll() is None:
-            with suppress(ProcessLookupError):
-                os.killpg(process.pid, signal.SIGKILL)
-            process.communicate()
-    said = said.replace(str(scratch), str(made_of.folder))
-    if process.returncode:
+    environment = {key: os.environ[key] for key in theirs if key in os.environ}
+    late = f"{command[0]} to build {made_of.name}"
+    done = commands.run(command, environment, limit=BUILD_LIMIT, late=late, together=True)
+    said = done.stdout.replace(str(scratch), str(made_of.folder))
+    if done.returncode:
         lines = [line.strip() for line in said.splitlines() if line.strip()]
         complaint = next((line for line in lines if _COMPLAINT.search(line)), lines[-1] if lines else "it said nothing")
         if "libelf.so" in complaint:

@@ -10,13 +10,12 @@ import os
 import platform
 import re
 import shutil
-import signal
 import subprocess
 from collections.abc import Callable, Sequence
-from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+from powervio.boot import commands
 from powervio.errors import LocalError
 
 UPDATE_LIMIT = 120.0
@@ -219,25 +218,5 @@ class Apt:
 
     def _run(self, program: str, *arguments: str, limit: float, what: str) -> subprocess.CompletedProcess[str]:
         command = [program, "-c", str(self._configuration), *arguments]
-        environment = {**os.environ, "LC_ALL": "C"}
-        process = subprocess.Popen(
-            command,
-            cwd=self._downloads,
-            stdin=subprocess.DEVNULL,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            text=True,
-            errors="replace",
-            env=environment,
-            start_new_session=True,  # its helpers end with it
-        )
-        try:
-            out, err = process.communicate(timeout=limit)
-        except subprocess.TimeoutExpired:
-            raise LocalError(f"waited {limit:.0f} s for {what} from {program}; is the network there?") from None
-        finally:
-            if process.poll() is None:
-                with suppress(ProcessLookupError):
-                    os.killpg(process.pid, signal.SIGKILL)
-                process.communicate()
-        return subprocess.CompletedProcess(command, process.returncode, out, err)
+        late = f"{what} from {program}; is the network there?"
+        return commands.run(command, os.environ, limit=limit, late=late, folder=self._downloads)
