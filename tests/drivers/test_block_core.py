@@ -227,7 +227,12 @@ MODES = [
 ]
 
 
-@pytest.mark.parametrize("mode", MODES, ids=str)
+def _name(mode: dict[str, object]) -> str:
+    """Of a mode; the same in every run."""
+    return ", ".join(f"{key}={getattr(value, '__name__', value)}" for key, value in mode.items())
+
+
+@pytest.mark.parametrize("mode", MODES, ids=_name)
 def test_many_requests_at_once_each_complete_once(make: Callable[..., Disk], mode: dict[str, object]) -> None:
     if mode.get("framing") is bytewise:
         mode = {**mode, "queue_size": 128}
@@ -541,7 +546,7 @@ def test_request_that_the_transport_failed_to_take_is_not_lost(disk: Disk, monke
 
 
 @pytest.mark.parametrize("served", [0, 1, 16, 31, 32])
-@pytest.mark.parametrize("mode", MODES, ids=str)
+@pytest.mark.parametrize("mode", MODES, ids=_name)
 def test_session_lost_with_32_in_flight_completes_each_once(
     make: Callable[..., Disk], monkeypatch: pytest.MonkeyPatch, mode: dict[str, object], served: int
 ) -> None:
