@@ -13,7 +13,7 @@ from tests.boot.archive import make_headers
 from tests.boot.test_cache import ARCH, House
 
 from powervio.boot import machine, module, programs
-from powervio.boot.cache import Cache, Kernel
+from powervio.boot.cache import BUILD_LOG, Cache, Kernel
 from powervio.boot.module import Compiler, Sources
 from powervio.errors import LocalError
 
@@ -166,10 +166,9 @@ def test_a_module_is_loaded_right_after_what_it_needs(tmp_path: Path) -> None:
 
 @pytest.mark.timeout(300)  # the first test fills the cache
 @pytest.mark.parametrize("name", ["x86_64", "ppc64le"])
-def test_our_driver_builds_for_debian_s_kernel_without_a_warning(tmp_path: Path, boot_cache: Path, name: str) -> None:
-    arch = machine.find(name)
-    kernel, _ = Cache(boot_cache, print).get(arch, sources=module.sources())
-    check_build(kernel, arch, tmp_path)
+def test_our_driver_builds_for_debian_s_kernel_without_a_warning(boot_cache: Path, name: str) -> None:
+    kernel, _ = Cache(boot_cache, print).get(machine.find(name), sources=module.sources())
+    check_build(kernel)
 
 
 @pytest.mark.slow
@@ -183,16 +182,15 @@ def test_our_driver_builds_for_a_newer_kernel(tmp_path: Path, boot_cache: Path) 
     subprocess.run(["apt-get", "-q", "download", newest], cwd=tmp_path, check=True, capture_output=True, timeout=200)
     (deb,) = tmp_path.glob("*.deb")
     kernel, _ = Cache(boot_cache, print).get(ARCH, deb=deb, sources=module.sources())
-    check_build(kernel, ARCH, tmp_path)
+    check_build(kernel)
 
 
-def check_build(kernel: Kernel, arch: machine.Arch, folder: Path) -> None:
+def check_build(kernel: Kernel) -> None:
     driver = next(path for path in kernel.modules if path.stem == module.NAME)
     made_for = kernel.package.removeprefix("linux-image-")
     assert f"vermagic={made_for} ".encode() in driver.read_bytes()
-    scratch = folder / "scratch"
-    scratch.mkdir()
-    _, said = module.build(module.sources(), arch, kernel.image.parent / "headers", scratch, print, warnings=True)
+    said = (driver.parent / BUILD_LOG).read_text()
+    assert re.search(r"\bLD \[M\] .*virtio_vio\.ko", said), said
     assert "warning:" not in said, said
 
 

@@ -30,6 +30,8 @@ from powervio.errors import LocalError
 LOCK_LIMIT = 900.0
 """Seconds to wait for another process that fills the cache."""
 LOGS_KEPT = 10
+BUILD_LOG = "build.log"
+"""Beside a module that was built: what make said."""
 MODULES_KEPT = 8
 """Builds of different sources that a kernel's entry has, or a program: more than one checkout may use them."""
 SETS_KEPT = 8
@@ -213,8 +215,9 @@ class Cache:
         work, made = scratch / "build", scratch / "module"
         work.mkdir()
         made.mkdir()
-        content, _ = module.build(sources, arch, place.parent / "headers", work, self._say)
+        content, said = module.build(sources, arch, place.parent / "headers", work, self._say)
         (made / f"{sources.name}.ko").write_bytes(content)
+        (made / BUILD_LOG).write_text(said)
         made.rename(place)
         self._keep_newest(place, "module-*", MODULES_KEPT)
 

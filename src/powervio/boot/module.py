@@ -24,6 +24,8 @@ NAME = "virtio_vio"
 BUILD_LIMIT = 180.0
 """Seconds for make."""
 _SOURCES = ("*.c", "*.h", "Makefile", "Kbuild")
+_BUILT_WITH = b"W=1"
+"""What else makes one build another."""
 _UNUSED = ("drm", "dt-bindings", "media", "sound")
 """Folders of include/ that no driver of ours needs: a quarter of it all."""
 _COMPLAINT = re.compile(r"error|cannot|not found|missing|No rule", re.IGNORECASE)
@@ -48,7 +50,7 @@ class Sources:
 
     def digest(self) -> str:
         """What a built module is known by."""
-        digest = hashlib.sha256()
+        digest = hashlib.sha256(_BUILT_WITH)
         for path in self.files():
             content = path.read_bytes()
             digest.update(f"{path.relative_to(self.folder)}\0{len(content)}\0".encode() + content)
@@ -167,11 +169,11 @@ def build(
     tree: Path,
     scratch: Path,
     say: Callable[[str], None],
-    *,
-    warnings: bool = False,
 ) -> tuple[bytes, str]:
-    """A module, without its debug information, and what make said. `tree` is what `unpack` made; the sources are copied
-    into the folder `scratch`. With `warnings` the compiler looks for more of them. Raises `LocalError`."""
+    """A module, without its debug information, and what make said, with the compiler's additional warnings (W=1).
+
+    `tree` is what `unpack` made; the sources are copied into the folder `scratch`. Raises `LocalError`.
+    """
     compiler = Compiler.of(arch)
     flavours = [path.parent for path in tree.glob("usr/src/linux-headers-*/.kernelvariables")]
     if len(flavours) != 1:
@@ -186,7 +188,7 @@ def build(
     command = ["make", "-C", str(flavours[0]), f"-j{os.cpu_count() or 1}", f"M={scratch}"]
     # BTF would need the kernel's own debug information
     command += [f"CROSS_COMPILE={compiler.prefix}", f"CC={cc}", "CONFIG_DEBUG_INFO_BTF_MODULES="]
-    said = _run([*command, *(["W=1"] if warnings else []), "modules"], made_of, scratch)
+    said = _run([*command, _BUILT_WITH.decode(), "modules"], made_of, scratch)
     module = scratch / f"{made_of.name}.ko"
     if not module.is_file():
         raise LocalError(f"{made_of.folder}: its Makefile makes no {module.name}")
