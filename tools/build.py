@@ -8,17 +8,23 @@ from __future__ import annotations
 
 import hashlib
 import os
+import re
 import shlex
 import shutil
 import subprocess
 import sys
 import sysconfig
 import tomllib
+from importlib.metadata import version
 from pathlib import Path
+from typing import Any
 
 SOURCES = Path("src")
 STAMPS = Path("build/stamps")
 LOG = Path("build/compile.log")
+_CIMPORT = re.compile(
+    r"cython\.cimports\.(?P<python>powervio[\w.]*)|from\s+(?P<base>powervio[\w.]*)\s+cimport|cimport\s+(?P<module>powervio[\w.]*)"
+)
 COMPILE = "from setuptools import setup; setup()"
 
 
@@ -34,7 +40,7 @@ def main() -> int:
             return 1
 
     extensions = tomllib.loads(Path("pyproject.toml").read_text())["tool"]["setuptools"]["ext-modules"]
-    wanted = {ext["name"]: fingerprint(Path(ext["sources"][0])) for ext in extensions}
+    wanted = {ext["name"]: fingerprint(ext) for ext in extensions}
     remove(wanted)
     print("run: compiling the hot path", file=sys.stderr)
     command = [sys.executable, "-W", "ignore", "-c", COMPILE, "--quiet", "build_ext", "--inplace", "--parallel"]
@@ -53,13 +59,30 @@ def main() -> int:
     return 0
 
 
-def fingerprint(source: Path) -> str:
-    """A hash of one module's source and of everything that any module may include."""
-    shared = sorted([*SOURCES.rglob("*.pxd"), *SOURCES.rglob("*.h")])
-    digest = hashlib.sha256(sys.version.encode())
-    for path in (source, Path("pyproject.toml"), Path(__file__), *shared):
+def fingerprint(extension: dict[str, Any]) -> str:
+    """A hash of one module's source, of how it is built, and of every declaration and header that it may include."""
+    source = Path(extension["sources"][0])
+    digest = hashlib.sha256(f"{sys.version}\0{version('cython')}\0{version('setuptools')}\0{extension}".encode())
+    for path in (source, Path(__file__), *declarations(source), *sorted(SOURCES.rglob("*.h"))):
         digest.update(path.read_bytes() if path.exists() else b"")
     return digest.hexdigest()
+
+
+def declarations(source: Path) -> list[Path]:
+    """The `.pxd` files that a module is compiled with: its own, those that it cimports, and those that they cimport."""
+    found: set[Path] = set()
+    wanted = [source, source.with_suffix(".pxd")]
+    while wanted:
+        path = wanted.pop()
+        if path in found or not path.exists():
+            continue
+        if path.suffix == ".pxd":
+            found.add(path)
+        for match in _CIMPORT.finditer(path.read_text()):
+            module = SOURCES.joinpath(*(match["python"] or match["base"] or match["module"]).split("."))
+            # `from package cimport module` names the package
+            wanted += [module.with_suffix(".pxd"), *module.glob("*.pxd")]
+    return sorted(found)
 
 
 def extension_files(name: str) -> list[Path]:

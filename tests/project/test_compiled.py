@@ -4,17 +4,21 @@ from __future__ import annotations
 
 import os
 import re
+import runpy
 import subprocess
 import sys
 import tomllib
 from importlib import import_module
 from importlib.machinery import ExtensionFileLoader, SourceFileLoader
 from pathlib import Path
+from typing import cast
 
 import pytest
 
 import powervio
 from powervio import _compiled
+
+declarations = runpy.run_path("tools/build.py")["declarations"]
 
 ROOT = Path(__file__).parents[2]
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())
@@ -92,3 +96,16 @@ def test_start_of_the_package_does_not_import_cython() -> None:
 
 def test_package_states_its_version() -> None:
     assert re.fullmatch(r"\d+\.\d+\.\d+", powervio.__version__)
+
+
+def test_build_knows_every_declaration_that_a_module_is_compiled_with() -> None:
+    assert _compiled.is_compiled()
+    for entry in extension_table():
+        (source,) = map(Path, cast(list[str], entry["sources"]))
+        used = set(
+            re.findall(
+                r'^  "(src/powervio/[\w/]+\.pxd)",$', (ROOT / source).with_suffix(".c").read_text(), re.MULTILINE
+            )
+        )
+        known = {str(path) for path in declarations(source)}
+        assert used <= known, entry["name"]
