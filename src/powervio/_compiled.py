@@ -34,6 +34,7 @@ COMPILED = (
     "powervio.memory.mapping",
     "powervio.memory.target",
     "powervio.network.frame",
+    "powervio.network.switch_core",
     "powervio.phyp.lock",
     "powervio.phyp.redirect",
     "powervio.phyp.tce",

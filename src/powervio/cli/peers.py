@@ -72,6 +72,7 @@ PEERS = (
     Peer("ip", "iproute2", "TAP interfaces in a network of their own", tests=True),
     Peer("iperf3", "iperf3", "streams between network adapters; bench net", tests=True),
     Peer("tcpdump", "tcpdump", "what a network adapter's interface sees", tests=True),
+    Peer("tshark", "tshark", "reading captures of ports", tests=True),
     Peer("ping", "iputils-ping", "a kernel's own network stack behind a TAP", tests=True),
     Peer("nbd-client", "nbd-client", "attached disks as /dev/nbdN (needs the kernel's nbd)"),
 )

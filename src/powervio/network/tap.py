@@ -10,16 +10,16 @@ from __future__ import annotations
 import errno
 import fcntl
 import os
-import platform
 import socket
 from struct import Struct
 
 from powervio.errors import LocalError
+from powervio.network import tun
+from powervio.network.inside import inside
 from powervio.network.port import GSO_ECN, GSO_TCPV4, GSO_TCPV6, GSO_UDP_L4, Frame, Offload, Port
 from powervio.network.segment import segments
 
-DEVICE = "/dev/net/tun"
-_HEADER = Struct("<BBHHHH")
+_HEADER = Struct("<BBHHHH2x")
 """flags, gso_type, hdr_len, gso_size, csum_start, csum_offset."""
 _PLAIN = bytes(_HEADER.size)
 _NEEDS_CSUM = 1
@@ -27,68 +27,50 @@ _DATA_VALID = 2
 _ROOM = _HEADER.size + 65535 + 64
 """Bytes of the largest frame that can come, with some to spare."""
 _GSO_TYPES = (GSO_TCPV4, GSO_TCPV6, GSO_UDP_L4)
-
-
-def _write_request(number: int) -> int:
-    """Of ioctl, with an int: some architectures have two bits for the direction, others three (asm/ioctl.h)."""
-    three = platform.machine().startswith(("ppc", "mips", "sparc", "alpha"))
-    return (0x8000_0000 if three else 0x4000_0000) | 4 << 16 | ord("T") << 8 | number
-
-
-_TUNSETIFF = _write_request(202)
-_TUNSETOFFLOAD = _write_request(208)
-_TUNSETVNETHDRSZ = _write_request(216)
-_TUNSETVNETLE = _write_request(220)
-_IFF_TAP = 0x0002
-_IFF_NO_PI = 0x1000
-_IFF_VNET_HDR = 0x4000
 _TSO = Offload.TSO4 | Offload.TSO6
 _USO = Offload.USO4 | Offload.USO6
 _SIOCGIFMTU = 0x8921
-_NAME_BYTES = 15
 
-_REASONS = {
-    errno.EBUSY: "somebody has it already",
-    errno.EPERM: "that takes root, or a TAP that was made for this user (ip tuntap add ... user USER)",
-    errno.EINVAL: "there is an interface of that name that is no TAP, or one for several queues",
-}
+
+def interface_mtu(name: str) -> int:
+    """The MTU of an interface of the calling thread's network namespace. Raises `OSError`."""
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as asker:
+        answer = fcntl.ioctl(asker, _SIOCGIFMTU, Struct("16si20x").pack(name.encode(), 0))
+    mtu: int = Struct("16xi").unpack_from(answer)[0]
+    return mtu
 
 
 class TapPort(Port):
     """One TAP. It is made when it is not there, and then goes when the port is closed."""
 
-    def __init__(self, name: str) -> None:
-        """Raises `LocalError`."""
+    def __init__(self, name: str, netns: str | None = None, *, multi_queue: bool = False) -> None:
+        """`netns`: the network namespace that it is in, see `inside`; `multi_queue`: the port is one of several of the
+        TAP, see `queues`. Raises `LocalError`.
+        """
         super().__init__()
-        if not name or len(name.encode()) > _NAME_BYTES or "/" in name or name.split() != [name]:
-            raise LocalError(f'"{name}" cannot be the name of an interface; expected up to {_NAME_BYTES} characters')
-        try:
-            self._fd = os.open(DEVICE, os.O_RDWR | os.O_NONBLOCK | os.O_CLOEXEC)
-        except OSError as error:
-            raise LocalError(f"{DEVICE}: {error.strerror}; a TAP needs the kernel's tun") from error
-        try:
-            self._begin(name)
-        except OSError as error:
-            os.close(self._fd)
-            why = _REASONS.get(error.errno or 0, error.strerror)
-            raise LocalError(f"TAP {name}: {why}") from error
+        self.name = name
+        inside(netns, lambda: self._open(tun.IFF_MULTI_QUEUE if multi_queue else 0))
 
-    def _begin(self, name: str) -> None:
-        request = Struct("16sH22x").pack(name.encode(), _IFF_TAP | _IFF_NO_PI | _IFF_VNET_HDR)
-        answer = fcntl.ioctl(self._fd, _TUNSETIFF, request)
-        self.name = answer[:16].rstrip(b"\0").decode()
-        fcntl.ioctl(self._fd, _TUNSETVNETHDRSZ, Struct("=i").pack(_HEADER.size))
-        fcntl.ioctl(self._fd, _TUNSETVNETLE, Struct("=i").pack(1))
-        fcntl.ioctl(self._fd, _TUNSETOFFLOAD, 0)
+    @classmethod
+    def queues(cls, name: str, count: int, netns: str | None = None) -> list[TapPort]:
+        """A TAP with several queues, a port for each. The kernel spreads what it sends by flow, and sends the frames of
+        a flow to the queue that sent the last one of it. What one of them takes is so for all. Raises `LocalError`.
+        """
+        ports: list[TapPort] = []
+        try:
+            for _ in range(count):
+                ports.append(cls(name, netns, multi_queue=True))
+        except LocalError:
+            for port in ports:
+                port.close()
+            raise
+        return ports
+
+    def _open(self, flags: int) -> None:
+        self._fd = tun.open_queue(self.name, flags)
         self._has_uso = self._knows(Offload.CSUM | _USO)
         self._knows(Offload(0))
-        self.mtu = self._read_mtu()
-
-    def _read_mtu(self) -> int:
-        with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as asker:
-            answer = fcntl.ioctl(asker, _SIOCGIFMTU, Struct("16si20x").pack(self.name.encode(), 0))
-        mtu: int = Struct("16xi").unpack_from(answer)[0]
-        return mtu
+        self.mtu = interface_mtu(self.name)
 
     def fileno(self) -> int:
         """See `Port`."""
@@ -160,7 +142,7 @@ class TapPort(Port):
     def _knows(self, offloads: Offload) -> bool:
         """Set what the kernel leaves undone; whether it knows that all."""
         try:
-            fcntl.ioctl(self._fd, _TUNSETOFFLOAD, int(offloads))
+            fcntl.ioctl(self._fd, tun.TUNSETOFFLOAD, int(offloads))
         except OSError:  # unknown to it, or the interface was deleted: `receive` will tell
             return False
         return True

@@ -43,6 +43,7 @@ _REASONS = {
     errno.EBUSY: "somebody has it already",
     errno.EPERM: "that takes root, or a TAP that was made for this user (ip tuntap add ... user USER)",
     errno.EINVAL: "there is an interface of that name that is no TAP, or one for another number of queues",
+    errno.E2BIG: "it has as many queues as there may be",
 }
 
 
