@@ -14,7 +14,7 @@ from pathlib import Path
 
 import msgspec
 
-from powervio.system import config, explain
+from powervio.system import config, explain, net_section
 from powervio.system import types as device_types
 from powervio.system.config import Size, show_size
 
@@ -28,6 +28,7 @@ SECTIONS: tuple[tuple[str, type[msgspec.Struct]], ...] = (
     ("[[lpar.console]]", device_types.Console),
     ("[[lpar.console.port]]", device_types.ConsolePort),
     ("[[lpar.rng]]", device_types.Rng),
+    ("[[lpar.net]]", net_section.Net),
     ("[[pool]]", config.StoragePool),
 )
 
@@ -41,7 +42,7 @@ def tables() -> str:
         texts = docstrings(struct)
         for field in msgspec.structs.fields(struct):
             value = re.sub(r"\s*\|\s*", " or ", explain.expected(struct, field.name))
-            if field.name in ("disk", "port", "console", "rng"):
+            if field.name in ("disk", "port", "console", "rng", "net"):
                 value = "tables"
             parts.append(f"| `{field.name}` | {value} | {default(field)} | {texts[field.name]} |\n")
     return "".join(parts)

@@ -89,6 +89,7 @@ COMPILED = (
     "powervio.transport.vhost_user.translate",
     "powervio.bench.load",
     "powervio.bench.load_crq",
+    "powervio.bench.net_copy",
     "powervio.testing.torture",
     "powervio.transport.vhost_user.payload",
     "powervio.transport.vhost_user.queue",

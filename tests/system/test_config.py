@@ -105,7 +105,8 @@ MISTAKES = [
     (
         "memory =",
         "cpus =",
-        "lpar[0].cpus: there is no such option; expected one of name, memory, guest, arch, exec, disk, console, rng",
+        "lpar[0].cpus: there is no such option; expected one of name, memory, guest, arch, exec, disk, console, rng,"
+        " net",
     ),
     ("memory =", "memroy =", 'lpar[0].memroy: there is no such option; did you mean "memory"?'),
     (
@@ -157,7 +158,8 @@ MISTAKES = [
     (
         "memory =",
         '"a\\nb" =',
-        "lpar[0].a\\nb: there is no such option; expected one of name, memory, guest, arch, exec, disk, console, rng",
+        "lpar[0].a\\nb: there is no such option; expected one of name, memory, guest, arch, exec, disk, console, rng,"
+        " net",
     ),
     (
         'vios = "vios1"',

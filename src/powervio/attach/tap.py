@@ -110,6 +110,22 @@ class TapAttachment:
             self._namespace.close()
             self._namespace = None
 
+    def lend(self) -> int:
+        """Let somebody else have the descriptor of the first queue, until `take_back`: nothing is read or written here.
+
+        For measurements. Raises `LocalError` when there is no interface.
+        """
+        if not self._queues:
+            raise LocalError(f"TAP {self.options.name} is not there")
+        self._stop_reading()
+        for pair in self._driver.pairs:
+            pair.receive.fd = -1
+        return self._queues[0].fd
+
+    def take_back(self) -> None:
+        """End what `lend` began."""
+        self._connect()
+
     # -- making it
 
     def _open(self) -> None:
@@ -180,6 +196,9 @@ class TapAttachment:
             fcntl.ioctl(queue.fd, tun.TUNSETVNETHDRSZ, _NUMBER.pack(link.header_bytes))
             self._leave(queue.fd, wanted)
             self._discard(queue.fd)
+        self._connect()
+
+    def _connect(self) -> None:
         for queue, pair in zip(self._queues, self._driver.pairs, strict=False):
             pair.receive.fd = queue.fd
             self._read_from(queue)

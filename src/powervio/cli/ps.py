@@ -39,7 +39,7 @@ def show(report: dict[str, Any]) -> None:
     from rich.markup import escape
     from rich.table import Table
 
-    console = Console(highlight=False)
+    console = Console(highlight=False, emoji=False)
     system = report["system"]
     console.print(f"{escape(system['name'])}, process {system['pid']}, up for {_duration(system['seconds'])}")
     table = Table(
@@ -116,12 +116,40 @@ def show(report: dict[str, Any]) -> None:
         server = servers.get((partner["partition"], partner["slot"])) if partner else None
         if server and server.get("limits"):
             console.print(f"    {_limits(server)}", markup=False, soft_wrap=True)
+        if adapter.get("net"):
+            _show_net(console, adapter)
         if adapter.get("nbd"):
             console.print(f"    nbd+unix:///?socket={adapter['nbd']}", markup=False, soft_wrap=True)
         if path and path["waiting"]:
             console.print(f"    {path['waiting']} requests wait for a path", markup=False, soft_wrap=True)
         if adapter["failure"] and adapter["state"] != "running":
             console.print(f"    {adapter['failure']}", markup=False, soft_wrap=True)
+
+
+def _show_net(console: Console, adapter: dict[str, Any]) -> None:
+    """A network adapter: where it is, and what became of frames."""
+    entry = adapter["net"]
+    name = f"{adapter['partition']}/{adapter['slot']}"
+    tagged = f" ({', '.join(map(str, entry['vlans']))} tagged)" if entry["vlans"] else ""
+    where = f"VLAN {entry['pvid']}{tagged} of {entry['switch']}, {entry['mac']}"
+    if entry["tap"]:
+        where = f"{interface(entry['tap'], entry['netns'])}, {where}"
+    unplugged = "" if entry["link"] else ", unplugged"
+    console.print(f"{name}: {where}{unplugged}", markup=False, soft_wrap=True)
+    driver = entry["driver"]
+    if driver:
+        lost = ", ".join(f"{_count(count)} {reason}" for reason, count in sorted(driver["lost"].items()))
+        console.print(
+            f"    sent {_count(driver['sent'])} frames, {show_bytes(driver['sent_bytes'])}; received"
+            f" {_count(driver['received'])}, {show_bytes(driver['received_bytes'])}; lost {lost or 'none'}",
+            markup=False,
+            soft_wrap=True,
+        )
+
+
+def interface(tap: str, netns: str | None) -> str:
+    """An interface and where it is."""
+    return tap if netns is None else f"{tap} in namespace {netns}"
 
 
 def _show_linux(console: Console, name: str, guest: dict[str, Any]) -> None:

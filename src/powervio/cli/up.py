@@ -19,9 +19,11 @@ import click
 
 from powervio.cli import process
 from powervio.cli.main import Options
+from powervio.cli.ps import interface
 from powervio.errors import LocalError, PowervioError
 from powervio.system.config import Config
 from powervio.system.load import load, without_lpar
+from powervio.system.net_section import Net, names
 from powervio.system.rundir import RunName, log_file
 from powervio.system.saved_file import SavedFile
 from powervio.system.types import load_types
@@ -134,6 +136,9 @@ def show_served(config: Config, notes: Sequence[str] = ()) -> None:
         click.echo(f"{lpar.name}: {row.name}, served by {device.vios}")
         if device.socket is not None:
             click.echo(f"    {device.socket}")
+        if isinstance(device, Net) and device.tap is not None:
+            addresses = ", ".join(names(device.address))
+            click.echo(f"    {interface(device.tap, device.netns)}{': ' if addresses else ''}{addresses}")
 
 
 # -- in the background

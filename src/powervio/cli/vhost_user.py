@@ -20,7 +20,8 @@ from powervio.cli.console import Keys, raw_terminal
 from powervio.cli.main import Options
 from powervio.system import vhost_user as system
 from powervio.system.explain import expected
-from powervio.system.types import AdapterSection, DeviceType
+from powervio.system.section import AdapterSection
+from powervio.system.types import DeviceType
 from powervio.system.vhost_user import FORMATS, BackEndOptions, BlockOptions, Limits
 
 BLOCK_CAPABILITIES = {"type": "block", "features": ["read-only", "blk-file"]}

@@ -73,6 +73,7 @@ def config_problems(config: Config) -> Iterator[str]:
             other = slots.setdefault((lpar.name, declared.slot), where)
             if other != where:
                 yield f"{where}.slot: slot {declared.slot} of {lpar.name} is taken by {other}"
+    yield from _check_interfaces(config)
     exports = {disk.nbd for _, _, disk in config.disks() if disk.nbd is not None}
     for where, _, disk in config.disks():
         if disk.image.startswith("nbd+unix:") and parse_uri(disk.image).address in exports:
@@ -82,6 +83,27 @@ def config_problems(config: Config) -> Iterator[str]:
     for where, disk in images.values():
         if disk.nbd in paths:
             yield f"{where}.nbd: {disk.nbd} is an image of this file; expected the path of a socket"
+
+
+def _check_interfaces(config: Config) -> Iterator[str]:
+    """What is wrong with network adapters beside each other."""
+    interfaces: dict[tuple[str | None, str], str] = {}
+    macs: dict[tuple[str, str], str] = {}
+    for where, _, row, declared in config.devices():
+        if row.section != "net":
+            continue
+        tap, netns, mac, switch = (getattr(declared, option) for option in ("tap", "netns", "mac", "switch"))
+        if tap is not None:
+            other = interfaces.setdefault((netns, tap), where)
+            if other != where:
+                place = "the host's own namespace" if netns is None else f"namespace {netns}"
+                yield f"{where}.tap: {tap} in {place} is that of {other} already"
+            if os.geteuid():
+                yield f"{where}.tap: an interface takes root (CAP_NET_ADMIN); without tap nobody has the adapter"
+        if mac is not None:
+            other = macs.setdefault((switch, mac.lower().replace("-", ":")), where)
+            if other != where:
+                yield f"{where}.mac: {mac} is that of {other} already"
 
 
 def pool_problems(pools: list[StoragePool], lpars: Sequence[Lpar]) -> Iterator[str]:
@@ -213,7 +235,8 @@ def _check_guest(where: str, lpar: Lpar) -> Iterator[str]:
         yield from _only_ours(at, declared, whose, "revision", "byteorder")
         yield from _only_ours(at, declared, "a guest has no virtual terminal, only virtio consoles", "type")
         for place, part in _parts(at, declared):
-            yield from _only_ours(place, part, "the device is for programs in the guest", "exec", "socket")
+            for_guest = ("exec", "socket", "netns", "tap", "address", "gateway", "offloads")
+            yield from _only_ours(place, part, "the device is for programs in the guest", *for_guest)
 
 
 def _only_ours(where: str, declared: Struct, why: str, *options: str) -> Iterator[str]:
@@ -239,11 +262,10 @@ def _memory_need(config: Config, partition: Vios | Lpar) -> int:
     if isinstance(partition, Lpar):
         if partition.guest is not None:
             return 0  # its own business
-        others = sum(1 for _ in devices_of(partition))
-        return sizing.client_need(partition.disk) + others * sizing.CLIENT_DEVICE
-    others = sum(declared.vios == partition.name for _, _, _, declared in config.devices())
+        return sizing.client_need(partition.disk) + sum(row.client_memory for row, _, _ in devices_of(partition))
+    others = sum(row.server_memory for _, _, row, declared in config.devices() if declared.vios == partition.name)
     disks = [disk for _, _, disk in config.disks() if partition.name in disk.servers]
-    return sizing.server_need(disks) + others * sizing.SERVER_DEVICE
+    return sizing.server_need(disks) + others
 
 
 def _check_options(where: str, disk: Disk) -> Iterator[str]:

@@ -16,7 +16,8 @@ import msgspec
 from msgspec import Meta, Struct
 
 from powervio.system import types as device_types
-from powervio.system.types import AdapterSection, DeviceType
+from powervio.system.section import AdapterSection
+from powervio.system.types import DeviceType
 
 MIN_CLIENT_MEMORY = 8 << 20
 MIN_VIOS_MEMORY = 4 << 20

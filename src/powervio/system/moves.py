@@ -50,7 +50,8 @@ from powervio.system.disks import ServedDisk, make_disk
 from powervio.system.load import with_lpar, without_lpar
 from powervio.system.plan import is_vterm, make_device_pair, make_pair, make_partition
 from powervio.system.saved_file import Manifest, SavedDevice, SavedFile, SavedImage
-from powervio.system.types import TYPES, AdapterSection
+from powervio.system.section import AdapterSection
+from powervio.system.types import TYPES
 from powervio.vio.kernel import PartitionKernel
 
 if TYPE_CHECKING:

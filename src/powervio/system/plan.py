@@ -12,7 +12,7 @@ from powervio.phyp.partition import Partition
 from powervio.phyp.saved import SavedAdapter
 from powervio.phyp.vterm import create_vterm
 from powervio.system.config import Config
-from powervio.system.types import AdapterSection
+from powervio.system.section import AdapterSection
 
 DEVICE_WINDOW = 16 << 20
 """Bytes that a device of the table of types can have mapped at a time, and its server likewise."""

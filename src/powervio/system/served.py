@@ -4,11 +4,16 @@ from __future__ import annotations
 
 from typing import Any
 
+from powervio.devices.net import NetDevice
+from powervio.drivers.net import NetDriver
 from powervio.errors import LocalError
+from powervio.network.switch import SwitchPort
 from powervio.phyp.adapter import VioAdapter, VirtualAdapter
 from powervio.phyp.hypervisor import Hypervisor
 from powervio.system.guest_end import GuestEnd
-from powervio.system.types import AdapterSection, Attachment, DeviceType
+from powervio.system.net_section import Place
+from powervio.system.section import AdapterSection
+from powervio.system.types import Attachment, DeviceType
 from powervio.transport.crq.client import VirtioVio
 from powervio.transport.crq.server import VirtioCrq
 from powervio.vio.kernel import PartitionKernel
@@ -27,14 +32,16 @@ class ServedDevice:
         client_adapter: VirtualAdapter,
         server_kernel: PartitionKernel,
         client_kernel: PartitionKernel | None,
+        place: Place,
     ) -> None:
-        """`client_kernel` is None for a guest, which has drivers of its own."""
+        """`client_kernel` is None for a guest, which has drivers of its own. Raises `LocalError`."""
         self.row = row
         self.where = where
         self.declared = declared
         self.server_adapter = server_adapter
         self.client_adapter = client_adapter
-        self.device: Device = row.device(declared)
+        self.place = place
+        self.device: Device = row.make_device(declared, place)
         self.driver: Any = None
         self.server = VirtioCrq(server_kernel, server_adapter.node, self.device)
         self.client_end: VirtioVio | GuestEnd
@@ -51,7 +58,7 @@ class ServedDevice:
             revision=declared.revision,
             big_endian=declared.byteorder == "big",
         )
-        self.attachments = row.attach(declared, self.driver)
+        self.attachments = row.make_attachments(declared, self.driver, place)
 
     @property
     def client(self) -> VirtioVio:
@@ -67,7 +74,7 @@ class ServedDevice:
 
     def serve_anew(self, kernel: PartitionKernel) -> None:
         """The VIO server boots: a new device on the same adapter, not started yet."""
-        self.device = self.row.device(self.declared)
+        self.device = self.row.make_device(self.declared, self.place)
         self.server = VirtioCrq(kernel, self.server_adapter.node, self.device)
 
     def stop_client(self) -> None:
@@ -89,6 +96,9 @@ class ServedDevice:
     def restore(self, device: dict[str, Any], driver: dict[str, Any]) -> None:
         """Take both over, before either side starts. Raises `LocalError`."""
         self.device.restore(device)
+        port = getattr(self.device, "port", None)
+        if isinstance(port, SwitchPort) and port.mac is not None:
+            port.set_mac(self.device.mac)  # type: ignore[attr-defined]
         self.driver.restore(driver)
 
     def retire_client(self) -> None:
@@ -99,6 +109,8 @@ class ServedDevice:
     def retire_server(self) -> None:
         """The server's side ends for good; in its thread. Whoever watches a port is told."""
         self.server.retire()
+        if isinstance(self.device, NetDevice):
+            self.device.close()
         for port in getattr(self.device, "ports", {}).values():
             port.removed = True
             if port.on_change is not None:
@@ -123,6 +135,8 @@ class ServedDevice:
             "socket": self.declared.socket,
             "requests": self.device.requests,
         }
+        if isinstance(self.device, NetDevice):
+            client["net"] = self._net_entry()
         if isinstance(self.client_end, GuestEnd):
             client |= {
                 "state": self.client_end.state(self.server.state),
@@ -145,6 +159,23 @@ class ServedDevice:
             "rejected": self.server.rejected,
         }
         return [client, server]
+
+    def _net_entry(self) -> dict[str, Any]:
+        """What `ps` shows of a network adapter beside what it shows of all."""
+        assert isinstance(self.device, NetDevice)
+        declared: Any = self.declared
+        return {
+            "switch": declared.switch,
+            "pvid": declared.pvid,
+            "vlans": declared.vlans,
+            "mac": self.device.mac.hex(":"),
+            "mtu": self.device.mtu,
+            "netns": declared.netns,
+            "tap": declared.tap,
+            "link": self.device.link_up,
+            "driver": self.driver.report() if isinstance(self.driver, NetDriver) else None,
+            "device": self.device.report(),
+        }
 
 
 def adapter_entry(kind: str, adapter: VirtualAdapter) -> dict[str, Any]:

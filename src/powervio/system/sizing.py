@@ -14,10 +14,6 @@ BUFFER_SIZE = 256 * 1024
 """Bytes of one data buffer, and so of the largest request."""
 FEWEST_BUFFERS = 4
 MOST_BUFFERS = 64
-CLIENT_DEVICE = 2 << 20
-"""Bytes for a device of the table of types: rings and buffers of all its queues."""
-SERVER_DEVICE = 384 * 1024
-"""Bytes for one at its VIO server: shadows of the rings."""
 _SMALL_AREAS = 16 * PAGE
 """Bytes: CRQ, header, config, queue addresses, Sub-CRQs."""
 _PARTITION = 2 * PAGE

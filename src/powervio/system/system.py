@@ -29,6 +29,7 @@ from powervio.drivers.multipath_disk import MultipathDriver
 from powervio.errors import LocalError
 from powervio.gateway.server import Gateway
 from powervio.native.vterm import VtermEnd
+from powervio.network.switch import Switch
 from powervio.phyp.adapter import VirtualAdapter
 from powervio.phyp.hypervisor import Hypervisor
 from powervio.phyp.partition import Partition
@@ -42,13 +43,15 @@ from powervio.system.guest_end import GuestDriver, GuestEnd
 from powervio.system.hotplug import HotPlug
 from powervio.system.linux_guest import LinuxGuest
 from powervio.system.moves import Moves
+from powervio.system.net_section import Place
 from powervio.system.operator import OperatorPort
 from powervio.system.plan import make_device_pair, make_partition, tree_of_running
+from powervio.system.section import AdapterSection
 from powervio.system.served import ServedDevice
 from powervio.system.server_process import ServerProcess
 from powervio.system.servers import Servers
-from powervio.system.sizing import CLIENT_DEVICE, buffers_of_each
-from powervio.system.types import AdapterSection, DeviceType
+from powervio.system.sizing import buffers_of_each
+from powervio.system.types import DeviceType
 from powervio.system.vterm import ServedVterm
 from powervio.transport.crq.client import ClientState
 from powervio.transport.crq.server import VirtioCrq
@@ -78,6 +81,8 @@ class System:
         self.disks: list[ServedDisk] = []
         self.devices: list[ServedDevice | ServedVterm] = []
         """What the table of device types declares."""
+        self.switches: dict[str, Switch] = {}
+        """The hypervisor's, by name, as far as something is at them."""
         self.kernels: dict[str, PartitionKernel] = {}
         """By the name of the partition; of a VIO server that booted again another one than at the start. Only of those
         that run in this process."""
@@ -121,6 +126,7 @@ class System:
         make_room(self.config)
         self._later("the hypervisor", self.hypervisor.close)
         self._undo.push_async_callback(self._close_kernels)
+        self._later("the switches", self._close_switches)
         for vios in self.config.vios:
             engine = vios.redirect and not vios.process
             self._make_partition(vios.name, vios.memory, engine=engine, runs_here=not vios.process)
@@ -213,6 +219,10 @@ class System:
         """Whether a client partition is a guest."""
         return any(lpar.name == client and lpar.guest is not None for lpar in self.config.lpar)
 
+    def _close_switches(self) -> None:
+        for switch in self.switches.values():
+            switch.close()
+
     async def _close_kernels(self) -> None:
         for name, kernel in reversed(self.kernels.items()):
             await self._attempt(f"the kernel of partition {name}", kernel.close)
@@ -243,8 +253,8 @@ class System:
     def buffers_of(self, client: str) -> int:
         """How many data buffers each disk of a client may have as it is declared now."""
         lpar = next(lpar for lpar in self.config.lpar if lpar.name == client)
-        others = sum(1 for _ in devices_of(lpar))
-        return buffers_of_each(lpar.memory - others * CLIENT_DEVICE, lpar.disk)
+        others = sum(row.client_memory for row, _, _ in devices_of(lpar))
+        return buffers_of_each(lpar.memory - others, lpar.disk)
 
     def _make_device(
         self, where: str, lpar: Lpar, row: DeviceType, declared: AdapterSection
@@ -270,7 +280,18 @@ class System:
         if isinstance(server, VtyServer) and isinstance(client, Vty):
             assert kernels[1] is not None
             return ServedVterm(row, where, declared, server, client, kernels[0], kernels[1])
-        return ServedDevice(row, where, declared, server, client, *kernels)
+        return ServedDevice(row, where, declared, server, client, *kernels, self._place(lpar, row, declared))
+
+    def _place(self, lpar: Lpar, row: DeviceType, declared: AdapterSection) -> Place:
+        known = getattr(lpar, row.section)
+        number = next((at for at, one in enumerate(known) if one is declared), len(known))
+        return Place(self.config.name, lpar.name, number, self.switch)
+
+    def switch(self, name: str) -> Switch:
+        """The hypervisor's switch of a name, made when it is first asked for."""
+        if name not in self.switches:
+            self.switches[name] = Switch(name)
+        return self.switches[name]
 
     async def in_partition(self, name: str, function: Callable[[], T]) -> T:
         """Call a function where a VIO server's objects live.

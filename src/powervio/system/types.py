@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import importlib.util
 import sys
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, Literal, Protocol
@@ -27,23 +27,11 @@ from powervio.devices.entropy import RATE, EntropyDevice
 from powervio.drivers.console import ConsoleDriver
 from powervio.drivers.entropy import EntropyDriver
 from powervio.errors import LocalError
+from powervio.system import net_section
+from powervio.system.net_section import Net, Place
+from powervio.system.section import AdapterSection
 from powervio.virtio.device import Device
 from powervio.virtio.driver import Driver
-
-
-class AdapterSection(Struct, forbid_unknown_fields=True, kw_only=True):
-    """What every `[[lpar.SECTION]]` of the table has."""
-
-    vios: str
-    """Name of the VIO server."""
-    slot: Annotated[int, Meta(ge=2, le=0xFFFF)] | None = None
-    """The client adapter's virtual slot; the lowest free one if it is not given."""
-    socket: str | None = None
-    """Path of a Unix socket at which programs of the client partition use the device; relative to the system file."""
-    revision: Literal[0, 1] = 1
-    """Highest revision of virtio over CRQ that the client proposes."""
-    byteorder: Literal["little", "big"] = "little"
-    """Of rings, config and requests in revision 0; revision 1 is always little-endian."""
 
 
 class Attachment(Protocol):
@@ -81,6 +69,24 @@ class DeviceType:
     """What is wrong with the options, each as `option: what; what was expected`."""
     standalone: bool = False
     """Whether the device is complete by itself, so that `powervio vhost-user SECTION` can serve it."""
+    device_at: Callable[[Any, Place], Device] | None = None
+    """In place of `device`, for one that stands on more than its options say: also where it is."""
+    attach_at: Callable[[Any, Any, Place], Sequence[Attachment]] | None = None
+    """In place of `attach`, likewise."""
+    client_memory: int = 2 << 20
+    """Bytes of the client's memory that rings and buffers of all its queues need."""
+    server_memory: int = 384 * 1024
+    """Bytes of the VIO server's."""
+
+    def make_device(self, declared: Any, place: Place) -> Device:
+        """The device of a section. Raises `LocalError`."""
+        return self.device(declared) if self.device_at is None else self.device_at(declared, place)
+
+    def make_attachments(self, declared: Any, driver: Any, place: Place) -> list[Attachment]:
+        """What lets programs use it. Raises `LocalError`."""
+        if self.attach_at is None:
+            return self.attach(declared, driver)
+        return list(self.attach_at(declared, driver, place))
 
 
 TYPES: dict[str, DeviceType] = {}
@@ -135,7 +141,7 @@ class Console(AdapterSection):
     exec: str | None = None
     """A command of the client partition whose terminal is the console, such as "sh -i"; it is started again when it
     ends. Without it and without `socket` the console is there and nobody answers."""
-    port: list[ConsolePort] = []
+    port: list[ConsolePort] = msgspec.field(default_factory=list)
     """`[[lpar.console.port]]`: further streams beside the console, which is port 0."""
     max_ports: Annotated[int, Meta(ge=1, le=16)] = 4
     """Most ports at a time, the console among them."""
@@ -200,6 +206,28 @@ register(
         device=lambda o: EntropyDevice(rate=o.rate),
         driver=lambda o: EntropyDriver(),
         standalone=True,
+    )
+)
+
+# -- net
+
+
+def _needs_a_switch(declared: Any) -> Device:
+    raise LocalError("a network adapter is made with its place at a switch")
+
+
+register(
+    DeviceType(
+        section="net",
+        name="net",
+        options=Net,
+        device=_needs_a_switch,
+        device_at=net_section.make_device,
+        driver=net_section.make_driver,
+        attach_at=net_section.attach,
+        check=net_section.problems,
+        client_memory=8 << 20,
+        server_memory=1 << 20,
     )
 )
 

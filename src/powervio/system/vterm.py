@@ -16,8 +16,9 @@ from powervio.errors import LocalError
 from powervio.native.vterm import VtermEnd, VtermServer
 from powervio.phyp.hypervisor import Hypervisor
 from powervio.phyp.vterm import Vty, VtyServer, remove_vterm
+from powervio.system.section import AdapterSection
 from powervio.system.served import adapter_entry
-from powervio.system.types import AdapterSection, DeviceType
+from powervio.system.types import DeviceType
 from powervio.vio.kernel import PartitionKernel
 from powervio.virtio.stream import ByteQueue
 

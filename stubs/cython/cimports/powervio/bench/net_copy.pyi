@@ -1,0 +1,1 @@
+from powervio.bench.net_copy import *
