@@ -75,6 +75,7 @@ COMPILED = (
     "powervio.devices.block_table",
     "powervio.devices.net_frame",
     "powervio.devices.net_rules",
+    "powervio.devices.net_loop",
     "powervio.transport.crq.shadow",
     "powervio.transport.crq.remote",
     "powervio.transport.crq.page_list",

@@ -71,7 +71,7 @@ def test_linux_talks_to_linux_through_a_tap(tmp_path: Path, packed: bool) -> Non
     port = TapPort("uml0")
     data = os.urandom(3 << 20)
     peer = Peer(data)
-    device = NetDevice(port, mac=bytes.fromhex("525400123456"))
+    device = NetDevice(port, mac=bytes.fromhex("525400123456"), pairs=2)
     archive = make_initramfs(tmp_path, SCRIPT, [uml_module(name) for name in MODULES])
     sessions = recorded_sessions(device)
     with (
@@ -90,7 +90,11 @@ def test_linux_talks_to_linux_through_a_tap(tmp_path: Path, packed: bool) -> Non
     assert "SENT" in console
     assert peer.received == data
     wanted = net.F_CSUM | net.F_GUEST_CSUM | net.F_MRG_RXBUF | net.F_MTU | net.F_MAC | net.F_STATUS
+    wanted |= net.F_HOST_TSO4 | net.F_HOST_TSO6 | net.F_GUEST_TSO4 | net.F_GUEST_TSO6
+    wanted |= net.F_CTRL_VQ | net.F_CTRL_RX | net.F_CTRL_VLAN | net.F_CTRL_MAC_ADDR | net.F_MQ
     assert sessions[0] & wanted == wanted
+    assert device.control.commands > 0
+    assert device.control.refused == 0
     assert bool(sessions[0] & feature.RING_PACKED) is packed
     assert device.from_driver.dropped == {}
     assert device.from_driver.bytes > len(data)

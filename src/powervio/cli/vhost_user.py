@@ -169,6 +169,15 @@ def block(
 @click.option("--loopback", is_flag=True, help="Give every frame back to the guest, for measurements.")
 @click.option("--mac", metavar="ADDRESS", help="Of the guest's adapter; made up if not given. QEMU has its own.")
 @click.option("--mtu", type=click.IntRange(68, 65535), help="Bytes; the TAP's if not given, or 1500.")
+@click.option(
+    "--port",
+    "ports",
+    multiple=True,
+    metavar="SOCKET[,pvid=N][,vlans=N+N][,mac=ADDRESS]",
+    help="A port of a switch, served at a socket of its own; several are one network.",
+)
+@click.option("--queues", type=click.IntRange(1, 128), default=1, show_default=True, help="Pairs of queues at most.")
+@click.option("--in-order", is_flag=True, help="Offer IN_ORDER.")
 @click.option("--no-indirect", is_flag=True, help="Offer no INDIRECT_DESC: for DPDK 22.11 with packed rings.")
 def net(
     socket_path: str | None,
@@ -181,27 +190,53 @@ def net(
     loopback: bool,
     mac: str | None,
     mtu: int | None,
+    ports: tuple[str, ...],
+    queues: int,
+    in_order: bool,
     no_indirect: bool,
 ) -> None:
-    """Serve a network adapter. What was lost is told at the end."""
+    """Serve a network adapter, or with --port several that are joined by a switch. What was lost is told at the end.
+
+    Ports hear each other in the VLANs that both are in: their own one (pvid, 1 if not given), whose frames have no tag
+    there, and others (vlans), whose frames have. A port with an address sends from no other.
+    """
     if print_capabilities:
         click.echo(json.dumps({"type": "net", "features": []}))
         return
+    options = replace(_back_end_options(spin_us, packed, access_platform), indirect=not no_indirect, in_order=in_order)
+    if ports:
+        if socket_path is not None or fd is not None or tap is not None or loopback or mac is not None:
+            raise click.UsageError("expected --port, or one adapter with --socket-path or --fd")
+        _serve_ports(ports, options, mtu or 1500, queues)
+        return
     _where(socket_path, fd)
     if (tap is None) is not loopback:
-        raise click.UsageError("expected one of --tap NAME and --loopback")
-    device = system.open_net(tap, mac=mac, mtu=mtu)
+        raise click.UsageError("expected one of --tap NAME and --loopback, or --port")
+    device = system.open_net(tap, mac=mac, mtu=mtu, pairs=queues)
     try:
         system.serve(
             device,
             path=socket_path,
             fd=fd,
-            options=replace(_back_end_options(spin_us, packed, access_platform), indirect=not no_indirect),
+            options=options,
             on_ready=_ready(f"network at {device.port.name}, MTU {device.mtu}", socket_path, fd),
         )
     finally:
         device.close()
         for line in device.report():
+            click.echo(line, err=True)
+
+
+def _serve_ports(ports: tuple[str, ...], options: BackEndOptions, mtu: int, pairs: int) -> None:
+    declared = [system.SwitchedPort.parse(port) for port in ports]
+    switch = system.NetSwitch(declared, mtu=mtu, pairs=pairs, spin=options.spin)
+    try:
+        system.serve_switch(
+            switch, options=options, on_ready=_ready(f"switch of {len(ports)} ports", ", ".join(switch.paths), None)
+        )
+    finally:
+        switch.close()
+        for line in switch.report():
             click.echo(line, err=True)
 
 

@@ -19,17 +19,23 @@ from __future__ import annotations
 
 import logging
 import os
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import replace
 from typing import Any
 
 from powervio.devices.net_control import MAX_COMMAND_BYTES, Coalescing, Control
 from powervio.devices.net_counters import Counters
+from powervio.devices.net_loop import ForwardedQueue, Forwarder
+from powervio.devices.net_queue_loop import NetLoop
 from powervio.devices.net_receive import HeaderWriter, Receiver, read_each
 from powervio.devices.net_transmit import FrameReader, fits
 from powervio.errors import LocalError, RemoteError
 from powervio.network.port import ETHERNET_BYTES, Frame, Offload, Port
 from powervio.network.segment import fitted
+from powervio.network.switch import SwitchPort
 from powervio.virtio import net
-from powervio.virtio.device import Cancellable, Device, DeviceSession
+from powervio.virtio.device import Cancellable, Device, DeviceSession, QueueLoop
+from powervio.virtio.device_queue import MappedQueue
 from powervio.virtio.queue import ByteOrder, DeviceQueue, Request
 
 __all__ = ["Counters", "NetDevice", "random_mac"]
@@ -84,10 +90,12 @@ class NetDevice(Device):
         pairs: int = 1,
         speed: int = UNKNOWN_SPEED,
         coalescing: bool = True,
+        forwarder: Forwarder | None = None,
     ) -> None:
         """The port is the device's from now on. `mtu` is the port's if not given; `pairs` of queues are offered;
         `speed` is Mbit/s, for the driver to show. `coalescing`: whether the driver may say how often it wants to be
-        notified. Raises `LocalError`.
+        notified. `forwarder`, of the switch that the port is of, serves mapped queues; there is no coalescing then.
+        Raises `LocalError`.
         """
         super().__init__()
         self.port = port
@@ -105,15 +113,16 @@ class NetDevice(Device):
         self.control = Control(own, pairs)
         """What the driver has said on its control queue."""
         self.link_up = True
-        self.from_driver = Counters()
-        """Frames that the port took of the driver's, and those that it did not get."""
-        self.to_driver = Counters()
-        """Frames that the driver was shown, and those that came and that it was not."""
+        self._from_driver = Counters()
+        self._to_driver = Counters()
+        self._forwarder = forwarder if isinstance(port, SwitchPort) else None
+        self._loops: dict[int, NetLoop] = {}
+        """By queue, those that a forwarder serves."""
         self._speed = speed
         self._offered = _OFFERED | (net.F_MQ | net.F_RSS if pairs > 1 else 0) | (_COALESCING if coalescing else 0)
         self._features = 0
         self._reader = FrameReader(0, "little", self.mtu)
-        self._receivers = [Receiver(self.to_driver) for _ in range(pairs)]
+        self._receivers = [Receiver(self._to_driver) for _ in range(pairs)]
         self._control_queue: int | None = None
         self._taken = 0
         """Bits of `Offload`."""
@@ -129,6 +138,26 @@ class NetDevice(Device):
         port.on_arrival = self._arrived
 
     # -- what the driver sees
+
+    @property
+    def from_driver(self) -> Counters:
+        """Frames that the port took of the driver's, and those that it did not get."""
+        return self._counted(self._from_driver, net.TRANSMIT)
+
+    @property
+    def to_driver(self) -> Counters:
+        """Frames that the driver was shown, and those that came and that it was not."""
+        return self._counted(self._to_driver, net.RECEIVE)
+
+    def _counted(self, counters: Counters, side: int) -> Counters:
+        """With what loops that are at work have counted."""
+        loops = [loop for index, loop in list(self._loops.items()) if index & 1 == side]
+        if not loops:
+            return counters
+        both = replace(counters, dropped=dict(counters.dropped))
+        for loop in loops:
+            loop.add_to(both)
+        return both
 
     @property
     def mac(self) -> bytes:
@@ -178,7 +207,7 @@ class NetDevice(Device):
         for _ in range(_STALE):
             if self._next() is None:
                 break
-            self.to_driver.drop("no driver")
+            self._to_driver.drop("no driver")
 
     def reset(self) -> None:
         """The driver is gone, with its buffers and the frames that waited for them."""
@@ -204,7 +233,7 @@ class NetDevice(Device):
             self._unwatch()
         lost = self._receivers[index >> 1].forget()
         if lost:
-            self.to_driver.drop("no driver", lost)
+            self._to_driver.drop("no driver", lost)
 
     def suspend(self) -> None:
         """Buffers that wait for more go back empty, and their frames are dropped; all others go back as they are."""
@@ -219,7 +248,7 @@ class NetDevice(Device):
                 if receiver.held:
                     receiver.give_back()
                     receiver.frame = None
-                    self.to_driver.drop("no buffers")
+                    self._to_driver.drop("no buffers")
             self._show(queue)
             queue.flush()
 
@@ -231,10 +260,13 @@ class NetDevice(Device):
 
     def _set_link(self, up: bool) -> None:
         if up != self.link_up:
-            self.link_up = up
+            with self._still():
+                self.link_up = up
+                for loop in self._loops.values():
+                    loop.queue.link_up = up
+                if not up:
+                    self.suspend()
             self.config_changed()
-            if not up:
-                self.suspend()
 
     def announce(self) -> None:
         """Have the driver tell the network where it is (5.1.6.5.4), if it can; from any thread."""
@@ -297,7 +329,7 @@ class NetDevice(Device):
         self._unwatch()
         queue = self._receive_queue()
         if queue is not None:
-            queue.wake()
+            self._wake(queue.index)
 
     def _next(self) -> Frame | None:
         try:
@@ -327,7 +359,7 @@ class NetDevice(Device):
         if not queue.index & 1 or queue.index == self._control_queue:
             return
         while (request := queue.pop()) is not None:
-            self.from_driver.drop("disabled")
+            self._from_driver.drop("disabled")
             request.complete(0)
             self.requests += 1
 
@@ -351,7 +383,7 @@ class NetDevice(Device):
             self._take_these(requests, queue)
 
     def _take_these(self, requests: list[Request], queue: DeviceQueue) -> None:
-        counters, reader, rules = self.from_driver, self._reader, self.control.rules
+        counters, reader, rules = self._from_driver, self._reader, self.control.rules
         wanted: list[Request] = []
         for request in requests:
             reason = self._refusal(request)
@@ -419,7 +451,7 @@ class NetDevice(Device):
         rules = self.control.rules
         for part in self._checked(frame):
             if not rules.filter.promiscuous and rules.place(part.data) < 0:
-                self.to_driver.drop("filtered")
+                self._to_driver.drop("filtered")
             else:
                 receiver.pending.append(part)
         return True
@@ -436,9 +468,9 @@ class NetDevice(Device):
             for part in self._checked(frame):
                 pair = self._pair_of(part)
                 if pair < 0:
-                    self.to_driver.drop("filtered")
+                    self._to_driver.drop("filtered")
                 elif not self._receivers[pair].put(part):
-                    self.to_driver.drop("queue full")
+                    self._to_driver.drop("queue full")
                 elif 2 * pair != queue.index:
                     self._wake(2 * pair)
         queue.wake()
@@ -455,16 +487,16 @@ class NetDevice(Device):
     def _checked(self, frame: Frame) -> list[Frame] | tuple[Frame, ...]:
         """What the driver gets of a frame."""
         if not self.link_up:
-            self.to_driver.drop("link down")
+            self._to_driver.drop("link down")
             return ()
         if len(frame.data) < ETHERNET_BYTES:
-            self.to_driver.drop("too short")
+            self._to_driver.drop("too short")
             return ()
         parts = fitted(frame, self._taken)
         if not parts:
-            self.to_driver.drop("segmentation")
+            self._to_driver.drop("segmentation")
         if len(parts) == 1 and not parts[0].gso and not fits(parts[0].data, self.mtu):
-            self.to_driver.drop("too long")  # the driver must not see it (5.1.4.1)
+            self._to_driver.drop("too long")  # the driver must not see it (5.1.4.1)
             return ()
         return parts
 
@@ -489,10 +521,67 @@ class NetDevice(Device):
         return pairs
 
     def _wake(self, index: int) -> None:
+        loop = self._loops.get(index)
+        if loop is not None:
+            loop.queue.arrived()
+            return
         session = self.session
         queue = None if session is None else session.queues.get(index)
         if queue is not None:
             queue.wake()
+
+    # -- loops
+
+    def loop(self, queue: MappedQueue, spin: float) -> QueueLoop | None:
+        """See `Device`: the switch's forwarder serves the queue."""
+        port, session, index = self.port, self.session, queue.index
+        if self._forwarder is None or session is None or session.byteorder != "little":
+            return None
+        if index == self._control_queue or index >= 2 * self.pairs:
+            return None
+        assert isinstance(port, SwitchPort)
+        if not index & 1 and not port.options.line.perfect:
+            return None
+        served = ForwardedQueue(
+            self._forwarder, queue, self, port.number, port.handle, self._features, self.mtu, self._reader.header_bytes,
+            mergeable=bool(self._features & net.F_MRG_RXBUF),
+        )  # fmt: skip
+        served.taken = self._taken
+        served.link_up = self.link_up
+        loop = NetLoop(self._forwarder, served)
+        self._loops[index] = loop
+        if not index & 1:
+            served.arrived()  # what is there already
+        return loop
+
+    def loop_ended(self, loop: QueueLoop) -> None:
+        """See `Device`."""
+        assert isinstance(loop, NetLoop)
+        index = loop.queue.queue.index
+        if self._loops.get(index) is loop:
+            del self._loops[index]
+        loop.add_to(self._from_driver if index & 1 else self._to_driver)
+
+    def _still(self) -> AbstractContextManager[None]:
+        """No loop goes by what the driver or the operator says, while they say it."""
+        return self._forwarder.still() if self._forwarder is not None and self._loops else nullcontext()
+
+    def take_apart(self, queue: MappedQueue) -> None:
+        """For a loop, in its thread: the frame that it took last is not as usual."""
+        self._take_these([queue.request()], queue)
+
+    def give_apart(self, queue: MappedQueue) -> bool:
+        """The same: the port has frames that come from no ring. True when some wait for buffers."""
+        counters = self._to_driver
+        before = -1
+        while before != counters.frames + counters.lost:
+            before = counters.frames + counters.lost
+            queue.ring.refresh()
+            self._give(queue)
+            queue.flush()
+        receiver = self._receivers[queue.index >> 1]
+        assert isinstance(self.port, SwitchPort)
+        return receiver.frame is not None or bool(receiver.pending) or self.port.waiting > 0
 
     # -- notifications
 
@@ -538,10 +627,10 @@ class NetDevice(Device):
         if not frames:
             return  # what went back empty is shown by the transport
         if queue.flush():
-            self.to_driver.frames += frames
-            self.to_driver.bytes += count
+            self._to_driver.frames += frames
+            self._to_driver.bytes += count
         else:
-            self.to_driver.drop("no driver", frames)
+            self._to_driver.drop("no driver", frames)
 
     # -- commands
 
@@ -557,7 +646,8 @@ class NetDevice(Device):
             try:
                 command = readable.read(0, readable.length) if readable.length <= MAX_COMMAND_BYTES else b""
                 announcing = self.control.announcing
-                status, result = self.control.run(command)
+                with self._still():
+                    status, result = self.control.run(command)
                 answer = (bytes([status]) + result)[: writable.length]
                 writable.write(0, answer)
             except RemoteError:
@@ -576,6 +666,8 @@ class NetDevice(Device):
             if bits & feature and bits & net.F_GUEST_CSUM:  # nothing else is of use without it
                 taken |= offload
         self._taken = int(taken)
+        for loop in self._loops.values():
+            loop.queue.taken = self._taken
         self.port.take(taken)
 
     def _pairs_changed(self) -> None:
@@ -588,7 +680,7 @@ class NetDevice(Device):
             for frame in pending:
                 target = max(0, self._pair_of(frame))
                 if not self._receivers[target].put(frame):
-                    self.to_driver.drop("queue full")
+                    self._to_driver.drop("queue full")
                 self._wake(2 * target)
 
     # -- moving to another server

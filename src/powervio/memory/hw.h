@@ -108,6 +108,10 @@ static inline void store(uint64_t address, const hw_u8 *from,
 			 uint64_t from_offset, uint64_t length)
 { memcpy((void *)(uintptr_t)address, from + from_offset, length); }
 
+/* Between two places that are both named by their address, and may overlap. */
+static inline void transfer(uint64_t to, uint64_t from, uint64_t length)
+{ memmove((void *)(uintptr_t)to, (const void *)(uintptr_t)from, length); }
+
 static inline void zero(hw_u8 *base, uint64_t offset, uint64_t length)
 { memset(base + offset, 0, length); }
 

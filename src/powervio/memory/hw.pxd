@@ -24,6 +24,7 @@ cdef extern from "hw.h" nogil:
     void copy(unsigned char *to, uint64_t to_offset, const unsigned char *source, uint64_t from_offset, uint64_t length) noexcept
     void fetch(unsigned char *to, uint64_t to_offset, uint64_t address, uint64_t length) noexcept
     void store(uint64_t address, const unsigned char *source, uint64_t from_offset, uint64_t length) noexcept
+    void transfer(uint64_t to, uint64_t source, uint64_t length) noexcept
     void zero(unsigned char *base, uint64_t offset, uint64_t length) noexcept
     void fill(unsigned char *base, uint64_t offset, uint64_t length, uint8_t value) noexcept
     int all_set(const unsigned char *base, uint64_t offset, uint64_t length) noexcept

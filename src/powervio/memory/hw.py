@@ -234,6 +234,11 @@ def store(address: int, source: Pointer, from_offset: int, length: int) -> None:
     ctypes.memmove(address, bytes(source[from_offset : from_offset + length]), length)
 
 
+def transfer(to: int, source: int, length: int) -> None:
+    """Copy between two places that are both named by their address, and may overlap."""
+    ctypes.memmove(to, source, length)
+
+
 def zero(base: Pointer, offset: int, length: int) -> None:
     """Fill with zero bytes."""
     base[offset : offset + length] = bytes(length)

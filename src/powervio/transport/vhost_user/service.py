@@ -309,9 +309,10 @@ class QueueService:
 
     def _woken(self, queue: DeviceQueue) -> None:
         vring = self._vrings.get(queue.index)
+        is_live = queue.woken()
         if vring is None or vring.index in self._threads:
             return  # a queue that a loop serves wakes for nobody
-        if queue.woken() and not vring.broken and vring.phase.enabled:
+        if is_live and not vring.broken and vring.phase.enabled:
             queue.allowance = _PASS_BYTES
             assert isinstance(queue, VhostQueue)
             self._guarded(vring, partial(self._turn, queue))

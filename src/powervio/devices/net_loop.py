@@ -1,0 +1,979 @@
+# cython: language_level=3, boundscheck=False, wraparound=False, cdivision=True, initializedcheck=False, nonecheck=False
+"""Forwarding between mapped rings, without the interpreter lock: from the transmit ring of a port straight into the
+receive rings of others, as the switch that they are ports of decides.
+
+One `Forwarder` has one thread for all queues of a switch that it was given, so no two threads ever touch a ring. A
+frame is copied once, but for its first bytes, which are private before they are looked at: what the switch, a filter or
+the check of offload metadata has seen is what the receiver gets. A receiver without buffers misses the frame; nobody
+waits for it.
+
+What is not as usual is the devices' Python's, in the same thread: frames that do not pass the checks here, that a
+receiver takes in segments only, or whose receiver is no mapped ring.
+This file is compiled (Cython pure mode) and also runs interpreted.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import select
+import sys
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from typing import Any
+
+import cython
+from cython.cimports.powervio.devices.net_frame import FrameView
+from cython.cimports.powervio.devices.net_rules import ReceiveFilter, Steering
+from cython.cimports.powervio.memory.hw import (
+    at,
+    clock_ns,
+    copy,
+    event_take,
+    fetch,
+    get16,
+    ld8,
+    ld8_acquire,
+    ld32,
+    ld64,
+    le16,
+    pointer,
+    relax,
+    st8,
+    st8_release,
+    st16,
+    st32,
+    store,
+    transfer,
+    wait_any,
+    zero,
+)
+from cython.cimports.powervio.memory.space import READ, WRITE, AddressSpace
+from cython.cimports.powervio.network.switch_core import Decision, SwitchCore
+from cython.cimports.powervio.virtio.device_queue import MappedQueue
+from cython.cimports.powervio.virtio.device_ring import DeviceRing
+
+from powervio.network.frame import Frame
+
+_log = logging.getLogger(__name__)
+
+_TURN = cython.declare(cython.int, 32)
+"""Frames of one ring before the next one's turn."""
+_PRIVATE = cython.declare(cython.ulonglong, 256)
+"""Bytes of a frame that are copied before they are looked at."""
+_SOURCES = cython.declare(cython.int, 80)
+_PLACES = cython.declare(cython.int, 256)
+_HELD = cython.declare(cython.uint, 64)
+"""Pieces of a frame, of the buffers it goes to, and these buffers, at most; what needs more is not usual."""
+_HEADER = cython.declare(cython.ulonglong, 12)
+_NUM_BUFFERS = cython.declare(cython.ulonglong, 10)
+_ETHERNET = cython.declare(cython.ulonglong, 14)
+_LARGEST = cython.declare(cython.ulonglong, 65535)
+_TAG_TYPE = cython.declare(cython.uint, 0x8100 if sys.byteorder == "big" else 0x0081)
+_NEEDS_CSUM = cython.declare(cython.uint, 1)
+_KEEP = cython.declare(cython.int, 0)
+_STRIP = cython.declare(cython.int, 1)
+_PUSH = cython.declare(cython.int, 2)
+_QUEUE_FULL = cython.declare(cython.int, 14)
+"""Of `switch_core.REASONS`."""
+_DROPPED = cython.declare(cython.int, 0)
+_ONE = cython.declare(cython.int, 1)
+
+_CSUM = cython.declare(cython.uint, 0x01)
+_TSO4 = cython.declare(cython.uint, 0x02)
+_TSO6 = cython.declare(cython.uint, 0x04)
+_ECN = cython.declare(cython.uint, 0x08)
+_USO4 = cython.declare(cython.uint, 0x20)
+_USO6 = cython.declare(cython.uint, 0x40)
+_NOBODY = cython.declare(cython.int, -2)
+"""Nobody here has a ring of that port."""
+
+
+@cython.final
+@cython.cclass
+class ForwardedQueue:
+    """A queue that a `Forwarder` serves: of transmit queues the frames go on, receive queues get them."""
+
+    identity: cython.uint
+    number: cython.int
+    handle: cython.uint
+    pair: cython.uint
+    receives: cython.bint
+    taken: cython.uint
+    link_up: cython.bint
+    frames: cython.ulonglong
+    bytes: cython.ulonglong
+    unheard: cython.ulonglong
+    full: cython.ulonglong
+    filtered: cython.ulonglong
+    too_long: cython.ulonglong
+    no_room: cython.ulonglong
+    no_memory: cython.ulonglong
+    bad_buffers: cython.ulonglong
+    handed_over: cython.ulonglong
+    following: ForwardedQueue | None
+    error: Any
+    device: Any
+    on_end: Any
+    _forwarder: Forwarder
+    _queue: MappedQueue
+    _ring: DeviceRing
+    _space: AddressSpace
+    _filter: ReceiveFilter
+    _steering: Steering
+    _header_bytes: cython.ulonglong
+    _mergeable: cython.bint
+    _mtu: cython.ulonglong
+    _features: cython.ulonglong
+    _waiting: cython.p_uchar
+    _heads: cython.p_uchar
+    _places: cython.p_uchar
+    _place_count: cython.int
+    _held: cython.uint
+    _room: cython.ulonglong
+    _given: cython.bint
+    _books: Any
+
+    def __init__(
+        self,
+        forwarder: Forwarder,
+        queue: MappedQueue,
+        device: Any,
+        number: int,
+        handle: int,
+        features: int,
+        mtu: int,
+        header_bytes: int,
+        *,
+        mergeable: bool,
+    ) -> None:
+        """`number` and `handle` are the port's in the switch; `device` is called for what is not as usual."""
+        books = bytearray(8), bytearray(12 * 64), bytearray(16 * 257)
+        self.identity = 0
+        """A number of the forwarder's own."""
+        self.number = number
+        self.handle = handle
+        self.pair = queue.index >> 1
+        self.receives = not queue.index & 1
+        self.taken = 0
+        """Bits of `Offload` that the driver takes."""
+        self.link_up = True
+        self.frames = self.bytes = 0
+        """That went on, or that the driver got."""
+        self.unheard = self.full = self.filtered = self.too_long = self.no_room = self.no_memory = 0
+        """Frames that were lost: nobody got them, no buffers, ..."""
+        self.bad_buffers = 0
+        self.handed_over = 0
+        """Frames that the device's Python served."""
+        self.following = None
+        self.error = None
+        self.device = device
+        self.on_end = None
+        """Called when the queue cannot be served any more; `error` says why."""
+        self._forwarder = forwarder
+        self._queue = queue
+        self._ring = queue.ring
+        assert queue.space is not None
+        self._space = queue.space
+        self._filter = device.control.rules.filter
+        self._steering = device.control.rules.steering
+        self._header_bytes = header_bytes
+        self._mergeable = mergeable
+        self._mtu = mtu
+        self._features = features & 0xFFFF_FFFF_FFFF_FFFF
+        self._waiting = pointer(books[0])
+        self._heads = pointer(books[1])
+        """u32 head, u32 number of places, u32 room, of each buffer that is held for a frame."""
+        self._places = pointer(books[2])
+        self._place_count = 0
+        self._held = 0
+        self._room = 0
+        self._given = False
+        self._books = books
+
+    @property
+    def queue(self) -> MappedQueue:
+        """What is served."""
+        return self._queue
+
+    @property
+    def lost(self) -> dict[str, int]:
+        """Frames that were lost here, by reason."""
+        return {
+            reason: int(count)
+            for reason, count in (
+                ("port", self.unheard),
+                ("no buffers", self.full),
+                ("filtered", self.filtered),
+                ("too long", self.too_long),
+                ("no room", self.no_room),
+                ("memory", self.no_memory),
+            )
+            if count
+        }
+
+    def arrived(self) -> None:
+        """There is something for this receive queue that does not come from a ring; from any thread."""
+        st8_release(self._waiting, 0, 1)
+        self._forwarder.wake()
+
+    def release(self) -> None:
+        """Buffers that are held go back empty."""
+        number: cython.uint
+        if self._queue.live and not self._ring.broken:
+            for number in range(self._held):
+                self._queue.complete(ld32(self._heads, 12 * number), 0)
+        self._held = 0
+        self._place_count = 0
+        self._room = 0
+
+    # -- transmit queues
+
+    @cython.cfunc
+    @cython.nogil
+    @cython.exceptval(-1)
+    def turn(self, now: cython.ulonglong) -> cython.int:
+        """Forward what is in this transmit ring, up to a bound, then in the next one's; how many frames there were."""
+        count: cython.int = 0
+        self._forwarder.current = self.identity
+        if self._ring.look():
+            while count < _TURN and self._queue.take():
+                self._forwarder.open_head = self._ring.head
+                self._forwarder.open = True
+                if self._forwarder.forward(self, now):
+                    self._ring.give(self._ring.head, 0)
+                self._forwarder.open = False
+                count += 1
+            self._queue.shown(self._ring.show())
+            self._queue.settle()
+        if self.following is not None:
+            count += self.following.turn(now)
+        return count
+
+    @cython.cfunc
+    @cython.nogil
+    @cython.exceptval(-1)
+    def arm(self) -> cython.int:
+        """Ask for kicks, of this ring and the next ones; not 0 when there is something to do."""
+        found: cython.int = 0
+        self._forwarder.current = self.identity
+        if not self.receives:
+            found = self._ring.arm()
+        elif ld8_acquire(self._waiting, 0):
+            found = self._ring.arm()
+        if self.following is not None:
+            found |= self.following.arm()
+        return found
+
+    @cython.cfunc
+    @cython.nogil
+    @cython.exceptval(check=False)
+    def disarm(self) -> cython.void:
+        """Say that kicks are not needed, and take those that came."""
+        self._ring.disarm()
+        if self._queue.kick >= 0 and wait_any(self._queue.kick, -1, -1, 0) > 0:
+            event_take(self._queue.kick)
+        if self.following is not None:
+            self.following.disarm()
+
+    # -- receive queues
+
+    @cython.cfunc
+    @cython.nogil
+    @cython.exceptval(-1)
+    def show(self) -> cython.int:
+        """Let the drivers see what they were given; give them what came some other way; how much there was."""
+        count: cython.int = 0
+        self._forwarder.current = self.identity
+        if self._given:
+            self._given = False
+            self._queue.shown(self._ring.show())
+            self._queue.settle()
+        if ld8_acquire(self._waiting, 0) and self._ring.look():
+            st8(self._waiting, 0, 0)
+            with cython.gil:
+                count += self._give()
+        if self.following is not None:
+            count += self.following.show()
+        return count
+
+    @cython.cfunc
+    @cython.exceptval(-1)
+    def _give(self) -> cython.int:
+        """Frames of the port's own queue: the device's Python has them."""
+        if self.device.give_apart(self._queue):
+            st8(self._waiting, 0, 1)
+        return 1
+
+    @cython.cfunc
+    @cython.nogil
+    @cython.exceptval(-3)
+    def put(self, number: cython.int, pair: cython.uint) -> cython.int:
+        """Give the forwarder's frame to a port, if it is this one or a following one: 1, 0 when it was lost, or
+        _NOBODY."""
+        if self.number != number or self.pair != pair:
+            return _NOBODY if self.following is None else self.following.put(number, pair)
+        if self._forwarder.needs & ~self.taken:
+            return _NOBODY  # it gets segments, or a checksum
+        self._forwarder.current = self.identity
+        return self._put()
+
+    @cython.cfunc
+    @cython.nogil
+    @cython.exceptval(check=False)
+    def choose(self, number: cython.int) -> cython.int:
+        """The pair for the forwarder's frame at a port that is this one or a following one; -1: it does not want it."""
+        if self.number != number:
+            return 0 if self.following is None else self.following.choose(number)
+        if self._filter.promiscuous and self._steering.pairs == 1 and not self._steering.rss:
+            return 0
+        self._forwarder.look()
+        if not self._filter.passes(self._forwarder.out, self._forwarder.view):
+            self.filtered += 1
+            return -1
+        return self._steering.choose(self._forwarder.view)
+
+    @cython.cfunc
+    @cython.nogil
+    @cython.exceptval(-3)
+    def _put(self) -> cython.int:
+        """Take buffers for the forwarder's frame, and fill them."""
+        size: cython.ulonglong = self._forwarder.out_bytes + self._forwarder.rest_bytes
+        needed: cython.ulonglong = self._header_bytes + size
+        if not self.link_up:
+            self.no_room += 1
+            return 0
+        if not self._forwarder.gso and size > self._mtu + self._forwarder.link_bytes:
+            self.too_long += 1
+            return 0
+        while self._room < needed:
+            if not self._queue.take() and not (self._ring.look() and self._queue.take()):
+                self.full += 1
+                self._forwarder.core.missed(self.number, _QUEUE_FULL)
+                return 0
+            if self._ring.readable_bytes or self._ring.writable_bytes < (
+                self._header_bytes if self._mergeable else needed
+            ):
+                self._refuse()
+                self.bad_buffers += 1
+                if not self._mergeable:
+                    self.no_room += 1
+                    return 0
+            elif not self._hold():
+                self._refuse()
+                self.no_memory += 1
+                return 0
+        self._fill(needed)
+        self.frames += 1
+        self.bytes += size
+        self._forwarder.core.delivered(self.number, size)
+        return 1
+
+    @cython.cfunc
+    @cython.nogil
+    @cython.exceptval(-1)
+    def _refuse(self) -> cython.int:
+        """The buffer that was taken last goes back empty."""
+        self._ring.part()
+        self._ring.give(self._ring.head, 0)
+        self._given = True
+        return 0
+
+    @cython.cfunc
+    @cython.nogil
+    @cython.exceptval(check=False)
+    def _hold(self) -> cython.int:
+        """Keep the buffer that was taken last for the frame; 0 when that cannot be."""
+        count: cython.int = self._place_count
+        number: cython.uint
+        if self._held == _HELD:
+            return 0
+        for number in range(self._ring.segment_count):
+            count = self._space.gather(
+                ld64(self._ring.chain, 16 * number),
+                ld64(self._ring.chain, 16 * number + 8),
+                WRITE,
+                self._places,
+                count,
+                _PLACES,
+            )
+            if count < 0:
+                return 0
+        st32(self._heads, 12 * self._held, self._ring.head)
+        st32(self._heads, 12 * self._held + 4, count - self._place_count)
+        st32(
+            self._heads,
+            12 * self._held + 8,
+            cython.cast(cython.uint, self._ring.writable_bytes)
+            if self._ring.writable_bytes < 0x7FFF_FFFF
+            else 0x7FFF_FFFF,
+        )
+        self._place_count = count
+        self._held += 1
+        self._room += self._ring.writable_bytes
+        return 1
+
+    @cython.cfunc
+    @cython.nogil
+    @cython.exceptval(-1)
+    def _fill(self, needed: cython.ulonglong) -> cython.int:
+        """Put header and frame into the buffers that are held, and give them back."""
+        number: cython.uint
+        place: cython.uint = 0
+        end: cython.uint
+        room: cython.ulonglong
+        used: cython.ulonglong
+        part: cython.ulonglong
+        self._forwarder.begin_reading(self._header_bytes, self._held)
+        for number in range(self._held):
+            room = ld32(self._heads, 12 * number + 8)
+            if room > needed:
+                room = needed
+            needed -= room
+            used = room
+            end = place + ld32(self._heads, 12 * number + 4)
+            while place < end:
+                part = ld64(self._places, 16 * place + 8)
+                if part > room:
+                    part = room
+                if part:
+                    self._forwarder.read_to(ld64(self._places, 16 * place), part)
+                    room -= part
+                place += 1
+            self._ring.part()
+            self._ring.give(ld32(self._heads, 12 * number), cython.cast(cython.uint, used))
+        self._held = 0
+        self._place_count = 0
+        self._room = 0
+        self._given = True
+        return 0
+
+
+@cython.final
+@cython.cclass
+class Forwarder:
+    """Forwards between the mapped queues of one switch, in a thread that is there while it has any."""
+
+    core: SwitchCore
+    decision: Decision
+    view: FrameView
+    current: cython.uint
+    open: cython.bint
+    open_head: cython.uint
+    opened_by: cython.uint
+    out: cython.p_uchar
+    out_bytes: cython.ulonglong
+    rest_bytes: cython.ulonglong
+    link_bytes: cython.ulonglong
+    needs: cython.uint
+    gso: cython.uint
+    sleeps: cython.ulonglong
+    _header: cython.p_uchar
+    _frame: cython.p_uchar
+    _have: cython.ulonglong
+    _length: cython.ulonglong
+    _looked: cython.bint
+    _sources: cython.p_uchar
+    _source_count: cython.int
+    _rest_source: cython.int
+    _rest_offset: cython.ulonglong
+    _reading: cython.int
+    _offset: cython.ulonglong
+    _given: cython.p_uchar
+    _given_bytes: cython.ulonglong
+    _place: cython.ulonglong
+    _stopping: cython.p_uchar
+    _first: ForwardedQueue | None
+    _first_receiver: ForwardedQueue | None
+    _spin: cython.ulonglong
+    _books: Any
+    _switch: Any
+    _queues: Any
+    _thread: Any
+    _lock: Any
+    _gate: Any
+    _resumed: Any
+    _poller: Any
+    _poll_fd: cython.int
+    _wake_fd: cython.int
+    _numbers: cython.uint
+
+    def __init__(self, switch: Any, *, spin: float = 0.0) -> None:
+        """For a `network.switch.Switch`. `spin` is the seconds for which empty rings are looked at before it sleeps."""
+        books = bytearray(16), bytearray(512), bytearray(16 * 128), bytearray(512), bytearray(8), bytearray(16)
+        self.core = switch.core
+        self.decision = Decision(switch.core)
+        self.view = FrameView()
+        self.current = 0
+        self.open = False
+        self.open_head = self.opened_by = 0
+        self.sleeps = 0
+        self.needs = self.gso = 0
+        self.out_bytes = self.rest_bytes = self.link_bytes = 0
+        self._header = pointer(books[0])
+        self._frame = pointer(books[1])
+        self._sources = pointer(books[2])
+        self.out = pointer(books[3])
+        self._stopping = pointer(books[4])
+        self._given = pointer(books[5])
+        self._books = books
+        self._switch = switch
+        self._queues = {}
+        self._thread = None
+        self._lock = threading.Lock()
+        self._gate = threading.RLock()
+        self._resumed = threading.Event()
+        self._resumed.set()
+        self._spin = int(spin * 1e9)
+        self._first = self._first_receiver = None
+        self._numbers = 0
+        self._wake_fd = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
+        self._poller = select.epoll()
+        self._poll_fd = self._poller.fileno()
+        self._poller.register(self._wake_fd, select.EPOLLIN)
+
+    # -- from other threads
+
+    def wake(self) -> None:
+        """Have the thread look, if it sleeps."""
+        with suppress(OSError):
+            os.eventfd_write(self._wake_fd, 1)
+
+    @contextmanager
+    def still(self) -> Iterator[None]:
+        """Nothing is forwarded meanwhile: what goes into decisions is about to change."""
+        if self._thread is not None and threading.get_ident() == self._thread.ident:
+            yield  # it is that thread's Python that changes it
+            return
+        with self._gate:
+            self._resumed.clear()
+            st8_release(self._stopping, 0, 1)
+            self.wake()
+            with self._lock:
+                try:
+                    yield
+                finally:
+                    st8_release(self._stopping, 0, 0)
+                    self._resumed.set()
+
+    def add(self, queue: ForwardedQueue) -> None:
+        """Serve a queue from now on."""
+        with self._gate:
+            with self.still():
+                self._numbers += 1
+                queue.identity = self._numbers
+                self._queues[queue.identity] = queue
+                self._link()
+                if queue.queue.kick >= 0:
+                    self._poller.register(queue.queue.kick, select.EPOLLIN)
+            if self._thread is None:
+                self._thread = threading.Thread(target=self._work, name="forwarder", daemon=True)
+                self._thread.start()
+            self.wake()
+
+    def remove(self, queue: ForwardedQueue) -> None:
+        """Touch a queue no more."""
+        with self._gate:
+            with self.still():
+                if self._queues.pop(queue.identity, None) is None:
+                    return
+                self._link()
+                with suppress(OSError, ValueError):
+                    self._poller.unregister(queue.queue.kick)
+                queue.release()
+            if not self._queues and self._thread is not None and threading.get_ident() != self._thread.ident:
+                self.wake()
+                self._thread.join()
+                self._thread = None
+
+    def close(self) -> None:
+        """All queues have been removed."""
+        self._poller.close()
+        os.close(self._wake_fd)
+        self._wake_fd = -1
+
+    @cython.cfunc
+    def _link(self) -> cython.void:
+        """Make the chains of queues anew."""
+        self._first = self._first_receiver = None
+        queue: ForwardedQueue
+        for one in self._queues.values():
+            queue = one
+            if queue.receives:
+                queue.following = self._first_receiver
+                self._first_receiver = queue
+            else:
+                queue.following = self._first
+                self._first = queue
+
+    # -- the thread
+
+    def _work(self) -> None:
+        while self._queues:
+            self._resumed.wait()
+            with self._lock:
+                if not self._queues:
+                    return
+                try:
+                    with cython.nogil:
+                        self._run()
+                except BaseException as error:
+                    self._failed(error)
+
+    def _failed(self, error: BaseException) -> None:
+        """The queue that was touched last cannot be served; a frame that was on its way from another one is lost."""
+        queue = self._queues.pop(self.current, None)
+        if queue is None:
+            _log.error("the forwarder failed", exc_info=error)
+            return
+        opened, self.open = self.open, False
+        if opened and queue.receives:
+            for other in self._queues.values():
+                if not other.receives and other.identity == self.opened_by:
+                    other.queue.complete(self.open_head, 0)
+        self._link()
+        with suppress(OSError, ValueError):
+            self._poller.unregister(queue.queue.kick)
+        queue.error = error
+        if queue.on_end is not None:
+            queue.on_end()
+
+    @cython.cfunc
+    @cython.nogil
+    @cython.exceptval(-1)
+    def _run(self) -> cython.int:
+        """Forward until somebody wants it to stop."""
+        until: cython.ulonglong = 0
+        now: cython.ulonglong
+        found: cython.int
+        while not ld8_acquire(self._stopping, 0):
+            now = clock_ns()
+            found = 0
+            if self._first is not None:
+                found += self._first.turn(now)
+            if self._first_receiver is not None:
+                found += self._first_receiver.show()
+            if found:
+                until = now + self._spin
+            elif now < until:
+                relax()
+            else:
+                self._sleep()
+        return 0
+
+    @cython.cfunc
+    @cython.nogil
+    @cython.exceptval(-1)
+    def _sleep(self) -> cython.int:
+        ready: cython.int = 0
+        found: cython.int = 0
+        if self._first is not None:
+            found |= self._first.arm()
+        if self._first_receiver is not None:
+            found |= self._first_receiver.arm()
+        if not found and not ld8_acquire(self._stopping, 0):
+            self.sleeps += 1
+            ready = wait_any(self._poll_fd, -1, -1, 1000)
+        event_take(self._wake_fd)
+        if self._first is not None:
+            self._first.disarm()
+        if self._first_receiver is not None:
+            self._first_receiver.disarm()
+        return 0 if ready >= 0 else self._no_waiting(ready)
+
+    @cython.cfunc
+    @cython.nogil
+    @cython.exceptval(-1)
+    def _no_waiting(self, code: cython.int) -> cython.int:
+        with cython.gil:
+            raise OSError(-code, "waiting for kicks failed")
+
+    # -- one frame
+
+    @cython.cfunc
+    @cython.nogil
+    @cython.exceptval(-1)
+    def forward(self, queue: ForwardedQueue, now: cython.ulonglong) -> cython.int:
+        """Let the frame that a transmit queue took last go on; 0 when the buffer went back already."""
+        kind: cython.int
+        self.opened_by = queue.identity
+        if not self._is_usual(queue):
+            queue.handed_over += 1
+            with cython.gil:
+                queue.device.take_apart(queue._queue)
+            return 0
+        if queue._steering.pairs > 1:
+            self.view.look(self._frame, self._have)
+            queue._steering.learn(self.view, queue.pair)
+        kind = self.core.decide(
+            self.decision,
+            queue.handle,
+            self._frame,
+            0,
+            self._length,
+            le16(get16(self._header, 6)) if self.needs else 18,
+            now,
+        )
+        if kind == _DROPPED:
+            queue.unheard += 1
+            return 1
+        if kind == _ONE:
+            kind = self._deliver(self.decision.egress, self.decision.todo)
+        else:
+            kind = self._flood()
+        self.current = queue.identity
+        if kind:
+            queue.frames += 1
+            queue.bytes += self._length
+        else:
+            queue.unheard += 1
+        return 1
+
+    @cython.cfunc
+    @cython.nogil
+    @cython.exceptval(-1)
+    def _flood(self) -> cython.int:
+        got: cython.int = 0
+        number: cython.int = self.decision.next_receiver()
+        while number >= 0:
+            got |= self._deliver(number, self.decision.tag_change(self.decision.gets_tagged(number)))
+            number = self.decision.next_receiver()
+        return got
+
+    @cython.cfunc
+    @cython.nogil
+    @cython.exceptval(check=False)
+    def _is_usual(self, queue: ForwardedQueue) -> cython.bint:
+        """Find the frame that was taken last, and whether it can go on from here."""
+        number: cython.uint
+        total: cython.ulonglong = queue._ring.readable_bytes
+        header_bytes: cython.ulonglong = queue._header_bytes
+        count: cython.int = 0
+        if queue._ring.writable_bytes or total < header_bytes + _ETHERNET or not queue.link_up:
+            return False
+        self._length = total - header_bytes
+        if self._length > _LARGEST + _ETHERNET + 8:
+            return False
+        for number in range(queue._ring.segment_count):
+            count = queue._space.gather(
+                ld64(queue._ring.chain, 16 * number),
+                ld64(queue._ring.chain, 16 * number + 8),
+                READ,
+                self._sources,
+                count,
+                _SOURCES,
+            )
+            if count < 0:
+                return False
+        self._source_count = count
+        self._reading = 0
+        self._offset = 0
+        self._fetch(self._header, header_bytes)
+        self._have = self._length if self._length < _PRIVATE else _PRIVATE
+        self._fetch(self._frame, self._have)
+        self._rest_source = self._reading
+        self._rest_offset = self._offset
+        self.rest_bytes = self._length - self._have
+        self.needs = 0
+        self.gso = ld8(self._header, 1)
+        self.link_bytes = 18 if get16(self._frame, 12) == _TAG_TYPE else _ETHERNET
+        if self.gso or ld8(self._header, 0) & _NEEDS_CSUM:
+            return self._is_true(queue)
+        return self._length <= queue._mtu + self.link_bytes
+
+    @cython.cfunc
+    @cython.nogil
+    @cython.exceptval(check=False)
+    def _is_true(self, queue: ForwardedQueue) -> cython.bint:
+        """Whether what the driver says of offloads is true of the frame, and was negotiated."""
+        begin: cython.uint = le16(get16(self._header, 6))
+        offset: cython.uint = le16(get16(self._header, 8))
+        size: cython.uint = le16(get16(self._header, 4))
+        kind: cython.uint = self.gso & 0x7F
+        bit: cython.uint
+        headers: cython.uint
+        if not ld8(self._header, 0) & _NEEDS_CSUM or not queue._features & 1:
+            return False
+        if begin < 18 or begin + offset + 2 > self._length:
+            return False
+        self.needs = _CSUM
+        if self.gso == 0:
+            return self._length <= queue._mtu + self.link_bytes
+        self.view.look(self._frame, self._have)
+        headers = self.view.headers_of(self.gso, begin, offset, self._length)
+        if headers == 0 or size == 0 or headers + size - self.view.link_bytes > queue._mtu:
+            return False
+        if kind == 1:
+            bit = 11
+            self.needs |= _TSO4
+        elif kind == 4:
+            bit = 12
+            self.needs |= _TSO6
+        else:
+            bit = 56
+            self.needs |= _USO4 if self.view.network == 4 else _USO6
+        if self.gso & 0x80:
+            if not queue._features >> 13 & 1:
+                return False
+            self.needs |= _ECN
+        st16(self._header, 2, le16(headers))
+        return queue._features >> bit & 1 != 0
+
+    @cython.cfunc
+    @cython.nogil
+    @cython.exceptval(check=False)
+    def _fetch(self, to: cython.p_uchar, length: cython.ulonglong) -> cython.void:
+        """Copy the next bytes of the sources."""
+        done: cython.ulonglong = 0
+        part: cython.ulonglong
+        while done < length and self._reading < self._source_count:
+            part = ld64(self._sources, 16 * self._reading + 8) - self._offset
+            if part > length - done:
+                part = length - done
+            fetch(to, done, ld64(self._sources, 16 * self._reading) + self._offset, part)
+            done += part
+            self._offset += part
+            if self._offset == ld64(self._sources, 16 * self._reading + 8):
+                self._reading += 1
+                self._offset = 0
+
+    @cython.cfunc
+    @cython.nogil
+    @cython.exceptval(check=False)
+    def look(self) -> cython.void:
+        """Find the headers of the frame as a receiver gets it."""
+        if not self._looked:
+            self._looked = True
+            self.view.look(self.out, self.out_bytes)
+
+    @cython.cfunc
+    @cython.nogil
+    @cython.exceptval(-1)
+    def _deliver(self, number: cython.int, change: cython.int) -> cython.int:
+        """Give the frame to a port, with the tag that it gets; 1 when it got it."""
+        pair: cython.int
+        outcome: cython.int
+        self._looked = False
+        self._change(change)
+        if self._first_receiver is not None:
+            pair = self._first_receiver.choose(number)
+            if pair < 0:
+                return 0
+            outcome = self._first_receiver.put(number, pair)
+            if outcome == _NOBODY and pair:
+                outcome = self._first_receiver.put(number, 0)
+            if outcome >= 0:
+                return outcome
+        with cython.gil:
+            return self._deliver_apart(number)
+
+    @cython.cfunc
+    @cython.nogil
+    @cython.exceptval(check=False)
+    def _change(self, change: cython.int) -> cython.void:
+        """Make the first bytes of the frame as its receiver gets it."""
+        if change == _KEEP:
+            copy(self.out, 0, self._frame, 0, self._have)
+            self.out_bytes = self._have
+        elif change == _STRIP:
+            copy(self.out, 0, self._frame, 0, 12)
+            copy(self.out, 12, self._frame, 16, self._have - 16)
+            self.out_bytes = self._have - 4
+        elif change == _PUSH:
+            copy(self.out, 0, self._frame, 0, 12)
+            st8(self.out, 12, 0x81)
+            st8(self.out, 13, 0)
+            st8(self.out, 14, self.decision.tci >> 8)
+            st8(self.out, 15, self.decision.tci & 0xFF)
+            copy(self.out, 16, self._frame, 12, self._have - 12)
+            self.out_bytes = self._have + 4
+        else:
+            copy(self.out, 0, self._frame, 0, self._have)
+            st8(self.out, 14, self.decision.tci >> 8)
+            st8(self.out, 15, self.decision.tci & 0xFF)
+            self.out_bytes = self._have
+        zero(self._given, 0, _HEADER)
+        if self.needs:
+            copy(self._given, 0, self._header, 0, 10)
+            st8(self._given, 0, _NEEDS_CSUM)
+            if not self.gso:
+                zero(self._given, 1, 5)
+            elif change == _STRIP or change == _PUSH:
+                self._shift(2, change)
+            if change == _STRIP or change == _PUSH:
+                self._shift(6, change)
+
+    @cython.cfunc
+    @cython.nogil
+    @cython.exceptval(check=False)
+    def _shift(self, place: cython.uint, change: cython.int) -> cython.void:
+        """An offset in the header that is given moves with the tag."""
+        value: cython.uint = le16(get16(self._given, place))
+        st16(self._given, place, le16(value + 4 if change == _PUSH else value - 4))
+
+    @cython.cfunc
+    @cython.nogil
+    @cython.exceptval(check=False)
+    def begin_reading(self, header_bytes: cython.ulonglong, buffers: cython.uint) -> cython.void:
+        """Read header, first bytes and the rest of the frame from the beginning on."""
+        st16(self._given, _NUM_BUFFERS, le16(buffers))
+        self._given_bytes = header_bytes
+        self._place = 0
+        self._reading = self._rest_source
+        self._offset = self._rest_offset
+
+    @cython.cfunc
+    @cython.nogil
+    @cython.exceptval(check=False)
+    def read_to(self, address: cython.ulonglong, length: cython.ulonglong) -> cython.void:
+        """Copy the next bytes to an address."""
+        part: cython.ulonglong
+        while length:
+            if self._place < self._given_bytes:
+                part = self._given_bytes - self._place
+                if part > length:
+                    part = length
+                store(address, self._given, self._place, part)
+                self._place += part
+            elif self._place < self._given_bytes + self.out_bytes:
+                part = self._given_bytes + self.out_bytes - self._place
+                if part > length:
+                    part = length
+                store(address, self.out, self._place - self._given_bytes, part)
+                self._place += part
+            else:
+                if self._reading >= self._source_count:
+                    return
+                part = ld64(self._sources, 16 * self._reading + 8) - self._offset
+                if part > length:
+                    part = length
+                transfer(address, ld64(self._sources, 16 * self._reading) + self._offset, part)
+                self._offset += part
+                if self._offset == ld64(self._sources, 16 * self._reading + 8):
+                    self._reading += 1
+                    self._offset = 0
+            address += part
+            length -= part
+
+    @cython.cfunc
+    @cython.exceptval(-1)
+    def _deliver_apart(self, number: cython.int) -> cython.int:
+        """Give the frame to a port that is no mapped ring, or that takes less, as an object."""
+        port = self._switch.ports_by_number[number]
+        if port is None:
+            return 0
+        data = bytearray(int(self.out_bytes + self.rest_bytes))
+        to: cython.p_uchar = pointer(data)
+        copy(to, 0, self.out, 0, self.out_bytes)
+        if self.rest_bytes:
+            self._reading = self._rest_source
+            self._offset = self._rest_offset
+            self._fetch(at(to, self.out_bytes), self.rest_bytes)
+        if self.needs:
+            begin, offset = int(le16(get16(self._given, 6))), int(le16(get16(self._given, 8)))
+            size, headers = int(le16(get16(self._given, 4))), int(le16(get16(self._given, 2)))
+            frame = Frame(bytes(data), (begin, offset), False, int(self.gso), size, headers)
+        else:
+            frame = Frame(bytes(data))
+        return 1 if port.deliver(frame) else 0
