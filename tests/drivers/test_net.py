@@ -176,6 +176,21 @@ def test_partial_checksum_crosses_as_it_is(over: str) -> None:
 
 @pytest.mark.dual
 @OVER
+def test_large_frame_crosses_as_one_both_ways(over: str) -> None:
+    joined = Joined(over)
+    ip = Struct(">BBHHHBBH4s4s").pack(0x45, 0, 40 + 40000, 1, 0, 64, 6, 0, bytes([192, 0, 2, 1]), bytes([192, 0, 2, 2]))
+    tcp = Struct(">HHIIBBHHH").pack(1000, 2000, 1, 1, 5 << 4, 0x10, 65535, 0, 0)
+    frame = MAC + b"\2" * 6 + b"\x08\x00" + ip + tcp + bytes(number % 251 for number in range(40000))
+    assert joined.driver.send(frame, header(1, net.GSO_TCPV4, 54, 1448, 34, 16))
+    joined.driver.kick()
+    joined.settle()
+    assert joined.kept.frames == [frame]
+    assert joined.kept.headers == [(1, net.GSO_TCPV4, 54, 1448, 34, 16)]
+    assert joined.device.report()[0].startswith(f"from the driver: 1 frames, {len(frame)} bytes")
+
+
+@pytest.mark.dual
+@OVER
 def test_thousands_of_frames_reuse_the_same_memory(over: str) -> None:
     joined = Joined(over)
     for sent, length in enumerate(itertools.islice(itertools.cycle((46, 1500, 300, 700)), 2000)):
