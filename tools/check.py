@@ -20,6 +20,7 @@ from powervio import _compiled
 from powervio.cli import peers
 
 PYTHON = [sys.executable, "-m"]
+TOGETHER = ["-n", str(os.cpu_count() or 1), "--dist", "loadfile"]  # files of tests, one on each processor
 STRICT = {"POWERVIO_CHECK": "1"}  # tests/conftest.py: a skip is a failure
 INTERPRETED = {**STRICT, "POWERVIO_INTERPRETED": "1"}
 
@@ -52,8 +53,12 @@ def steps(slow: list[str]) -> list[tuple[str, list[str], dict[str, str]]]:
         ("ruff format", [*PYTHON, "ruff", "format", "--check", "."], {}),
         ("mypy --strict", [*PYTHON, "mypy"], {}),
         ("import rules", [sys.executable, "tools/layers.py"], {}),
-        ("tests, compiled", [*PYTHON, "pytest", *slow], STRICT),
-        ("tests of the compiled modules, interpreted", [*PYTHON, "pytest", "-m", "dual", *slow], INTERPRETED),
+        ("tests, compiled", [*PYTHON, "pytest", *TOGETHER, *slow], STRICT),
+        (
+            "tests of the compiled modules, interpreted",
+            [*PYTHON, "pytest", *TOGETHER, "-m", "dual", *slow],
+            INTERPRETED,
+        ),
     ]
     if slow:
         everything.append(("compiled modules under the sanitizers", [sys.executable, "tools/sanitize.py"], {}))

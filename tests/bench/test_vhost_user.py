@@ -20,32 +20,37 @@ from powervio.errors import LocalError
 PEERS = ["threads", "threads+iothread", "io_uring", "io_uring+iothread"]
 
 
-def powervio(*words: str, path: str | None = None) -> subprocess.CompletedProcess[str]:
+MARK = "POWERVIO_TEST_RUN"
+"""A variable of what a test starts, and of what that starts."""
+
+
+def powervio(*words: str, path: str | None = None, mark: str = "") -> subprocess.CompletedProcess[str]:
     command = [sys.executable, "-m", "powervio", "bench", "vhost-user", *words]
-    environment = {**os.environ, "PATH": os.environ["PATH"] if path is None else path}
+    environment = {**os.environ, "PATH": os.environ["PATH"] if path is None else path, MARK: mark}
     return subprocess.run(
         command, capture_output=True, text=True, errors="replace", timeout=100, check=False, env=environment
     )
 
 
-def daemons() -> set[str]:
+def started_by(mark: str) -> set[str]:
+    """Processes with the mark."""
     found = set()
     for process in Path("/proc").glob("[0-9]*"):
         try:
-            words = (process / "cmdline").read_bytes()
+            variables = (process / "environ").read_bytes()
         except OSError:
             continue
-        if b"powervio-bench-" in words:
+        if f"{MARK}={mark}".encode() in variables.split(b"\0"):
             found.add(process.name)
     return found
 
 
 def test_json_has_every_row_with_both_sides_and_what_was_counted(tmp_path: Path) -> None:
     names = "read-sleep,read-poll,no-mmap-sleep,write,warm,direct,python"
-    before = daemons()
     result = powervio(
         *("--json", "--seconds", "0.05", "--size", "1M", "--placement", "pinned", "--rows", names),
         *("--disk-folder", str(tmp_path)),
+        mark=str(tmp_path),
     )
     assert result.returncode == 0, result.stderr
     values = json.loads(result.stdout)
@@ -89,7 +94,7 @@ def test_json_has_every_row_with_both_sides_and_what_was_counted(tmp_path: Path)
     assert conditions["filesystems"]["memory"] == "tmpfs"
     assert {"kernel", "cpu", "processors", "load_average_before", "load_average_after"} <= conditions.keys()
     assert not list(tmp_path.iterdir())
-    assert daemons() <= before
+    assert not started_by(str(tmp_path))
 
 
 def test_screen_says_what_is_wanted_and_fits_80_columns() -> None:
