@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 
 from powervio.errors import RemoteError
+from powervio.papr import lan
 from powervio.papr.fdt import Node, cells, cells_64, strings, to_cells, to_strings
 from powervio.papr.nodes import DmaWindow, VdeviceNode
 
@@ -107,6 +108,7 @@ def _adapter(node: VdeviceNode) -> Node:
         properties["ibm,vserver"] = b""
     if node.release:
         properties["powervio,release"] = b""
+    properties |= dict(node.properties)
     if node.name not in _DEFINED:
         properties["used-by-rtas"] = b""
     return Node(f"{node.name}@{node.unit_address:x}", properties)
@@ -179,4 +181,5 @@ def _read_adapter(node: Node) -> VdeviceNode:
         is_server="ibm,vserver" in have,
         interrupt_ranges=tuple(zip(ranges[::2], ranges[1::2], strict=True)),
         release="powervio,release" in have,
+        properties=tuple((name, have[name]) for name in lan.PROPERTIES if name in have),
     )

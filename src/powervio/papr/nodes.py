@@ -38,6 +38,12 @@ class VdeviceNode:
     release: bool = field(default=False, compare=False)
     """`powervio,release`: the adapter is to be unplugged as soon as its partition has let go of it. It is still the
     same adapter."""
+    properties: tuple[tuple[str, bytes], ...] = ()
+    """Names and values that only this kind of adapter has, in the order of its kind's table."""
+
+    def property(self, name: str) -> bytes | None:
+        """The value of one of `properties`, None if it is not there."""
+        return dict(self.properties).get(name)
 
 
 @dataclass(frozen=True, slots=True)

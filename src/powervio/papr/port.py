@@ -147,6 +147,49 @@ class HcallPort(ABC):
         """H_FREE_VTERM: to be repeated on H_BUSY and H_LONG_BUSY."""
         return self.hcall(Hcall.H_FREE_VTERM, unit_address)[0]
 
+    # hcall-lLAN, hcall-illan-options (papr-vio 7.4)
+    def register_logical_lan(self, unit_address: int, buffer_list: int, queue: int, filters: int, mac: int) -> int:
+        """H_REGISTER_LOGICAL_LAN: two mapped pages, the descriptor of the receive queue, the address."""
+        return self.hcall(Hcall.H_REGISTER_LOGICAL_LAN, unit_address, buffer_list, queue, filters, mac)[0]
+
+    def free_logical_lan(self, unit_address: int) -> int:
+        """H_FREE_LOGICAL_LAN: to be repeated on H_BUSY and H_LONG_BUSY."""
+        return self.hcall(Hcall.H_FREE_LOGICAL_LAN, unit_address)[0]
+
+    def add_logical_lan_buffer(self, unit_address: int, descriptor: int) -> int:
+        """H_ADD_LOGICAL_LAN_BUFFER: a buffer to receive into."""
+        return self.hcall(Hcall.H_ADD_LOGICAL_LAN_BUFFER, unit_address, descriptor)[0]
+
+    def add_logical_lan_buffers(self, unit_address: int, *descriptors: int) -> int:
+        """H_ADD_LOGICAL_LAN_BUFFERS: up to eight of them."""
+        return self.hcall(Hcall.H_ADD_LOGICAL_LAN_BUFFERS, unit_address, *descriptors)[0]
+
+    def free_logical_lan_buffer(self, unit_address: int, size: int) -> int:
+        """H_FREE_LOGICAL_LAN_BUFFER: one of this size comes back by the receive queue."""
+        return self.hcall(Hcall.H_FREE_LOGICAL_LAN_BUFFER, unit_address, size)[0]
+
+    def send_logical_lan(
+        self, unit_address: int, descriptors: Sequence[int], token: int = 0, mss: int = 0
+    ) -> tuple[int, int]:
+        """H_SEND_LOGICAL_LAN: up to six pieces of a frame. `(return code, token to go on with after H_BUSY)`."""
+        padded = (*descriptors, 0, 0, 0, 0, 0, 0)[:6]
+        code, *out = self.hcall(Hcall.H_SEND_LOGICAL_LAN, unit_address, *padded, token, mss)
+        return code, out[0] if out else 0
+
+    def multicast_ctrl(self, unit_address: int, flags: int, mac: int = 0) -> tuple[int, int]:
+        """H_MULTICAST_CTRL: `(return code, enables and number of filters)`."""
+        code, *out = self.hcall(Hcall.H_MULTICAST_CTRL, unit_address, flags, mac)
+        return code, out[0] if out else 0
+
+    def change_logical_lan_mac(self, unit_address: int, mac: int) -> int:
+        """H_CHANGE_LOGICAL_LAN_MAC: the address is another."""
+        return self.hcall(Hcall.H_CHANGE_LOGICAL_LAN_MAC, unit_address, mac)[0]
+
+    def illan_attributes(self, unit_address: int, reset: int = 0, wanted: int = 0) -> tuple[int, int]:
+        """H_ILLAN_ATTRIBUTES: `(return code, attributes)` after the bits of `reset` and then those of `wanted`."""
+        code, *out = self.hcall(Hcall.H_ILLAN_ATTRIBUTES, unit_address, reset, wanted)
+        return code, out[0] if out else 0
+
     # redirected DMA: hcall-rdma, hcall-multi-tce, hcall-liobn-attributes (papr-vio 2.5)
     def put_rtce(self, r_liobn: int, r_ioba: int, liobn: int, ioba: int, count: int) -> tuple[int, int]:
         """H_PUT_RTCE: `(return code, pages mapped before the one that failed)`."""

@@ -41,6 +41,8 @@ class VirtualAdapter(AdapterRecord):
 
     partition: Partition
     interrupt: int
+    immovable = ""
+    """Why a partition with such an adapter cannot be saved; empty when it can."""
 
     def __init__(
         self,

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, TypeAlias, TypeVar
 from powervio.papr.codes import Hcall, ReturnCode
 from powervio.papr.tce import TCE_WRITE
 from powervio.papr.vioctl import MAX_PREPARE_MSEC, Vioctl
-from powervio.phyp.adapter import VioAdapter
+from powervio.phyp.adapter import VioAdapter, VirtualAdapter
 from powervio.phyp.ledger import hcall_index
 from powervio.phyp.rdma import write_small
 from powervio.phyp.registry import hcall
@@ -36,16 +36,16 @@ Result: TypeAlias = int | tuple[int, ...]
 _F = TypeVar("_F", bound=Callable[..., Result])
 
 
-def _server(adapter: VioAdapter) -> bool:
-    return adapter.remote_pane is not None
+def _server(adapter: VirtualAdapter) -> bool:
+    return isinstance(adapter, VioAdapter) and adapter.remote_pane is not None
 
 
-def _has_sub_crqs(adapter: VioAdapter) -> bool:
-    return bool(adapter.sub_crqs.sources)
+def _has_sub_crqs(adapter: VirtualAdapter) -> bool:
+    return isinstance(adapter, VioAdapter) and bool(adapter.sub_crqs.sources)
 
 
-def _any(adapter: VioAdapter) -> bool:
-    return True
+def _has_crq(adapter: VirtualAdapter) -> bool:
+    return isinstance(adapter, VioAdapter)
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,13 +53,17 @@ class _SubFunction:
     function: Callable[..., Result]
     parameters: int
     """How many of p1.. it uses."""
-    applies: Callable[[VioAdapter], bool]
+    applies: Callable[[VirtualAdapter], bool]
 
 
 _TABLE: dict[int, _SubFunction] = {}
 
 
-def _sub_function(number: Vioctl, *, parameters: int = 0, applies: Callable[[VioAdapter], bool]) -> Callable[[_F], _F]:
+def sub_function(
+    number: Vioctl, *, parameters: int = 0, applies: Callable[[VirtualAdapter], bool]
+) -> Callable[[_F], _F]:
+    """Make a function a sub-function, of the adapters that `applies` says; it gets the adapter and p1.. ."""
+
     def enter(function: _F) -> _F:
         _TABLE[int(number)] = _SubFunction(function, parameters, applies)
         return function
@@ -75,7 +79,7 @@ def vioctl(partition: Partition, unit_address: int, number: int, *parameters: in
     entry = _TABLE.get(number)
     if entry is None:
         return _NOT_FOUND
-    if not isinstance(adapter, VioAdapter) or not entry.applies(adapter) or any(parameters[entry.parameters :]):
+    if adapter is None or not entry.applies(adapter) or any(parameters[entry.parameters :]):
         return _PARAMETER
     return entry.function(adapter, *parameters[: entry.parameters])
 
@@ -83,7 +87,7 @@ def vioctl(partition: Partition, unit_address: int, number: int, *parameters: in
 # -- migration
 
 
-@_sub_function(Vioctl.DISABLE_MIGRATION, applies=_server)
+@sub_function(Vioctl.DISABLE_MIGRATION, applies=_server)
 def disable_migration(adapter: VioAdapter) -> Result:
     """The client must not be suspended until ENABLE_MIGRATION or H_FREE_CRQ."""
     if adapter.partner is None or not (adapter.registered and adapter.partner.registered):
@@ -92,7 +96,7 @@ def disable_migration(adapter: VioAdapter) -> Result:
     return _SUCCESS
 
 
-@_sub_function(Vioctl.ENABLE_MIGRATION, applies=_server)
+@sub_function(Vioctl.ENABLE_MIGRATION, applies=_server)
 def enable_migration(adapter: VioAdapter) -> Result:
     """Takes DISABLE_MIGRATION back; without one it is H_PARAMETER."""
     if not adapter.migration_disabled:
@@ -101,7 +105,7 @@ def enable_migration(adapter: VioAdapter) -> Result:
     return _SUCCESS
 
 
-@_sub_function(Vioctl.ENABLE_PREPARE_FOR_SUSPEND, parameters=1, applies=_server)
+@sub_function(Vioctl.ENABLE_PREPARE_FOR_SUSPEND, parameters=1, applies=_server)
 def enable_prepare_for_suspend(adapter: VioAdapter, timeout: int) -> Result:
     """FF09 is to come before the client is suspended, which then waits up to `timeout` ms for READY_FOR_SUSPEND."""
     if timeout > MAX_PREPARE_MSEC:
@@ -110,7 +114,7 @@ def enable_prepare_for_suspend(adapter: VioAdapter, timeout: int) -> Result:
     return _SUCCESS, PREPARE_VERSION
 
 
-@_sub_function(Vioctl.READY_FOR_SUSPEND, applies=_server)
+@sub_function(Vioctl.READY_FOR_SUSPEND, applies=_server)
 def ready_for_suspend(adapter: VioAdapter) -> Result:
     """The answer to FF09. H_CONSTRAINED unless ENABLE_PREPARE_FOR_SUSPEND followed the last H_REG_CRQ."""
     if adapter.prepare_msec is None:
@@ -122,7 +126,7 @@ def ready_for_suspend(adapter: VioAdapter) -> Result:
 # -- the partner
 
 
-@_sub_function(Vioctl.GET_PARTNER_INFO, parameters=1, applies=_server)
+@sub_function(Vioctl.GET_PARTNER_INFO, parameters=1, applies=_server)
 def get_partner_info(adapter: VioAdapter, descriptor: int) -> Result:
     """Partition id and unit address (u64 each) and location code of the partner, into a buffer of the caller's."""
     partner = adapter.partner
@@ -130,23 +134,28 @@ def get_partner_info(adapter: VioAdapter, descriptor: int) -> Result:
     room, ioba = descriptor >> 32 & 0xFF_FFFF, descriptor & 0xFFFF_FFFF
     if room < 16 + len(code) + 1:
         return _CONSTRAINED
-    table = adapter.table
-    if descriptor >> 56 or table is None:
-        return _PARAMETER
-    allowed = table.allows(ioba, room, TCE_WRITE)
-    table.end_use()
-    if not allowed:
+    if not writable(adapter, descriptor):
         return _PARAMETER
     if partner is None:
         return _CLOSED
     head = partner.partition.partition_id.to_bytes(8, "big") + partner.unit_address.to_bytes(8, "big")
     info = head + code + bytes(room - 16 - len(code))
-    if write_small(table, ioba, info):
+    assert adapter.table is not None
+    if write_small(adapter.table, ioba, info):
         return _PARAMETER
     return _SUCCESS
 
 
-@_sub_function(Vioctl.GET_PARTNER_UUID, applies=_any)
+def writable(adapter: VirtualAdapter, descriptor: int) -> bool:
+    """Whether an output descriptor names memory of the first pane that may be written (papr-vio 1.6)."""
+    if descriptor >> 56 or adapter.table is None:
+        return False
+    allowed = adapter.table.allows(descriptor & 0xFFFF_FFFF, descriptor >> 32 & 0xFF_FFFF, TCE_WRITE)
+    adapter.table.end_use()
+    return bool(allowed)
+
+
+@sub_function(Vioctl.GET_PARTNER_UUID, applies=_has_crq)
 def get_partner_uuid(adapter: VioAdapter) -> Result:
     """The partner partition's UUID: its high half in r4, its low half in r5."""
     if adapter.partner is None:
@@ -155,7 +164,7 @@ def get_partner_uuid(adapter: VioAdapter) -> Result:
     return _SUCCESS, value >> 64, value & 0xFFFF_FFFF_FFFF_FFFF
 
 
-@_sub_function(Vioctl.GET_MAX_REDIRECTED_MAPPINGS, applies=_server)
+@sub_function(Vioctl.GET_MAX_REDIRECTED_MAPPINGS, applies=_server)
 def get_max_redirected_mappings(adapter: VioAdapter) -> Result:
     """Redirected mappings beyond the one that PAPR guarantees: r4 for each LIOBN, r5 for each client I/O address."""
     extra = adapter.partition.hypervisor.policy.max_redirected_mappings - 1
@@ -165,7 +174,7 @@ def get_max_redirected_mappings(adapter: VioAdapter) -> Result:
 # -- interrupts
 
 
-@_sub_function(Vioctl.DISABLE_ALL_VIO_INTERRUPTS, applies=_has_sub_crqs)
+@sub_function(Vioctl.DISABLE_ALL_VIO_INTERRUPTS, applies=_has_sub_crqs)
 def disable_all_vio_interrupts(adapter: VioAdapter) -> Result:
     """Those of the CRQ and of every Sub-CRQ."""
     adapter.interrupt_enabled = False
@@ -173,13 +182,13 @@ def disable_all_vio_interrupts(adapter: VioAdapter) -> Result:
     return _SUCCESS
 
 
-@_sub_function(Vioctl.DISABLE_VIO_INTERRUPT, parameters=1, applies=_has_sub_crqs)
+@sub_function(Vioctl.DISABLE_VIO_INTERRUPT, parameters=1, applies=_has_sub_crqs)
 def disable_vio_interrupt(adapter: VioAdapter, source: int) -> Result:
     """One of them, by its number."""
     return _switch(adapter, source, enabled=False)
 
 
-@_sub_function(Vioctl.ENABLE_VIO_INTERRUPT, parameters=1, applies=_has_sub_crqs)
+@sub_function(Vioctl.ENABLE_VIO_INTERRUPT, parameters=1, applies=_has_sub_crqs)
 def enable_vio_interrupt(adapter: VioAdapter, source: int) -> Result:
     """One of them, by its number. As with H_VIO_SIGNAL, none is raised for what is queued already."""
     return _switch(adapter, source, enabled=True)

@@ -52,6 +52,8 @@ class Hypervisor:
         self.suspensions = Suspensions(self.lock)
         self.partitions: dict[int, Partition] = {}
         """Live partitions by id."""
+        self.sets: dict[str, object] = {}
+        """What function sets of other rooms keep of this hypervisor, by their names."""
         self.next_liobn = _FIRST_LIOBN
         self._next_cookie = _FIRST_COOKIE
 

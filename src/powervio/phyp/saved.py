@@ -80,6 +80,9 @@ def save_partition(partition: Partition) -> PartitionState:
             raise LocalError(f"partition {partition.name} is not suspended")
         if partition.physical or any(adapter.node.is_server for adapter in partition.adapters.values()):
             raise LocalError(f"partition {partition.name} serves others or has physical adapters: it cannot be moved")
+        for adapter in partition.adapters.values():
+            if adapter.immovable:
+                raise LocalError(f"partition {partition.name} cannot be moved: {adapter.immovable}")
         if partition.pins:
             raise LocalError(f"partition {partition.name}: {partition.pins} DMA operations are at work on its memory")
         priority, pending, accepted = partition.interrupts.state()

@@ -1,0 +1,1 @@
+from powervio.native.lan_frame import *
