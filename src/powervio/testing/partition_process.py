@@ -2,10 +2,12 @@
 
     serve DOOR IMAGE    a VIO server: serves the image to each adapter that it has
     disk DOOR           a client with one disk; does what it reads from standard input, a line of answer for each
+    lan DOOR            a logical LAN adapter that sends each frame back to where it came from
 
 Lines for `disk`: `write FIRST COUNT SEED DEPTH` and `check FIRST COUNT SEED DEPTH` of blocks of 4 KiB, whose content
-follows from seed and number; `read BLOCK` of one, told as a hash. Both print `ready` when they have begun, and end when
-the hypervisor has gone or standard input ends.
+follows from seed and number; `read BLOCK` of one, told as a hash. Lines for `lan`: `counts`, answered with frames
+received and sent, and those that found no buffer. All print `ready` when they have begun, and end when the hypervisor
+has gone or standard input ends.
 """
 
 from __future__ import annotations
@@ -14,6 +16,7 @@ import argparse
 import hashlib
 import random
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 from powervio.devices.block import BlockDevice
@@ -21,6 +24,8 @@ from powervio.drivers.block import BlockRequest
 from powervio.drivers.block_core import BlockCore
 from powervio.errors import LocalError
 from powervio.gateway.remote_port import RemotePort
+from powervio.native.lan_client import LanPort
+from powervio.network.port import Frame, Offload
 from powervio.storage.image import open_image
 from powervio.transport.crq.client import VirtioVio
 from powervio.transport.crq.server import VirtioCrq
@@ -113,10 +118,41 @@ def serve(port: RemotePort, image: Path) -> None:
                 kernel.wait()
 
 
+class Echo:
+    """A logical LAN adapter whose frames go back."""
+
+    def __init__(self, kernel: PartitionKernel) -> None:
+        self.port = LanPort(kernel, next(iter(kernel.port.nodes.values())))
+        self.port.on_arrival = self._arrived
+        self.port.start()
+        self.port.take(Offload.CSUM | Offload.TSO4 | Offload.TSO6 | Offload.ECN)
+
+    def _arrived(self) -> None:
+        while (frame := self.port.receive()) is not None:
+            data = bytes(frame.data)
+            back = data[6:12] + self.port.mac + data[12:]
+            self.port.send(Frame(back, frame.partial, frame.valid, frame.gso, frame.gso_size, frame.header_bytes))
+
+    def counts(self) -> str:
+        """What became of frames."""
+        return f"{self.port.received} {self.port.sent} {self.port.missed}"
+
+
 def disk(port: RemotePort) -> None:
-    """Be a client until standard input ends."""
+    """Be a client with a disk until standard input ends."""
     kernel = PartitionKernel(port)
     made = Disk(kernel)
+    _obey(port, kernel, lambda line: _answer(made, line))
+
+
+def lan(port: RemotePort) -> None:
+    """Be an echo until standard input ends."""
+    kernel = PartitionKernel(port)
+    made = Echo(kernel)
+    _obey(port, kernel, lambda _: made.counts())
+
+
+def _obey(port: RemotePort, kernel: PartitionKernel, answer: Callable[[str], str]) -> None:
     lines: list[bytes] = []
     open_ended = True
 
@@ -133,11 +169,12 @@ def disk(port: RemotePort) -> None:
         if not kernel.poll():
             kernel.wait()
         if lines and lines[0].strip():
-            command, *numbers = lines.pop(0).decode().split()
-            print(_answer(made, command, [int(number) for number in numbers]), flush=True)
+            print(answer(lines.pop(0).decode()), flush=True)
 
 
-def _answer(made: Disk, command: str, numbers: list[int]) -> str:
+def _answer(made: Disk, line: str) -> str:
+    command, *rest = line.split()
+    numbers = [int(number) for number in rest]
     if command == "read":
         return made.read(numbers[0])
     first, count, seed, depth = numbers
@@ -148,7 +185,7 @@ def _answer(made: Disk, command: str, numbers: list[int]) -> str:
 def main() -> int:
     """The program."""
     parser = argparse.ArgumentParser(prog="partition_process")
-    parser.add_argument("role", choices=("serve", "disk"))
+    parser.add_argument("role", choices=("serve", "disk", "lan"))
     parser.add_argument("door")
     parser.add_argument("image", nargs="?", type=Path)
     parser.add_argument("--limit", type=float, default=1.0, help="seconds that an hcall may take")
@@ -160,6 +197,8 @@ def main() -> int:
         return 1
     if given.role == "serve":
         serve(port, given.image)
+    elif given.role == "lan":
+        lan(port)
     else:
         disk(port)
     print(f"ended: {port.lost or 'standard input ended'}", flush=True)
