@@ -309,3 +309,34 @@ def test_broadcast_counts_who_misses_it(rig: Rig) -> None:
     assert second.message() is not None
     assert third.drops == 1
     assert first.send(ethernet(ALL, first.mac)) != BUSY
+
+
+def test_table_that_its_owner_writes_himself(rig: Rig) -> None:
+    """G9: entries are met when they are used, and the table is in use for as long as that."""
+    first, second = rig.end(), rig.end()
+    stores = []
+    for end in (first, second):
+        store, use = memoryview(bytearray(8 * PAGES)), memoryview(bytearray(8))
+        assert end.adapter.table is not None
+        end.adapter.table.share(store, use, end.adapter.ledger)
+        stores.append((store, use))
+    first.register(BOTH)
+    second.register()
+    second.add_many(4)
+    frame = tcp(second.mac, first.mac, 50)
+    assert first.send(frame, NO_SUM) == SUCCESS
+    message = second.message()
+    assert message is not None
+    assert is_finished(message)
+    place = 8 * ((RECEIVE + 2 * 2048) // PAGE)
+    entry = bytes(stores[1][0][place : place + 8])
+    stores[1][0][place : place + 8] = bytes(8)
+    assert first.send(frame, NO_SUM) == DROPPED
+    stores[1][0][place : place + 8] = (PAGES << 12 | 3).to_bytes(8, "little")  # no page of his
+    assert first.send(frame, NO_SUM) == SUCCESS  # the buffer before it is in another page
+    stores[1][0][place : place + 8] = entry
+    assert second.drops == 1
+    assert [bytes(use) for _, use in stores] == [bytes(8)] * 2
+    stores[0][0][8 * (SEND // PAGE) : 8 * (SEND // PAGE) + 8] = (SEND | 2).to_bytes(8, "little")
+    assert first.send(frame, NO_SUM) == PARAMETER
+    assert [bytes(use) for _, use in stores] == [bytes(8)] * 2
