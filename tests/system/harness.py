@@ -84,6 +84,13 @@ class House:
         assert line.startswith("powervio: ")
         return line.removeprefix("powervio: ")
 
+    def use_kernels(self, boot_cache: Path) -> None:
+        """Let guests boot from the kernels that all tests share."""
+        folder = self.folder / "powervio-cache" / "powervio"
+        folder.mkdir(parents=True)
+        (folder / "boot").symlink_to(boot_cache)
+        self.environment["XDG_CACHE_HOME"] = str(folder.parent)
+
     def up(self, file: str) -> subprocess.Popen[str]:
         """`powervio up FILE` in the foreground; returns when it says that it is up."""
         process = subprocess.Popen(

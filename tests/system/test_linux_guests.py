@@ -86,10 +86,7 @@ class Console:
 def test_guest_goes_on_when_its_vio_server_is_killed_and_lets_go_of_a_disk_with_all_that_it_wrote(
     house: House, boot_cache: Path
 ) -> None:
-    (house.folder / "powervio-cache").mkdir()
-    (house.folder / "powervio-cache" / "powervio").mkdir()
-    (house.folder / "powervio-cache" / "powervio" / "boot").symlink_to(boot_cache)
-    house.environment["XDG_CACHE_HOME"] = str(house.folder / "powervio-cache")
+    house.use_kernels(boot_cache)
     more = house.image("more.img", 16 * MIB)
     process = house.up(declared(house))
     console = Console(house)

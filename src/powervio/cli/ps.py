@@ -94,6 +94,8 @@ def show(report: dict[str, Any]) -> None:
             _show_linux(console, lpar["name"], lpar["linux"])
         elif lpar["door"]:
             _show_door(console, lpar["name"], lpar["door"])
+    for port in report["ports"]:
+        _show_port(console, port)
     for adapter in clients:
         path = adapter.get("path")
         if path and path["reason"]:
@@ -130,8 +132,7 @@ def _show_net(console: Console, adapter: dict[str, Any]) -> None:
     """A network adapter: where it is, and what became of frames."""
     entry = adapter["net"]
     name = f"{adapter['partition']}/{adapter['slot']}"
-    tagged = f" ({', '.join(map(str, entry['vlans']))} tagged)" if entry["vlans"] else ""
-    where = f"VLAN {entry['pvid']}{tagged} of {entry['switch']}, {entry['mac']}"
+    where = f"VLAN {entry['pvid']}{_tagged(entry)} of {entry['switch']}, {entry['mac']}"
     if entry["tap"]:
         where = f"{interface(entry['tap'], entry['netns'])}, {where}"
     unplugged = "" if entry["link"] else ", unplugged"
@@ -145,6 +146,32 @@ def _show_net(console: Console, adapter: dict[str, Any]) -> None:
             markup=False,
             soft_wrap=True,
         )
+
+
+def _show_port(console: Console, port: dict[str, Any]) -> None:
+    """A port for a virtual machine, and what to start QEMU with."""
+    is_there = "a machine is there" if port["attached"] else "no machine is there"
+    where = f"VLAN {port['pvid']}{_tagged(port)} of {port['switch']}, {port['mac']}"
+    console.print(f"port {port['name']}: {port['socket']}, {where}, {is_there}", markup=False, soft_wrap=True)
+    if not port["attached"]:
+        options = [
+            *("-chardev", f"socket,id={port['name']},path={port['socket']}"),
+            *("-netdev", f"vhost-user,id=net-{port['name']},chardev={port['name']}"),
+            *("-device", f"virtio-net-pci,netdev=net-{port['name']},mac={port['mac']}"),
+        ]
+        console.print(f"    {shlex.join(options)}, and memory that is shared", markup=False, soft_wrap=True)
+        return
+    lost = ", ".join(f"{_count(count)} {reason}" for reason, count in sorted(port["dropped"].items()))
+    console.print(
+        f"    sent {_count(port['sent'])} frames, {show_bytes(port['sent_bytes'])}; received"
+        f" {_count(port['received'])}, {show_bytes(port['received_bytes'])}; lost {lost or 'none'}",
+        markup=False,
+        soft_wrap=True,
+    )
+
+
+def _tagged(entry: dict[str, Any]) -> str:
+    return f" ({', '.join(map(str, entry['vlans']))} tagged)" if entry["vlans"] else ""
 
 
 def interface(tap: str, netns: str | None) -> str:

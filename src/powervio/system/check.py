@@ -17,7 +17,7 @@ from powervio.boot.qemu import LEAST_MEMORY
 from powervio.errors import LocalError
 from powervio.storage import pool
 from powervio.storage.open import check_format, is_uri, parse_uri
-from powervio.system import sizing
+from powervio.system import machine_ports, sizing
 from powervio.system.config import (
     MAX_MEMORY,
     MAX_SOCKET_PATH,
@@ -74,6 +74,9 @@ def config_problems(config: Config) -> Iterator[str]:
             if other != where:
                 yield f"{where}.slot: slot {declared.slot} of {lpar.name} is taken by {other}"
     yield from _check_interfaces(config)
+    yield from machine_ports.problems(config.port)
+    for number, port in enumerate(config.port):
+        yield from _check_socket(f"port[{number}].socket", port.socket, sockets)
     exports = {disk.nbd for _, _, disk in config.disks() if disk.nbd is not None}
     for where, _, disk in config.disks():
         if disk.image.startswith("nbd+unix:") and parse_uri(disk.image).address in exports:
@@ -241,9 +244,11 @@ def _check_guest(where: str, lpar: Lpar) -> Iterator[str]:
 
 def _only_ours(where: str, declared: Struct, why: str, *options: str) -> Iterator[str]:
     """Options that only clients of powervio's own have, where they are not at their defaults."""
-    defaults = {field.name: field.default for field in msgspec.structs.fields(declared)}
-    for option in options:
-        if option in defaults and getattr(declared, option) != defaults[option]:
+    for field in msgspec.structs.fields(declared):
+        made = field.default_factory
+        default = field.default if made is msgspec.NODEFAULT else made()
+        if field.name in options and getattr(declared, field.name) != default:
+            option = field.name
             yield f"{where}.{option}: the partition is a guest, and {why}"
 
 

@@ -16,6 +16,7 @@ import msgspec
 from msgspec import Meta, Struct
 
 from powervio.system import types as device_types
+from powervio.system.machine_ports import MachinePort
 from powervio.system.section import AdapterSection
 from powervio.system.types import DeviceType
 
@@ -201,6 +202,8 @@ class SystemFile(_Section):
     """`[[lpar]]`: any number."""
     pool: list[StoragePool] = []
     """`[[pool]]`: any number."""
+    port: list[MachinePort] = []
+    """`[[port]]`: any number."""
     system: SystemSection = msgspec.field(default_factory=SystemSection)
     """`[system]`: not needed."""
 
@@ -217,6 +220,7 @@ class Config:
     path: str | None = None
     """The same as an absolute path, if it was read from a file."""
     pool: list[StoragePool] = field(default_factory=list)
+    port: list[MachinePort] = field(default_factory=list)
     poll: int = POLL
     """Microseconds."""
 

@@ -7,7 +7,7 @@ import re
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from ipaddress import IPv4Address, IPv4Interface, IPv6Address, ip_address, ip_interface
-from typing import Annotated, Any
+from typing import Annotated, Any, Protocol
 
 from msgspec import Meta, field
 
@@ -26,11 +26,30 @@ _NAMESPACE = re.compile(r"[A-Za-z0-9_.@:+-]{1,63}")
 Vlan = Annotated[int, Meta(ge=1, le=MAX_VLAN)]
 
 
+SwitchName = Annotated[str, Meta(min_length=1, max_length=63, pattern="^[ -~]*$")]
+Mtu = Annotated[int, Meta(ge=net.MIN_MTU, le=net.MAX_MTU)]
+Rate = Annotated[int, Meta(ge=1000, le=1 << 40)]
+Burst = Annotated[int, Meta(ge=1, le=1 << 40)]
+
+
+class SwitchPortOptions(Protocol):
+    """What a section says of its port of a switch. (A Struct has one base only, so each section has these fields.)"""
+
+    switch: str
+    pvid: int
+    vlans: list[int]
+    mac: str | None
+    spoof_check: bool
+    mtu: int
+    rate: int | None
+    burst: int | None
+
+
 class Net(AdapterSection):
     """`[[lpar.net]]`: a network adapter of a client at one of the hypervisor's switches, as a TAP interface of the
     host. It takes root."""
 
-    switch: Annotated[str, Meta(min_length=1, max_length=63, pattern="^[ -~]*$")] = DEFAULT_NAME
+    switch: SwitchName = DEFAULT_NAME
     """Which switch; adapters at switches of different names are on networks of their own."""
     pvid: Vlan = 1
     """The port's VLAN: that of frames without a tag."""
@@ -50,13 +69,13 @@ class Net(AdapterSection):
     """Hardware address; one that is made from the names of system and client if it is not given, and stays the same."""
     spoof_check: bool = True
     """Whether frames with another source address than the adapter's are dropped; a bridge behind it needs it off."""
-    mtu: Annotated[int, Meta(ge=net.MIN_MTU, le=net.MAX_MTU)] = 1500
+    mtu: Mtu = 1500
     """Bytes of the largest frame without its Ethernet header."""
     offloads: bool = True
     """Whether large frames cross as one, with checksums that are finished only where they leave for a real network."""
-    rate: Annotated[int, Meta(ge=1000, le=1 << 40)] | None = None
+    rate: Rate | None = None
     """Bytes a second that the client may send; what is over waits in the interface or is dropped."""
-    burst: Annotated[int, Meta(ge=1, le=1 << 40)] | None = None
+    burst: Burst | None = None
     """Bytes that may go at once after a pause; a tenth of a second's worth if it is not given."""
 
 
@@ -104,9 +123,13 @@ def gateways(declared: Any) -> list[Address]:
 
 def hardware_address(declared: Any, place: Place) -> bytes:
     """The adapter's: the same whenever its VIO server boots."""
+    return address_of(declared, f"{place.system}\0{place.client}\0{place.number}")
+
+
+def address_of(declared: SwitchPortOptions, seed: str) -> bytes:
+    """The one that was declared, or one that is made from names."""
     if declared.mac is not None:
         return net.parse_mac(declared.mac)
-    seed = f"{place.system}\0{place.client}\0{place.number}"
     mac = bytearray(hashlib.sha256(seed.encode()).digest()[: net.MAC_BYTES])
     mac[0] = mac[0] & 0xFC | 2  # locally administered, of one device
     return bytes(mac)
@@ -114,9 +137,15 @@ def hardware_address(declared: Any, place: Place) -> bytes:
 
 def make_device(declared: Any, place: Place) -> NetDevice:
     """The device at a port of its switch. Raises `LocalError`."""
-    mac = hardware_address(declared, place)
-    options = PortOptions(
-        name=f"{place.client}.{place.number}",
+    return device_at_port(declared, f"{place.client}.{place.number}", hardware_address(declared, place), place.switch)
+
+
+def device_at_port(
+    declared: SwitchPortOptions, name: str, mac: bytes, switch: Callable[[str], Switch], **options: Any
+) -> NetDevice:
+    """A device at a port of its switch; `options` are further ones of `NetDevice`. Raises `LocalError`."""
+    port = PortOptions(
+        name=name,
         pvid=declared.pvid,
         vlans=tuple(declared.vlans),
         mac=mac if declared.spoof_check else None,
@@ -124,7 +153,7 @@ def make_device(declared: Any, place: Place) -> NetDevice:
         burst=declared.burst or 0,
         mtu=declared.mtu,
     )
-    return NetDevice(place.switch(declared.switch).add(options), mac=mac, mtu=declared.mtu)
+    return NetDevice(switch(declared.switch).add(port), mac=mac, mtu=declared.mtu, **options)
 
 
 def make_driver(declared: Any) -> NetDriver:
@@ -168,10 +197,7 @@ def _problems(declared: Any) -> Iterator[str]:
             return
     if declared.netns is not None and (not _NAMESPACE.fullmatch(declared.netns) or declared.netns in (".", "..")):
         yield f'netns: "{declared.netns}" cannot be the name of a namespace; expected letters, digits and "_.@:+-"'
-    if declared.pvid in declared.vlans:
-        yield f"vlans: {declared.pvid} is the pvid, whose frames have no tag; expected others"
-    if len(set(declared.vlans)) != len(declared.vlans):
-        yield "vlans: one is there twice"
+    yield from port_problems(declared)
     if declared.tap is None:
         for option in ("netns", "address", "gateway"):
             if getattr(declared, option):
@@ -179,6 +205,14 @@ def _problems(declared: Any) -> Iterator[str]:
     yield from _network_problems(declared)
     if declared.socket is not None:
         yield "socket: programs use a network adapter by its interface; expected tap"
+
+
+def port_problems(declared: SwitchPortOptions) -> Iterator[str]:
+    """What is wrong with the options of a port, but for its hardware address."""
+    if declared.pvid in declared.vlans:
+        yield f"vlans: {declared.pvid} is the pvid, whose frames have no tag; expected others"
+    if len(set(declared.vlans)) != len(declared.vlans):
+        yield "vlans: one is there twice"
     if declared.burst is not None and declared.rate is None:
         yield "burst: it limits nothing without rate"
 

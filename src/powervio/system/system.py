@@ -42,6 +42,7 @@ from powervio.system.doors import GuestDoor
 from powervio.system.guest_end import GuestDriver, GuestEnd
 from powervio.system.hotplug import HotPlug
 from powervio.system.linux_guest import LinuxGuest
+from powervio.system.machine_ports import MachinePorts
 from powervio.system.moves import Moves
 from powervio.system.net_section import Place
 from powervio.system.operator import OperatorPort
@@ -93,6 +94,8 @@ class System:
         """Those that the system boots itself, by the name of the partition."""
         self.processes: dict[str, ServerProcess] = {}
         """Of the VIO servers in processes of their own, by name."""
+        self.ports = MachinePorts(config.port, config.name, self.switch)
+        """For virtual machines of anybody."""
         self.plug = HotPlug(self)
         self.servers = Servers(self)
         self.moves = Moves(self)
@@ -165,6 +168,9 @@ class System:
         for device in self.devices:
             await self.connected(device)
             await self.attach_programs(device)
+        if self.config.port:
+            self.ports.start()
+            self._later("ports of virtual machines", asyncio.to_thread, self.ports.close)
         self._later("partitions that come and go", self.moves.close)
         self._later("disks that come and go", self.plug.close)
         self._later("VIO servers that come and go", self.servers.close)
@@ -568,6 +574,7 @@ class System:
                 }
                 for lpar in self.config.lpar
             ],
+            "ports": self.ports.entries(),
             "adapters": adapters,
         }
 

@@ -1,0 +1,147 @@
+"""One LAN: a client partition of ours, a stock Linux guest over CRQ, and a virtual machine of anybody by vhost-user."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import threading
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+
+from powervio.attach.netns import FOLDER
+from powervio.boot import qemu, run
+from powervio.boot.guest import Terminal
+from powervio.boot.machine import Arch, find
+from powervio.boot.processes import Disk
+from powervio.boot.transport import Served, Transport
+from powervio.system.load import ConfigError, parse
+
+from .harness import House
+
+MIB = 1 << 20
+MAC = "52:54:00:0a:0b:0c"
+LIMIT = 120.0
+
+SYSTEM = """
+[[vios]]
+name = "vios1"
+
+[[lpar]]
+name = "client1"
+[[lpar.net]]
+vios = "vios1"
+pvid = 10
+netns = "{netns}"
+tap = "eth0"
+address = "192.0.2.1/24"
+
+[[lpar]]
+name = "guest1"
+guest = "linux"
+arch = "x86_64"
+memory = "192M"
+exec = "{guest}"
+[[lpar.net]]
+vios = "vios1"
+pvid = 10
+
+[[port]]
+name = "vm1"
+socket = "vm1.sock"
+pvid = 10
+mac = "{mac}"
+"""
+# Each of the two waits for the other, and both for the client; the machine ends when the guest has told it so.
+GUEST = (
+    "ifconfig eth0 192.0.2.2 up; until ping -c 1 -W 1 192.0.2.3; do :; done; ping -c 3 192.0.2.1"
+    " && echo the guest heard both | nc 192.0.2.3 99; sleep 30"
+)
+MACHINE = (
+    "ifconfig eth0 192.0.2.3 up; (until ping -c 1 -W 1 192.0.2.1; do :; done; until ping -c 1 -W 1 192.0.2.2; do :;"
+    " done) >/dev/null 2>&1; echo the machine heard both; nc -l -p 99"
+)
+
+
+@pytest.fixture
+def netns() -> Iterator[str]:
+    name = f"pvlan{os.getpid()}"
+    yield name
+    if (FOLDER / name).exists():
+        subprocess.run(["ip", "netns", "del", name], check=True)
+
+
+def at_port(socket: Path) -> Transport:
+    """A virtual machine without disks, whose network adapter is at a socket."""
+
+    @contextmanager
+    def serve(arch: Arch, memory: int, disks: Sequence[Disk]) -> Iterator[Served]:
+        options = [
+            *("-chardev", f"socket,id=lan,path={socket}"),
+            *("-netdev", "vhost-user,id=net,chardev=lan"),
+            # without KVM, QEMU 7.2 ends with SIGSEGV (msix_set_vector_notifiers) when this has MSI-X vectors
+            *("-device", f"virtio-net-pci,netdev=net,mac={MAC},romfile=,vectors=0"),
+        ]
+        yield Served(qemu.memory_of_its_own(memory), options, [], [], lambda: None)
+
+    return Transport(serve)
+
+
+@pytest.mark.timeout(300)
+def test_client_guest_and_machine_are_on_one_lan(house: House, netns: str, boot_cache: Path) -> None:
+    (house.folder / "lan.toml").write_text(SYSTEM.format(netns=netns, guest=GUEST, mac=MAC))
+    house.use_kernels(boot_cache)
+    house.up("lan.toml")
+    status, said = boot_at(house.folder / "vm1.sock", boot_cache)
+    assert status == 0, said
+    assert said.split(b"\n")[:2] == [b"the machine heard both", b"the guest heard both"]
+    inside = ["ip", "netns", "exec", netns, "ping", "-q", "-c", "3", "-i", "0.01", "-W", "5"]
+    subprocess.run([*inside, "192.0.2.2"], check=True, timeout=30, capture_output=True)
+    (port,) = json.loads(house.ok("ps", "--json"))["ports"]
+    assert port["name"] == "vm1"
+    assert port["sent"] > 3
+    assert port["received"] > 3
+    shown = house.ok("ps")
+    assert f"VLAN 10 of ETHERNET0, {MAC}, no machine is there" in shown
+    house.ok("down")
+
+
+def boot_at(socket: Path, cache: Path) -> tuple[int, bytes]:
+    """A machine at a port: how its command ended, and what it said."""
+    reading, writing = os.pipe()
+    heard: list[bytes] = []
+
+    def listen() -> None:
+        while data := os.read(reading, 4096):
+            heard.append(data)
+
+    listener = threading.Thread(target=listen)
+    listener.start()
+    try:
+        plan = run.Plan(find("x86_64"), 192 * MIB, cache, at_port(socket), command=MACHINE, timeout=LIMIT)
+        status = run.run(plan, print, Terminal(0, writing))
+    finally:
+        os.close(writing)
+        listener.join()
+        os.close(reading)
+    return status, b"".join(heard)
+
+
+def test_ports_that_cannot_be_are_told_by_their_place(tmp_path: Path) -> None:
+    text = '[[vios]]\nname = "vios1"\n'
+    for options in ('mac = "01:00:00:00:00:00"', "vlans = [1]", "burst = 5"):
+        text += f'[[port]]\nname = "vm1"\nsocket = "vm.sock"\n{options}\n'
+    with pytest.raises(ConfigError) as refused:
+        parse(text, "one.toml", tmp_path)
+    said = str(refused.value)
+    for expected in (
+        'port[0].mac: MAC address "01:00:00:00:00:00" is no address of one device',
+        'port[1].name: "vm1" is the name of port[0] already',
+        "port[1].vlans: 1 is the pvid, whose frames have no tag",
+        "port[1].socket: ",
+        "port[2].burst: it limits nothing without rate",
+    ):
+        assert expected in said, said
