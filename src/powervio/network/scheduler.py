@@ -14,7 +14,8 @@ class Cancellable(Protocol):
 
 
 class Scheduler(Protocol):
-    """Turns, time and descriptors, all in one thread; `virtio.device.Scheduler` and an asyncio loop's are such."""
+    """Turns, time and descriptors, all in one thread; `virtio.device.Scheduler` is such, and an asyncio loop
+    nearly."""
 
     @property
     def clock(self) -> Callable[[], float]:
