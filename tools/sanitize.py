@@ -31,7 +31,15 @@ from pathlib import Path
 
 COMPILE = "from setuptools import setup; setup()"
 FLAGS = "-fsanitize=address,undefined -fno-sanitize-recover=undefined -fno-omit-frame-pointer"
-TESTS = ("tests/phyp", "tests/vio", "tests/virtio", "tests/transport")
+TESTS = (
+    "tests/phyp",
+    "tests/vio",
+    "tests/virtio",
+    "tests/transport",
+    "tests/native/test_lan_hcalls.py",
+    "tests/native/test_lan_frames.py",
+    "tests/native/test_lan_client.py",
+)
 """Where tests give compiled code what a hostile partner could: the isolation models and the walk, the rings, the
 hostile ends."""
 SCRATCH = "POWERVIO_SANITIZED"

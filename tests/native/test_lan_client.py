@@ -127,14 +127,14 @@ def test_buffers_come_back_in_batches_and_never_run_out_for_who_receives(rig: Ri
         assert one.send(big)
         assert same(two.receive(), big)
     assert (ledger.snapshot() - before)["hcalls"] == {"H_ADD_LOGICAL_LAN_BUFFERS": 400}
-    assert two.missed == 0
+    assert two.no_buffer == 0
 
 
 def test_frames_without_a_buffer_are_counted_and_later_ones_arrive(rig: Rig) -> None:
     one, two = rig.client(), rig.client(pools=(BufferPool(2048, 8),))
     frames = [Frame(ethernet(two.mac, one.mac, bytes([at]))) for at in range(12)]
     assert [one.send(frame) for frame in frames] == [True] * 8 + [False] * 4
-    assert (one.dropped, two.missed) == ({"receiver": 4}, 4)
+    assert (one.dropped, two.no_buffer) == ({"receiver": 4}, 4)
     assert len(received(two)) == 8
     assert one.send(frames[0])
     assert len(received(two)) == 1
@@ -301,6 +301,24 @@ def test_hypervisor_that_is_gone(rig: Rig) -> None:
     assert one.dropped == {"hypervisor": 1}
 
 
+def test_hypervisor_that_does_not_answer_is_not_waited_for_twice(rig: Rig) -> None:
+    """`RemotePort` says H_BUSY without a token after its limit."""
+    one, two = rig.client(), rig.client()
+    answers = iter([(1, 0)])
+    one._hcalls.send_logical_lan = lambda *_: next(answers)  # type: ignore[method-assign]
+    assert not one.send(Frame(ethernet(two.mac, one.mac)))
+    assert one.dropped == {"hypervisor": 1}
+
+
+def test_close_when_the_hypervisor_does_nothing_any_more(rig: Rig) -> None:
+    port = rig.client()
+    free = port._kernel.pages.free_bytes
+    port._hcalls.put_tce = lambda *_: -1  # type: ignore[method-assign]
+    port._hcalls.stuff_tce = lambda *_: -1  # type: ignore[method-assign]
+    port.close()
+    assert port._kernel.pages.free_bytes == free  # what may still be written to is nobody else's
+
+
 def test_entry_that_no_hypervisor_makes_is_passed_over(rig: Rig) -> None:
     one, two = rig.client(), rig.client(pools=(BufferPool(2048, 64),))
     frame = Frame(ethernet(two.mac, one.mac))
@@ -353,7 +371,7 @@ def test_what_was_sent_and_not_missed_arrives_unchanged(steps: list[tuple[str, i
                 expected.append(frame)
         found = received(two)
         assert all(same(*both) for both in zip(found, expected, strict=True))
-        assert one.dropped.get("receiver", 0) == two.missed
+        assert one.dropped.get("receiver", 0) == two.no_buffer
 
 
 def test_partition_that_makes_hcalls_by_hand_and_the_port_agree(rig: Rig) -> None:

@@ -41,6 +41,7 @@ from powervio.papr.devicetree import partition_tree, virtual_adapters
 from powervio.papr.fdt import decode, encode
 from powervio.papr.lan import Attribute, descriptor
 from powervio.papr.vioctl import Vioctl, output_descriptor
+from powervio.phyp.hypervisor import Hypervisor
 from powervio.phyp.registry import function_sets
 from powervio.phyp.saved import save_partition
 
@@ -338,6 +339,8 @@ def test_frame_without_a_buffer_is_dropped_and_counted_at_4088(two: tuple[End, E
     assert second.drops == 2
     assert first.send(ethernet(second.mac, first.mac, bytes(3000))) == DROPPED
     assert second.drops == 3
+    assert second.adapter.port is not None
+    assert second.adapter.port.counters().dropped == {"no buffer": 3}
 
 
 def test_list_that_its_owner_unmapped_is_left_alone(two: tuple[End, End]) -> None:
@@ -914,6 +917,8 @@ def test_two_adapters_with_one_address_in_one_vlan_cannot_be(rig: Rig) -> None:
     create_lan(rig.hypervisor, other, Switch("ETHERNET1"), options)
     rig.hypervisor.terminate(first.partition)
     create_lan(rig.hypervisor, other, rig.switch, options)
+    with Hypervisor() as another, pytest.raises(LocalError, match="switch ETHERNET0 is another hypervisor's"):
+        create_lan(another, another.create_partition("x", PAGE), rig.switch, options)
 
 
 @pytest.mark.parametrize("window", [0, 100, -4096, (4 << 30) + 4096])

@@ -18,6 +18,7 @@ import threading
 from collections import deque
 from dataclasses import replace
 from typing import TYPE_CHECKING, cast
+from weakref import WeakKeyDictionary, ref
 
 from powervio.errors import LocalError
 from powervio.memory.area import PAGE_SIZE
@@ -43,6 +44,8 @@ WINDOW = 64 << 20
 FILTERS = 255
 MAX_WINDOW = 4 << 30
 """Descriptors have I/O addresses of 32 bits."""
+_HYPERVISORS: WeakKeyDictionary[Switch, ref[Hypervisor]] = WeakKeyDictionary()
+"""Whose adapters are at a switch: of two, each would wait for the other's lock."""
 _ALL = Offload.CSUM | Offload.TSO4 | Offload.TSO6 | Offload.ECN | Offload.USO4 | Offload.USO6
 _FIXED = int(Attribute.RX_MULTI | Attribute.NONZERO_CHECKSUM | Attribute.LARGE_SUPPORTED | Attribute.PADDED)
 
@@ -318,6 +321,7 @@ class LanAdapter(VirtualAdapter):
                 put_one = True
             elif result != NOT_TAKEN or not self._put_parts(frame):
                 lost += 1
+                port.drop("no buffer")
             else:
                 put_one = True
             copied = core.moved - before
@@ -385,6 +389,10 @@ def create_lan(
             options = replace(options, mac=default_mac(partition, chosen))
         with partition.numbering(identity):
             adapter = LanAdapter(partition, chosen, switch, options, window=window, filters=filters, own_macs=own_macs)
+        owner = _HYPERVISORS.setdefault(switch, ref(hypervisor))()
+        if owner is not None and owner is not hypervisor and owner.partitions:
+            raise LocalError(f"switch {switch.name} is another hypervisor's")
+        _HYPERVISORS[switch] = ref(hypervisor)
         for other in adapter.network.adapters:
             if other.options.mac == options.mac and other.switch is switch and other.vlans & adapter.vlans:
                 raise LocalError(

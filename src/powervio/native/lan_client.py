@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import struct
 from collections.abc import Callable, Iterable
+from contextlib import suppress
 from dataclasses import dataclass
 
 from powervio.errors import LocalError
@@ -39,8 +40,9 @@ LARGEST = (lan.MAX_FRAME + lan.MESSAGE_OFFSET_MSS + PAGE_SIZE - 1) // PAGE_SIZE 
 """Bytes of a buffer for the largest frame."""
 _SCAN = struct.Struct(">QQ16sQ")
 _BATCH = lan.ADD_DESCRIPTORS
-_MOST_RETRIES = 10_000
-"""Of a call that says H_BUSY: each of them did a part of the work."""
+_MOST_CALLS = 1000
+"""For one frame, with a token each: each of them did a part of the work."""
+_MOST_FREES = 5
 _OFFLOADED = Attribute.CHECKSUM_IPV4 | Attribute.CHECKSUM_IPV6 | Attribute.LARGE
 
 
@@ -169,7 +171,7 @@ class LanPort(Port):
 
     def close(self) -> None:
         """Leave the LAN, and give back all memory."""
-        for _ in range(_MOST_RETRIES):
+        for _ in range(_MOST_FREES):
             code = self._hcalls.free_logical_lan(self.node.unit_address)
             if code != _BUSY and code not in _LONG_BUSY:
                 break
@@ -179,11 +181,13 @@ class LanPort(Port):
         if self._transmit is not None:
             address, ioba = self._transmit
             self._transmit = None
-            if ioba:
-                self._space.unmap(ioba, LARGEST)
-            self._kernel.pages.free(address, LARGEST)
+            with suppress(HcallError):  # what cannot be unmapped is not used for anything else
+                if ioba:
+                    self._space.unmap(ioba, LARGEST)
+                self._kernel.pages.free(address, LARGEST)
         while self._memory:
-            self._space.release(self._memory.pop())
+            with suppress(HcallError):
+                self._space.release(self._memory.pop())
 
     @property
     def running(self) -> bool:
@@ -264,7 +268,7 @@ class LanPort(Port):
         return False
 
     @property
-    def missed(self) -> int:
+    def no_buffer(self) -> int:
         """Frames that the hypervisor had no buffer for since `start`."""
         if self._ring is None:
             return 0
@@ -284,9 +288,9 @@ class LanPort(Port):
             return self._send_parts(frame)
         ua = self.node.unit_address
         code, token = self._hcalls.send_logical_lan(ua, (descriptor,), 0, frame.gso_size)
-        retries = 0
-        while code == _BUSY and retries < _MOST_RETRIES:
-            retries += 1
+        calls = 1
+        while code == _BUSY and token and calls < _MOST_CALLS:  # without a token the hypervisor does not answer
+            calls += 1
             code, token = self._hcalls.send_logical_lan(ua, (descriptor,), token, frame.gso_size)
         if code == _SUCCESS:
             self.sent += 1

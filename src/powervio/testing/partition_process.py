@@ -135,7 +135,7 @@ class Echo:
 
     def counts(self) -> str:
         """What became of frames."""
-        return f"{self.port.received} {self.port.sent} {self.port.missed}"
+        return f"{self.port.received} {self.port.sent} {self.port.no_buffer}"
 
 
 def disk(port: RemotePort) -> None:
