@@ -230,6 +230,12 @@ class Rig:
             self.hypervisor, partition, self.switch, options, own_macs=own_macs, filters=filters, window=window
         )
 
+    def beside(self, other: LanAdapter, *, pvid: int) -> LanAdapter:
+        """Another adapter of the same partition."""
+        self._count += 1
+        options = PortOptions(name=f"{other.partition.name}.{pvid}", pvid=pvid, mac=mac(self._count))
+        return create_lan(self.hypervisor, other.partition, self.switch, options, window=16 << 20)
+
     def end(self, *, pvid: int = 1, vlans: tuple[int, ...] = (), trunk: int = 0, **options: int) -> End:
         adapter = self.adapter(pvid=pvid, vlans=vlans, trunk=trunk, **options)  # type: ignore[arg-type]
         return End(self, adapter.partition, adapter)

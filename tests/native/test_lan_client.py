@@ -25,6 +25,7 @@ from tests.native.lan_rig import (
 from powervio.errors import LocalError
 from powervio.native.lan import remove_lan
 from powervio.native.lan_client import LARGEST, BufferPool, LanPort
+from powervio.native.lan_trunk import LanTrunk
 from powervio.network.port import Frame, Offload
 from powervio.network.segment import segments
 from powervio.papr.codes import HcallError
@@ -292,6 +293,47 @@ def test_trunk_takes_over_and_the_loser_is_told(rig: Rig) -> None:
     assert told[2:] == [("first", True)]
     with pytest.raises(HcallError, match="H_CONSTRAINED"):
         rig.client().activate()
+
+
+def test_takeover_is_heard_of_though_frames_come_at_the_same_time(rig: Rig) -> None:
+    first, second, client = rig.client(trunk=1), rig.client(trunk=2), rig.client()
+    trunks = LanTrunk(first), LanTrunk(second)
+    changes: list[int] = []
+    for at, trunk in enumerate(trunks):
+        trunk.on_change = lambda at=at: changes.append(at)
+    assert client.send(Frame(ethernet(mac(99), client.mac)))
+    trunks[1].activate()
+    rig.settle()
+    assert changes == [1, 0]
+    assert [trunk.is_active() for trunk in trunks] == [False, True]
+    assert [trunk.clients() for trunk in trunks] == [[], [(1, client.mac)]]
+    assert len(received(first)) == 1
+    trunks[1].release()
+    assert trunks[1].is_active()
+
+
+def test_looking_costs_no_call_where_the_hypervisor_shows_the_attributes(rig: Rig) -> None:
+    trunk, client = rig.client(trunk=1), rig.client()
+    ledger = rig.hypervisor.partitions[1].adapters[trunk.node.unit_address].ledger
+    rig.settle()
+    before = ledger.snapshot()
+    assert client.send(Frame(ethernet(mac(99), client.mac)))
+    rig.settle()
+    trunk.look()
+    assert (ledger.snapshot() - before)["hcalls"] == {"H_XIRR": 1, "H_EOI": 1}
+
+
+def test_platform_that_does_not_show_the_attributes_is_asked(rig: Rig) -> None:
+    first = rig.adapter(trunk=1, memory=16 << 20, window=16 << 20)
+    properties = tuple(pair for pair in first.node.properties if pair[0] != "powervio,attributes")
+    port = rig_port(rig, first)
+    port.node = replace(first.node, properties=properties)
+    told: list[bool] = []
+    port.on_active = told.append
+    port.start()
+    rig.client(trunk=2).activate()
+    rig.settle()
+    assert told == [True, False]
 
 
 def test_hypervisor_that_is_gone(rig: Rig) -> None:

@@ -108,7 +108,8 @@ def test_register_shows_the_list_with_toggle_0(one: End) -> None:
     one.memory[LIST : LIST + PAGE] = b"\xff" * PAGE
     one.register()
     words = [int.from_bytes(one.memory[LIST + 8 * at : LIST + 8 * at + 8], "big") for at in range(512)]
-    assert words == [descriptor(16 * ENTRIES, QUEUE), descriptor(PAGE, FILTERS)] + [0] * 510
+    shown = [FIXED, 0]  # the attributes, and no drops
+    assert words == [descriptor(16 * ENTRIES, QUEUE), descriptor(PAGE, FILTERS)] + [0] * 508 + shown
     assert one.adapter.registered
     assert not one.adapter.interrupt_enabled
 
@@ -730,6 +731,8 @@ def test_one_trunk_is_active_and_the_other_hears_of_it_by_an_interrupt(rig: Rig)
     assert first.interrupted()
     assert second.port.illan_attributes(second.ua, 0, Attribute.ACTIVE_TRUNK)[0] == SUCCESS
     assert active() == [False, True]
+    shown = [end.memory[LIST + lan.ATTRIBUTES_SHOWN : LIST + lan.DROP_COUNTER] for end in (first, second)]
+    assert [word[7] & 1 for word in shown] == [0, 1]
     assert first.interrupted()
     assert client.send(unknown) == SUCCESS
     assert (first.message(), second.message()) == (None, unknown)
@@ -843,6 +846,7 @@ def test_node_is_papr_s_and_is_read_back_from_the_tree(rig: Rig) -> None:
     assert client.property("ibm,mac-address-filters") == b"\0\0\0\4"
     assert client.property("ibm,illan-options") == b""
     assert client.property("ibm,trunk-adapter") is None
+    assert client.property("powervio,attributes") == (4080).to_bytes(4, "big")
     assert trunk.property("ibm,trunk-adapter") == b""
     tree = partition_tree(1, "lpar1", [client], function_sets())
     assert virtual_adapters(decode(encode(tree))) == {client.unit_address: client}

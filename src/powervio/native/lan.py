@@ -183,6 +183,7 @@ class LanAdapter(VirtualAdapter):
             return -16
         self.registered = True
         self.interrupt_enabled = False
+        self.core.show_attributes(self.attributes)
         return 0
 
     def release_lan(self) -> None:
@@ -268,12 +269,16 @@ class LanAdapter(VirtualAdapter):
         return True
 
     def _active_changed(self, vlans: frozenset[int]) -> None:
-        """The owner is interrupted, and finds no frame: so it looks at its attributes. From any thread."""
+        """The owner is interrupted, and looks at its attributes. From any thread."""
         if self.network.inside == threading.get_ident():
-            self.signal()
+            self._tell_active()
         else:
             with self.partition.hypervisor.lock:
-                self.signal()
+                self._tell_active()
+
+    def _tell_active(self) -> None:
+        self.core.show_attributes(self.attributes)
+        self.signal()
 
     # -- frames
 

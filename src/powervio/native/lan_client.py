@@ -155,6 +155,8 @@ class LanPort(Port):
         if code:
             raise HcallError(Hcall.H_REGISTER_LOGICAL_LAN, code)
         self._drops_at = lists.address + lan.DROP_COUNTER
+        shown = self.node.property(lan.ATTRIBUTES)
+        self._shown_at = 0 if shown is None else lists.address + int.from_bytes(shown, "big")
         self._threshold = max(1, min(_BATCH, min(pool.count for pool in self._pools) // 4))
         while self._ring.spare:
             if not self._refill():
@@ -162,7 +164,7 @@ class LanPort(Port):
         self._kernel.request_interrupt(self.node.interrupt, self._interrupt)
         self._hcalls.vio_signal(ua, 1)
         self.set_all_groups(True)
-        self._look_at_attributes()
+        self.look()
 
     def _allocate(self, length: int) -> DmaMemory:
         memory = self._space.allocate(length)
@@ -177,6 +179,7 @@ class LanPort(Port):
                 break
         self._kernel.free_interrupt(self.node.interrupt)
         self._ring = None
+        self._shown_at = 0
         self._rest.clear()
         if self._transmit is not None:
             address, ioba = self._transmit
@@ -210,11 +213,11 @@ class LanPort(Port):
         ring = self._ring
         if ring is None:
             return
-        if ring.waits():
-            if self.on_arrival is not None:
-                self.on_arrival()
-        elif self.trunk:
-            self._look_at_attributes()
+        waits = ring.waits()
+        if self.trunk and (self._shown_at or not waits):
+            self.look()
+        if waits and self.on_arrival is not None:
+            self.on_arrival()
 
     def receive(self) -> Frame | None:
         """See `Port`."""
@@ -274,7 +277,7 @@ class LanPort(Port):
             return 0
         return int.from_bytes(self._hcalls.memory[self._drops_at : self._drops_at + 8], "big")
 
-    _drops_at = 0
+    _drops_at = _shown_at = 0
 
     # -- sending
 
@@ -357,7 +360,11 @@ class LanPort(Port):
             raise HcallError(Hcall.H_ILLAN_ATTRIBUTES, code)
         self._note(attributes)
 
-    def _look_at_attributes(self) -> None:
+    def look(self) -> None:
+        """Look at the attributes: `active` is true then. In memory, where the hypervisor shows them there."""
+        if self._shown_at:
+            self._note(int.from_bytes(self._hcalls.memory[self._shown_at : self._shown_at + 8], "big"))
+            return
         code, attributes = self._hcalls.illan_attributes(self.node.unit_address, 0, 0)
         if code == _SUCCESS:
             self._note(attributes)

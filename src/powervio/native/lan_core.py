@@ -59,6 +59,7 @@ _ENTRY = cython.declare(cython.ulonglong, lan.ENTRY_SIZE)
 _OFFSET = cython.declare(cython.ulonglong, lan.MESSAGE_OFFSET)
 _OFFSET_MSS = cython.declare(cython.ulonglong, lan.MESSAGE_OFFSET_MSS)
 _COUNTER = cython.declare(cython.ulonglong, lan.DROP_COUNTER)
+_ATTRIBUTES = cython.declare(cython.ulonglong, lan.ATTRIBUTES_SHOWN)
 _MIN_BUFFER = cython.declare(cython.ulonglong, lan.MIN_BUFFER)
 _MIN_MSS = cython.declare(cython.ulonglong, lan.MIN_MSS)
 _MAX_MSS = cython.declare(cython.ulonglong, 0xFFFF)
@@ -196,6 +197,11 @@ class LanCore:
         self._show(8, _VALID << 56 | _PAGE << 32 | filters)
         self.registered = True
         return 0
+
+    def show_attributes(self, attributes: cython.ulonglong) -> None:
+        """What the adapter's attributes are now, for the partition to see."""
+        if self.registered:
+            self._show(_ATTRIBUTES, attributes)
 
     def release(self) -> None:
         """Nothing is received any more; all buffers are the partition's again."""

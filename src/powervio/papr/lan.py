@@ -28,6 +28,9 @@ MIN_MSS = 16
 DROP_COUNTER = 4088
 """Offset of the counter of dropped frames in the buffer list."""
 
+ATTRIBUTES_SHOWN = 4080
+"""Offset of the attributes in the buffer list, a word that this hypervisor keeps (`powervio,attributes`)."""
+
 ENTRY_SIZE = 16
 """Of the receive queue: {u8 control, u8, u16 offset, u32 length, u64 handle}, big-endian."""
 ENTRY_MESSAGE = 0x40
@@ -79,6 +82,9 @@ TRUNK_ADAPTER = "ibm,trunk-adapter"
 ILLAN_OPTIONS = "ibm,illan-options"
 MAX_FRAME_SIZE = "max-frame-size"
 ADDRESS_BITS = "address-bits"
+ATTRIBUTES = "powervio,attributes"
+"""Offset in the buffer list, 4 bytes, of a big-endian word with what H_ILLAN_ATTRIBUTES would tell now. A trunk adapter
+that is interrupted finds there whether it is the active one, also when frames have come at the same time."""
 PROPERTIES = (
     LOCAL_MAC_ADDRESS,
     MAC_ADDRESS,
@@ -87,6 +93,7 @@ PROPERTIES = (
     ILLAN_OPTIONS,
     MAX_FRAME_SIZE,
     ADDRESS_BITS,
+    ATTRIBUTES,
 )
 """Of a node, beside those that every virtual adapter has."""
 
@@ -100,6 +107,7 @@ def node_properties(mac: bytes, filters: int, *, trunk: bool) -> tuple[tuple[str
         ILLAN_OPTIONS: b"",
         MAX_FRAME_SIZE: MAX_FRAME.to_bytes(4, "big"),
         ADDRESS_BITS: (48).to_bytes(4, "big"),
+        ATTRIBUTES: ATTRIBUTES_SHOWN.to_bytes(4, "big"),
     }
     if trunk:
         values[TRUNK_ADAPTER] = b""
