@@ -14,7 +14,7 @@ from pathlib import Path
 
 import msgspec
 
-from powervio.system import config, explain, machine_ports, net_section
+from powervio.system import config, explain, machine_ports, net_section, sea_section
 from powervio.system import types as device_types
 from powervio.system.config import Size, show_size
 
@@ -30,6 +30,7 @@ SECTIONS: tuple[tuple[str, type[msgspec.Struct]], ...] = (
     ("[[lpar.rng]]", device_types.Rng),
     ("[[lpar.net]]", net_section.Net),
     ("[[port]]", machine_ports.MachinePort),
+    ("[[sea]]", sea_section.Sea),
     ("[[pool]]", config.StoragePool),
 )
 

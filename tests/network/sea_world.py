@@ -62,9 +62,7 @@ class Adapter:
         self.trunks: list[SwitchPort] = []
         trunks = []
         for pvid, vlans in world.trunks:
-            port = switch.add(
-                PortOptions(name=f"trunk{number}.{pvid}", pvid=pvid, vlans=vlans, trunk=number + 1, standby=True)
-            )
+            port = switch.add(PortOptions(name=f"trunk{number}.{pvid}", pvid=pvid, vlans=vlans, trunk=number + 1))
             self.trunks.append(port)
             trunks.append(TrunkAdapter(port, pvid, vlans, SwitchTrunk(port)))
         self.sea = Sea(

@@ -38,6 +38,7 @@ COMMANDS = (
     Entry("restore", "cli.move:restore", "Let a saved client partition go on."),
     Entry("terminate", "cli.server:terminate", "Let a VIO server of a running system fail."),
     Entry("activate", "cli.server:activate", "Start a VIO server that was terminated again."),
+    Entry("sea", "cli.sea:sea", "Show Shared Ethernet Adapters, and have one take over or hand over."),
     Entry("dtb", "cli.dtb:dtb", "Print the device tree of a partition."),
     Entry("down", "cli.down:down", "Stop a running system."),
     Entry("pool", "cli.pool:pool", "Make, resize, delete and list the logical volumes of storage pools."),

@@ -94,6 +94,8 @@ def show(report: dict[str, Any]) -> None:
             _show_linux(console, lpar["name"], lpar["linux"])
         elif lpar["door"]:
             _show_door(console, lpar["name"], lpar["door"])
+    for sea in report["sea"]:
+        _show_sea(console, sea)
     for port in report["ports"]:
         _show_port(console, port)
     for adapter in clients:
@@ -146,6 +148,27 @@ def _show_net(console: Console, adapter: dict[str, Any]) -> None:
             markup=False,
             soft_wrap=True,
         )
+
+
+def _show_sea(console: Console, sea: dict[str, Any]) -> None:
+    """A Shared Ethernet Adapter: what it bridges, its state, and what became of frames."""
+    facts = sea["facts"]
+    state = "does not run" if facts is None else facts["state"]
+    where = f"VLAN {sea['pvid']}{_tagged(sea)} of {sea['switch']}"
+    console.print(f"{sea['name']} of {sea['vios']}: {state}, {where}", markup=False, soft_wrap=True)
+    if facts is None:
+        return
+    uplinks = ", ".join(
+        f"{interface(link['name'], sea['netns'])} ({'used' if link['used'] else 'up' if link['up'] else 'down'})"
+        for link in facts["uplink"]
+    )
+    lost = sum(sum(facts[side]["dropped"].values()) for side in ("real", "virtual"))
+    console.print(
+        f"    {uplinks}; priority {facts['priority']}, mode {facts['mode']}; out {_count(facts['virtual']['bridged'])}"
+        f" frames, in {_count(facts['real']['bridged'])}, not bridged {_count(lost)}",
+        markup=False,
+        soft_wrap=True,
+    )
 
 
 def _show_port(console: Console, port: dict[str, Any]) -> None:

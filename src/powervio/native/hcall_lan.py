@@ -228,7 +228,8 @@ def illan_attributes(partition: Partition, unit_address: int, reset: int, wanted
     if old & _ACTIVE and not new & _ACTIVE:
         return _PARAMETER
     code = _SUCCESS
-    if wanted & _ACTIVE and not old & _ACTIVE and not adapter.activate():
+    # also of the one that is: then it was elected, and now is chosen, whoever comes
+    if wanted & _ACTIVE and not adapter.activate():
         code = _CONSTRAINED
     changed = old ^ new
     if changed & (_FIXED | _PRIORITY):

@@ -134,6 +134,8 @@ class Sea:
         self.virtual = SideCounters()
         self.control_dropped = 0
         self.announced = 0
+        self.refused = 0
+        """Activations that the hypervisor refused."""
         self._control = control
         self._clients = clients
         self._clock = clock
@@ -258,27 +260,31 @@ class Sea:
             trunk.bridges = trunk.pvid in failover.bridging
         activate, release = failover.take_activations()
         if activate:
-            self._drain_uplink()
+            self._drain_uplink(activate)
         for pvid in activate:
             if pvid in failover.bridging:
-                self._by_pvid[pvid].control.activate()
-                self._announce(self._by_pvid[pvid])
+                trunk = self._by_pvid[pvid]
+                try:
+                    trunk.control.activate()
+                except LocalError:
+                    self.refused += 1
+                    self._noted.append(pvid)  # it is not the active one, and will be told so
+                else:
+                    self._announce(trunk)
         for pvid in release:
             if pvid not in failover.bridging:
                 self._by_pvid[pvid].control.release()
                 self._announce_at.pop(pvid, None)
 
-    def _drain_uplink(self) -> None:
-        """Frames that came before the takeover, of VLANs that were not bridged; the others go on."""
-        already = [trunk for trunk in self.trunks if trunk.bridges and trunk.control.is_active()]
-        fresh = {trunk.pvid for trunk in self.trunks if trunk.bridges and trunk not in already}
+    def _drain_uplink(self, taken: list[int]) -> None:
+        """Drop what came before trunks were taken over; frames of those that were bridged already go on."""
         for trunk in self.trunks:
-            trunk.bridges = trunk in already
+            trunk.bridges = trunk.bridges and trunk.pvid not in taken
         for _ in range(_DRAINED // BUDGET):
             if not self._from_uplink(BUDGET):
                 break
-        for pvid in fresh:
-            self._by_pvid[pvid].bridges = True
+        for trunk in self.trunks:
+            trunk.bridges = trunk.pvid in self.failover.bridging
 
     # -- announcements
 

@@ -167,6 +167,7 @@ class Failover:
         self._link = False
         self._link_since = now
         self._link_was_lost = False
+        self._trusted = False
         self._outbox: list[bytes] = []
         self._activate: list[int] = []
         self._release: list[int] = []
@@ -217,6 +218,7 @@ class Failover:
             self._link = up
             self._link_since = now
             self._link_was_lost |= not up
+            self._trusted = False
             self._settle()
 
     def request(self, mode: Mode, now: float) -> None:
@@ -297,10 +299,16 @@ class Failover:
     @property
     def healthy(self) -> bool:
         """Whether this one can bridge. A link that was lost is trusted again after a while, or when it is needed."""
-        if not self._link:
+        if not self._trusted and self._link:
+            settled = not self._link_was_lost or self._now >= self._link_since + self.options.settle
+            self._trusted = settled or not self._other_can_bridge()
+        return self._trusted
+
+    def _other_can_bridge(self) -> bool:
+        peer = self.peer
+        if peer is None or not self.is_alive or not peer.message.healthy:
             return False
-        settled = not self._link_was_lost or self._now >= self._link_since + self.options.settle
-        return settled or not (self.is_alive and self.peer is not None and self.peer.message.healthy)
+        return State.INIT not in peer.trunks.values()
 
     @property
     def shares(self) -> bool:

@@ -17,7 +17,7 @@ from powervio.boot.qemu import LEAST_MEMORY
 from powervio.errors import LocalError
 from powervio.storage import pool
 from powervio.storage.open import check_format, is_uri, parse_uri
-from powervio.system import machine_ports, sizing
+from powervio.system import machine_ports, sea_section, sizing
 from powervio.system.config import (
     MAX_MEMORY,
     MAX_SOCKET_PATH,
@@ -32,6 +32,7 @@ from powervio.system.config import (
     show_size,
 )
 from powervio.system.explain import show
+from powervio.system.sea_end import adapter_memory
 from powervio.system.sizing import PAGE
 
 
@@ -75,6 +76,8 @@ def config_problems(config: Config) -> Iterator[str]:
                 yield f"{where}.slot: slot {declared.slot} of {lpar.name} is taken by {other}"
     yield from _check_interfaces(config)
     yield from machine_ports.problems(config.port)
+    yield from sea_section.problems(config.sea, servers)
+    yield from _check_control_channels(config)
     for number, port in enumerate(config.port):
         yield from _check_socket(f"port[{number}].socket", port.socket, sockets)
     exports = {disk.nbd for _, _, disk in config.disks() if disk.nbd is not None}
@@ -86,6 +89,16 @@ def config_problems(config: Config) -> Iterator[str]:
     for where, disk in images.values():
         if disk.nbd in paths:
             yield f"{where}.nbd: {disk.nbd} is an image of this file; expected the path of a socket"
+
+
+def _check_control_channels(config: Config) -> Iterator[str]:
+    channels = {(sea.switch, sea.control) for sea in config.sea}
+    ports = [(where, declared) for where, _, row, declared in config.devices() if row.section == "net"]
+    for where, declared in [*ports, *((f"port[{number}]", port) for number, port in enumerate(config.port))]:
+        switch, pvid, vlans = (getattr(declared, option) for option in ("switch", "pvid", "vlans"))
+        for vlan in (pvid, *vlans):
+            if (switch, vlan) in channels:
+                yield f"{where}: VLAN {vlan} of {switch} is the control channel of a [[sea]]; expected another one"
 
 
 def _check_interfaces(config: Config) -> Iterator[str]:
@@ -270,6 +283,10 @@ def _memory_need(config: Config, partition: Vios | Lpar) -> int:
         return sizing.client_need(partition.disk) + sum(row.client_memory for row, _, _ in devices_of(partition))
     others = sum(row.server_memory for _, _, row, declared in config.devices() if declared.vios == partition.name)
     disks = [disk for _, _, disk in config.disks() if partition.name in disk.servers]
+    if partition.process:
+        others += sum(
+            adapter_memory(plan) for plan in sea_section.plans(config.sea, "") if plan.declared.vios == partition.name
+        )
     return sizing.server_need(disks) + others
 
 

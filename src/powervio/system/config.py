@@ -17,6 +17,7 @@ from msgspec import Meta, Struct
 
 from powervio.system import types as device_types
 from powervio.system.machine_ports import MachinePort
+from powervio.system.sea_section import Sea
 from powervio.system.section import AdapterSection
 from powervio.system.types import DeviceType
 
@@ -89,7 +90,7 @@ class Vios(_Section):
     images and client memory (redirected DMA). Without, all is copied through the partition's own memory."""
     process: bool = False
     """Whether the partition is a process of its own, which may be killed as a machine may fail; `powervio activate`
-    starts it again. It serves disks only, and has no physical adapter."""
+    starts it again. It serves disks and bridges networks (`[[sea]]`), and has no physical adapter."""
 
 
 class Disk(_Section):
@@ -204,6 +205,8 @@ class SystemFile(_Section):
     """`[[pool]]`: any number."""
     port: list[MachinePort] = []
     """`[[port]]`: any number."""
+    sea: list[Sea] = []
+    """`[[sea]]`: any number."""
     system: SystemSection = msgspec.field(default_factory=SystemSection)
     """`[system]`: not needed."""
 
@@ -221,6 +224,7 @@ class Config:
     """The same as an absolute path, if it was read from a file."""
     pool: list[StoragePool] = field(default_factory=list)
     port: list[MachinePort] = field(default_factory=list)
+    sea: list[Sea] = field(default_factory=list)
     poll: int = POLL
     """Microseconds."""
 

@@ -83,7 +83,7 @@ def parse(text: str, file: str, folder: Path, *, look_at_disks: bool = True) -> 
         return Config(name, declared.vios, [], file, pool=pools, poll=poll)
     lpars = [_with_absolute_paths(lpar, folder, pools) for lpar in declared.lpar]
     ports = [replace(port, socket=os.path.normpath(folder / port.socket)) for port in declared.port]
-    config = Config(name, declared.vios, lpars, file, pool=pools, port=ports, poll=poll)
+    config = Config(name, declared.vios, lpars, file, pool=pools, port=ports, sea=declared.sea, poll=poll)
     problems = list(config_problems(config))
     if problems:
         raise ConfigError(file, problems)

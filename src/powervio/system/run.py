@@ -85,6 +85,7 @@ async def run(
             **system.plug.handlers(),
             **system.moves.handlers(),
             **system.servers.handlers(),
+            **system.seas.handlers(),
         },
         streams={"console": console},
     )

@@ -23,6 +23,7 @@ from powervio.errors import LocalError, PowervioError
 from powervio.gateway.remote_port import RemotePort
 from powervio.storage.share import open_shared
 from powervio.system import server_messages as say
+from powervio.system.sea_end import SeaEnd, end_at_adapters
 from powervio.system.serving import DiskEnd, open_image
 from powervio.vio.kernel import PartitionKernel
 
@@ -45,6 +46,7 @@ class _Server:
         self._kernel: PartitionKernel
         self._disks: dict[int, DiskEnd] = {}
         self._served: set[int] = set()
+        self._seas: dict[str, SeaEnd] = {}
         self._stopped = False
         self._poll = select.poll()
         self._poll.register(control, select.POLLIN)
@@ -97,6 +99,10 @@ class _Server:
                 self._do(request)
             case say.Look():
                 return {str(number): self._disks[number].facts() for number in self._served}
+            case say.ServeSea():
+                self._in_partition(lambda: self._serve_sea(request))
+            case say.AskSea():
+                return self._in_partition(lambda: self._ask_sea(request))
             case say.Stop():
                 self._stop()
         return {}
@@ -141,6 +147,19 @@ class _Server:
             raise LocalError(f"the device tree has no adapter {request.unit_address:#x}")
         self._disks[request.disk].serve(self._kernel, node)
 
+    def _serve_sea(self, request: say.ServeSea) -> None:
+        end = end_at_adapters(request.plan, self._kernel, request.trunks, request.control)
+        self._seas[request.plan.name] = end
+        end.start()
+
+    def _ask_sea(self, request: say.AskSea) -> dict[str, Any]:
+        end = self._seas.get(request.name)
+        if end is None:
+            raise LocalError(f"SEA {request.name} is not served")
+        if request.mode is not None:
+            end.request(request.mode)
+        return end.facts()
+
     def _do(self, request: say.Do) -> None:
         disk = self._disks[request.disk]
         match request.what:
@@ -165,6 +184,8 @@ class _Server:
             except (LocalError, OSError) as error:  # TimeoutError is one
                 problems.append(f"{what}: {error}")
 
+        for end in self._seas.values():
+            attempt("an adapter", lambda end=end: self._in_partition(lambda: _end_sea(end)))  # type: ignore[misc]
         for number in self._served:
             attempt("its end", lambda number=number: self._in_partition(self._disks[number].stop))  # type: ignore[misc]
         if not self._kernel.stop(CALL_LIMIT):
@@ -173,6 +194,11 @@ class _Server:
             attempt("closing an image", disk.close)
         if problems:
             raise LocalError("\n".join(problems))
+
+
+def _end_sea(end: SeaEnd) -> None:
+    end.stop()
+    end.close()
 
 
 def main() -> None:

@@ -10,6 +10,7 @@ from typing import Any, Literal, TypeAlias
 import msgspec
 
 from powervio.system.config import Disk
+from powervio.system.sea_section import SeaPlan
 
 PACKET = 1 << 18
 """Bytes of the longest message."""
@@ -54,11 +55,27 @@ class Look(msgspec.Struct, tag=True):
     """Say the facts of every disk that is served, by its number."""
 
 
+class ServeSea(msgspec.Struct, tag=True):
+    """Run a Shared Ethernet Adapter on logical LAN adapters."""
+
+    plan: SeaPlan
+    trunks: list[int]
+    """Unit addresses."""
+    control: int | None
+
+
+class AskSea(msgspec.Struct, tag=True):
+    """Say the facts of one, after the operator's request if there is one."""
+
+    name: str
+    mode: str | None = None
+
+
 class Stop(msgspec.Struct, tag=True):
     """Stop all, close all, and end after the answer."""
 
 
-Request: TypeAlias = Begin | Open | Serve | Do | Look | Stop
+Request: TypeAlias = Begin | Open | Serve | Do | Look | ServeSea | AskSea | Stop
 
 
 class Ask(msgspec.Struct, array_like=True):

@@ -123,6 +123,7 @@ class Servers:
         for device in system.devices:
             if device.declared.vios == name:
                 device.server_died()
+        system.seas.server_died(name)
         try:
             await asyncio.to_thread(system.hypervisor.fail, partition)
         finally:
@@ -201,6 +202,8 @@ class Servers:
                     assert kernel is not None  # a process serves disks only
                     other.serve_anew(kernel)
             if kernel is not None:
+                system.seas.serve_anew(name, kernel)
+                undo.callback(system.seas.server_died, name)
                 system.kernels[name] = kernel
             await system.run_server(name)
             undo.pop_all()

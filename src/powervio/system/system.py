@@ -47,6 +47,7 @@ from powervio.system.moves import Moves
 from powervio.system.net_section import Place
 from powervio.system.operator import OperatorPort
 from powervio.system.plan import make_device_pair, make_partition, tree_of_running
+from powervio.system.seas import Seas
 from powervio.system.section import AdapterSection
 from powervio.system.served import ServedDevice
 from powervio.system.server_process import ServerProcess
@@ -98,6 +99,7 @@ class System:
         """For virtual machines of anybody."""
         self.plug = HotPlug(self)
         self.servers = Servers(self)
+        self.seas = Seas(self)
         self.moves = Moves(self)
         self._undo = AsyncExitStack()
         self._problems: list[str] = []
@@ -150,6 +152,8 @@ class System:
                 self.devices.append(self._make_device(place, lpar, row, section))
             except LocalError as error:
                 raise LocalError(f"{place}: {error}") from error
+        self._later("Shared Ethernet Adapters", self.seas.close)
+        self.seas.make()
         for vios in self.config.vios:
             await self._run_server(vios.name)
         for lpar in self.config.lpar:
@@ -337,10 +341,12 @@ class System:
         if name in self.processes:
             for path in self._paths_of(name):
                 await asyncio.to_thread(path.server_end.start)
+            await self.seas.run(name)
             return
         kernel = self.kernels[name]
         for server in self._served_by(name):
             server.start()
+        await self.seas.run(name)
         if next(vios.thread for vios in self.config.vios if vios.name == name):
             kernel.start(self._host())
         else:
@@ -359,6 +365,7 @@ class System:
             def stop_all() -> None:
                 for server in self._served_by(name):
                     server.stop()
+                self.seas.stop(name)
 
             if name in self.processes:
                 await self.processes[name].stop()
@@ -535,7 +542,7 @@ class System:
 
     async def look(self) -> None:
         """Ask VIO servers in other processes how they are, for `report`."""
-        await asyncio.gather(*(process.look() for process in self.processes.values()))
+        await asyncio.gather(*(process.look() for process in self.processes.values()), self.seas.look())
 
     def report(self) -> dict[str, Any]:
         """What `powervio ps --json` prints, after `look`: plain values. Each end of each adapter pair has an entry."""
@@ -575,6 +582,7 @@ class System:
                 for lpar in self.config.lpar
             ],
             "ports": self.ports.entries(),
+            "sea": self.seas.entries(),
             "adapters": adapters,
         }
 
