@@ -148,6 +148,8 @@ class Relay(threading.Thread):
     def stop(self) -> None:
         self._stopped = True
         self.join(LIMIT)
+        for port in self._ports:
+            port.close()
 
 
 @isolated

@@ -12,8 +12,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from tests.network.test_bond_linux import Relay
 
 from powervio.attach.netns import FOLDER
+from powervio.network.bond import BondPort, make_members
+from powervio.network.link import InterfaceLink
+from powervio.network.packet import PacketPort
+from powervio.network.tap import TapPort
 from powervio.system.load import ConfigError, parse
 
 from .harness import House, wait_for
@@ -29,7 +34,11 @@ def networks() -> Iterator[tuple[str, str, str]]:
     client, uplinks, outside = names(3)
     for name in (uplinks, outside):
         subprocess.run(["ip", "netns", "add", name], check=True)
-    for words in ("link add bridge0 type bridge", f"addr add {OUTSIDE}/24 dev bridge0", "link set bridge0 up"):
+    for words in (
+        "link add bridge0 address 02:00:00:00:0b:01 type bridge",
+        f"addr add {OUTSIDE}/24 dev bridge0",
+        "link set bridge0 up",
+    ):
         inside(outside, "ip", *words.split())
     for number in (1, 2):
         inside(uplinks, *f"ip link add u{number} type veth peer name p{number} netns {outside}".split())
@@ -103,6 +112,81 @@ def test_an_operator_has_one_hand_over_to_the_other(
     house.ok("activate", "vios1")
     ping(client, OUTSIDE)
     assert "there is no Shared Ethernet Adapter" in house.refused("sea", "ent7")
+
+
+def test_two_that_share_bridge_every_second_vlan(house: House, networks: tuple[str, str, str]) -> None:
+    """What is outside has no VLANs of its own here, so one client is heard there by its tag."""
+    client, _, outside = networks
+    file = declare(house, networks, process=True, more='vlans = [20]\nmode = "sharing"')
+    text = (house.folder / file).read_text()
+    text += '[[lpar]]\nname = "other"\nmemory = "32M"\n[[lpar.net]]\nvios = "serving"\npvid = 20\n'
+    text += f'netns = "{client}"\ntap = "eth1"\naddress = "198.51.100.1/24"\nmac = "02:00:00:00:00:20"\n'
+    (house.folder / file).write_text(text)
+    house.up(file)
+    wait_for(lambda: states(house) == ["PRIMARY_SH", "BACKUP_SH"])
+    wait_for(lambda: [sea["facts"]["bridge_mode"] for sea in house.ps()["sea"]] == ["Partial", "Partial"])
+    ping(client, OUTSIDE)
+    ears = [PacketPort(name, outside) for name in ("p1", "p2")]
+
+    def heard_tagged() -> list[bool]:
+        inside(client, "ping", "-c", "1", "-W", "0.1", "198.51.100.2", check=False)
+        found = []
+        for ear in ears:
+            heard = []
+            while (frame := ear.receive()) is not None:
+                if frame.data[6:12] == bytes.fromhex("020000000020"):
+                    heard.append(bytes(frame.data[12:16]))
+            assert set(heard) <= {bytes.fromhex("81000014")}
+            found.append(bool(heard))
+        return found
+
+    assert heard_tagged() == [False, True]
+    os.kill(pid_of(house, "vios2"), signal.SIGKILL)
+    wait_for(lambda: states(house) == ["PRIMARY_SH", "none"])
+    heard_tagged()  # also what came before
+    assert heard_tagged() == [True, False]
+    ping(client, OUTSIDE)
+    for ear in ears:
+        ear.close()
+
+
+@pytest.mark.parametrize("lacp", [False, True])
+def test_several_uplinks_are_one(house: House, networks: tuple[str, str, str], lacp: bool) -> None:
+    client, uplinks, outside = networks
+    bond = "802.3ad" if lacp else "active-backup"
+    file = declare(house, networks, process=False, count=1, more=f'bond = "{bond}"')
+    text = (house.folder / file).read_text().replace('uplink = "u1"', 'uplink = ["u1", "u2"]')
+    (house.folder / file).write_text(text.replace("process = false", "thread = false"))
+    relay = None
+    if lacp:  # our own other end in place of the bridge
+        for words in ("link set p1 nomaster", "link set p2 nomaster", "link del bridge0", "tuntap add t0 mode tap"):
+            inside(outside, "ip", *words.split())
+        for words in (f"addr add {OUTSIDE}/24 dev t0", "link set t0 up"):
+            inside(outside, "ip", *words.split())
+        members = make_members(
+            ["p1", "p2"], lambda name: PacketPort(name, outside), lambda name: InterfaceLink(name, outside)
+        )
+        relay = Relay(BondPort("other", members), TapPort("t0", netns=outside))
+        relay.start()
+    system = house.up(file)
+
+    def used() -> list[bool]:
+        (sea,) = house.ps()["sea"]
+        return [link["used"] for link in sea["facts"]["uplink"]]
+
+    wait_for(lambda: used() == ([True, True] if lacp else [True, False]))
+    ping(client, OUTSIDE)
+    inside(uplinks, "ip", "link", "set", "u1", "down")
+    wait_for(lambda: used() == [False, True])
+    ping(client, OUTSIDE)
+    inside(uplinks, "ip", "link", "set", "u1", "up")
+    time.sleep(1.5)  # the kernel tells its bridge of a link within a second
+    inside(uplinks, "ip", "link", "del", "u2")
+    wait_for(lambda: used() == [True, False])
+    ping(client, OUTSIDE)
+    house.end(system)
+    if relay is not None:
+        relay.stop()
 
 
 def pid_of(house: House, vios: str) -> int:

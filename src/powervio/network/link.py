@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import fcntl
 import os
 import socket
@@ -16,6 +17,9 @@ _SIOCGIFFLAGS = 0x8913
 _SIOCGIFHWADDR = 0x8927
 _FLAGS = Struct("16sh22x")
 _ADDRESS = Struct("16sH6s16x")
+_SIOCETHTOOL = 0x8946
+_ETHTOOL_GLINK = 0x0A
+_POINTER = Struct("16sP16x")
 _UP = 0x1
 _RUNNING = 0x40
 _LINK_GROUP = 1
@@ -82,13 +86,19 @@ class InterfaceLink:
         return address
 
     def up(self) -> bool:
-        """See `Link`: it is up and has a carrier."""
+        """See `Link`: it is up and has a carrier, which the driver is asked for: RUNNING may be a second late."""
         try:
-            answer = fcntl.ioctl(self._asker, _SIOCGIFFLAGS, _FLAGS.pack(self.name.encode(), 0))
+            flags = _FLAGS.unpack(fcntl.ioctl(self._asker, _SIOCGIFFLAGS, _FLAGS.pack(self.name.encode(), 0)))[1]
         except OSError:
             return False
-        wanted = _UP | _RUNNING
-        return bool(_FLAGS.unpack(answer)[1] & wanted == wanted)
+        if not flags & _UP:
+            return False
+        value = (ctypes.c_uint32 * 2)(_ETHTOOL_GLINK, 0)
+        try:
+            fcntl.ioctl(self._asker, _SIOCETHTOOL, _POINTER.pack(self.name.encode(), ctypes.addressof(value)))
+        except OSError:
+            return bool(flags & _RUNNING)
+        return value[1] != 0
 
     def fileno(self) -> int:
         """See `Link`."""

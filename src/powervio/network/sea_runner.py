@@ -84,12 +84,13 @@ class SeaRunner:
         try:
             self.sea.set_link(self._link())
             self.sea.advance()
+            self._tell()
         except OSError as error:
             self._fail(error)
-            return
-        self._tell()
-        self._set_timer()
-        self.wake()
+        finally:
+            if not self._stopped:  # whatever it was, the next time comes
+                self._set_timer()
+                self.wake()
 
     def _set_timer(self) -> None:
         if self._timer is not None:
