@@ -712,6 +712,19 @@ def test_attributes_of_a_trunk(rig: Rig) -> None:
     assert trunk.port.illan_attributes(trunk.ua, 0x300, 0) == (CONSTRAINED, active)
 
 
+def test_trunk_that_was_activated_stays_active_when_one_of_a_higher_priority_comes(rig: Rig) -> None:
+    elected, chosen, first, other = (
+        rig.end(trunk=n, vlans=(v,), pvid=v + 1) for n, v in ((2, 5), (2, 7), (1, 5), (1, 7))
+    )
+    for end in (elected, chosen):
+        end.register()
+    assert chosen.port.illan_attributes(chosen.ua, 0, Attribute.ACTIVE_TRUNK)[0] == SUCCESS
+    for end in (first, other):
+        end.register()
+    active = [end.port.illan_attributes(end.ua)[1] & Attribute.ACTIVE_TRUNK for end in (elected, chosen, first, other)]
+    assert active == [0, 1, 1, 0]
+
+
 def test_one_trunk_is_active_and_the_other_hears_of_it_by_an_interrupt(rig: Rig) -> None:
     first, second = rig.end(trunk=1, vlans=(5,)), rig.end(trunk=2, vlans=(5,))
     for end in (first, second):
