@@ -424,9 +424,11 @@ def test_who_did_not_run_does_not_take_it_for_the_others_silence() -> None:
 class Pair(RuleBasedStateMachine):
     """Deaths, returns, cuts, hangs, links and requests in any order, with frames between them."""
 
+    mode = Mode.AUTO
+
     def __init__(self) -> None:
         super().__init__()
-        self.world = World(trunks=((1, ()), (20, ())))
+        self.world = World(trunks=((1, ()), (20, ())), mode=self.mode)
         for number in (0, 1):
             self.world.start(number)
 
@@ -476,7 +478,7 @@ class Pair(RuleBasedStateMachine):
     @rule()
     def clients_reach_hosts_within_a_second(self) -> None:
         """If there is one that can bridge, and what cannot be told apart from life is not in the way."""
-        if self.world.hung or self.world.cut:
+        if self.world.hung:
             return
         self.world.run(1.0)
         assert reached(self.world) == [True] * 4
@@ -509,9 +511,14 @@ class Pair(RuleBasedStateMachine):
         world.check_no_duplicates()
 
 
+class SharingPair(Pair):
+    mode = Mode.SHARING
+
+
 TestPair = Pair.TestCase
-TestPair.settings = settings(
-    max_examples=40, stateful_step_count=30, deadline=None, suppress_health_check=list(HealthCheck)
+TestSharingPair = SharingPair.TestCase
+TestPair.settings = TestSharingPair.settings = settings(
+    max_examples=30, stateful_step_count=30, deadline=None, suppress_health_check=list(HealthCheck)
 )
 
 

@@ -19,7 +19,8 @@ and no other adapter hears or says anything in it. So a takeover is the activati
 consent, and the loser hears of it from the hypervisor (`deposed`). Who was deposed makes no claim until it has heard of
 the other again: when the channel is cut and both are alive, the one that took over stays. It claims as well when the
 hypervisor makes its trunk the active one, because the other's is gone (`elected`), or an operator says so. What is not
-covered: the channel is cut, and then the one that bridges hangs without dying.
+covered: the channel is cut, and then the one that bridges hangs without dying, or loses its link and cannot give up its
+trunk adapter, as PAPR has it; then the operator's FORCED helps, or the channel.
 
 For editors:
 1. A transition is a row of `_NEXT`. Guards look; what a state does on entry is in `_enter`.
