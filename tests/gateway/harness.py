@@ -41,8 +41,9 @@ class Process:
         assert self.popen.stdout is not None
         end = time.monotonic() + limit
         while b"\n" not in self._rest:
-            ready, _, _ = select.select([self.popen.stdout], [], [], max(0.0, end - time.monotonic()))
-            assert ready, "it says nothing"
+            ready = select.poll()  # a number from 1024 on is too large for `select`
+            ready.register(self.popen.stdout, select.POLLIN)
+            assert ready.poll(1000 * max(0.0, end - time.monotonic())), "it says nothing"
             piece = os.read(self.popen.stdout.fileno(), 65536)
             if not piece:
                 return ""

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import select
 import signal
 import subprocess
 import sys
@@ -14,6 +13,7 @@ from tests.gateway.harness import Process
 
 from powervio.boot.machine import find
 from powervio.boot.processes import Disk
+from powervio.boot.waiting import wait
 from powervio.errors import LocalError
 from powervio.storage.image import open_image
 from powervio.system.booted import CRQ, GUEST, Session, started
@@ -53,10 +53,10 @@ def test_a_session_that_the_hypervisor_ends_is_seen(house: House) -> None:
     with started(ARCH, MEMORY, []) as running:
         session = Session(running.door(GUEST))
         try:
-            assert not select.select([session], [], [], 0.2)[0]  # the greeting is for QEMU
+            assert not wait([session.fileno()], [], 0.2)[0]  # the greeting is for QEMU
             assert not session.has_failed()
             running.door(GUEST).close()
-            assert select.select([session], [], [], 10)[0]
+            assert wait([session.fileno()], [], 10)[0]
             assert session.has_failed()
         finally:
             session.close()
@@ -83,6 +83,7 @@ def test_a_disk_that_cannot_be_served_is_named_as_the_user_named_it(house: House
 PROGRAM = """
 import sys
 from powervio.boot.machine import find
+from powervio.boot.waiting import wait
 from powervio.system.booted import started
 with started(find("x86_64"), 16 << 20, []):
     print("up", flush=True)

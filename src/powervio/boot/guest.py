@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import select
 import signal
 import socket
 import subprocess
@@ -20,6 +19,7 @@ from powervio.boot.qemu import Channels
 from powervio.boot.root import DISKS_LIMIT
 from powervio.boot.stream import Control, Marked, reason_of_end
 from powervio.boot.transport import Watched
+from powervio.boot.waiting import wait
 from powervio.errors import LocalError, RemoteError
 
 BOOT_LIMIT = 120.0
@@ -188,7 +188,7 @@ class Guest:
         if self._lost is None:
             watched += [other.fileno() for other in self._watched]
         sending = [self._console] if self._typing and self._console in self._open else []
-        readable, writable, _ = select.select(watched, sending, [], left)
+        readable, writable = wait(watched, sending, left)
         if left == 0 or (waiting and not readable and not writable):
             raise self._failed(late)
         if writable:
@@ -230,7 +230,7 @@ class Guest:
     def _write(self, fd: int, data: bytes, limit: float | None, late: str) -> None:
         while data:
             left = None if limit is None else max(limit - time.monotonic(), 0)
-            if not select.select([], [fd], [], left)[1]:
+            if not wait([], [fd], left)[1]:
                 raise self._failed(f"{late}: its output is not read")
             with suppress(BlockingIOError):
                 data = data[os.write(fd, data[:_ROOM]) :]

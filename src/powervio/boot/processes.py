@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import select
 import shutil
 import signal
 import socket
@@ -15,6 +14,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
+from powervio.boot.waiting import wait
 from powervio.errors import LocalError
 
 READY_LIMIT = 30.0
@@ -164,7 +164,7 @@ class BackEnd:
     def _hear(self, limit: float) -> bool:
         """Take what it says within a time; False when it has ended."""
         assert self.process.stderr is not None
-        if not select.select([self.process.stderr], [], [], limit)[0]:
+        if not wait([self.process.stderr], [], limit)[0]:
             return True
         piece = os.read(self.process.stderr.fileno(), 65536)
         self._said = (self._said + piece)[-65536:]
