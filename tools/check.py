@@ -53,7 +53,8 @@ def steps(slow: list[str]) -> list[tuple[str, list[str], dict[str, str]]]:
         ("ruff format", [*PYTHON, "ruff", "format", "--check", "."], {}),
         ("mypy --strict", [*PYTHON, "mypy"], {}),
         ("import rules", [sys.executable, "tools/layers.py"], {}),
-        ("tests, compiled", [*PYTHON, "pytest", *TOGETHER, *slow], STRICT),
+        ("tests, compiled", [*PYTHON, "pytest", *TOGETHER, "-m", "not alone", *slow], STRICT),
+        ("tests that run alone", [*PYTHON, "pytest", "-m", "alone", *slow], STRICT),
         (
             "tests of the compiled modules, interpreted",
             [*PYTHON, "pytest", *TOGETHER, "-m", "dual", *slow],

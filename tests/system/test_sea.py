@@ -50,6 +50,11 @@ def networks() -> Iterator[tuple[str, str, str]]:
             subprocess.run(["ip", "netns", "del", name], check=True)
 
 
+def reaches(client: str) -> bool:
+    """Whether the host outside answers one ping."""
+    return inside(client, "ping", "-q", "-c", "1", "-W", "1", OUTSIDE, check=False).returncode == 0
+
+
 def declare(house: House, networks: tuple[str, str, str], *, process: bool, count: int = 2, more: str = "") -> str:
     client, uplinks, _ = networks
     text = '[[vios]]\nname = "serving"\n[[lpar]]\nname = "client"\nmemory = "32M"\n[[lpar.net]]\nvios = "serving"\n'
@@ -175,15 +180,15 @@ def test_several_uplinks_are_one(house: House, networks: tuple[str, str, str], l
         return [link["used"] for link in sea["facts"]["uplink"]]
 
     wait_for(lambda: used() == ([True, True] if lacp else [True, False]))
-    ping(client, OUTSIDE)
+    wait_for(lambda: reaches(client))  # the other end has to notice, too
     inside(uplinks, "ip", "link", "set", "u1", "down")
     wait_for(lambda: used() == [False, True])
-    ping(client, OUTSIDE)
+    wait_for(lambda: reaches(client))  # the other end has to notice, too
     inside(uplinks, "ip", "link", "set", "u1", "up")
     time.sleep(1.5)  # the kernel tells its bridge of a link within a second
     inside(uplinks, "ip", "link", "del", "u2")
     wait_for(lambda: used() == [True, False])
-    ping(client, OUTSIDE)
+    wait_for(lambda: reaches(client))  # the other end has to notice, too
     house.end(system)
     if relay is not None:
         relay.stop()

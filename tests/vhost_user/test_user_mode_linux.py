@@ -128,6 +128,7 @@ def test_ext4_that_linux_wrote_is_sound(tmp_path: Path) -> None:
     assert (tmp_path / "dumped").read_bytes() == content[: (files - 3) << 14], dump.stderr
 
 
+@pytest.mark.alone
 def test_linux_and_its_operator_talk_over_our_console(tmp_path: Path) -> None:
     console, data = tmp_path / "console", tmp_path / "data"
     script = """
