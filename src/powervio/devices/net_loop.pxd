@@ -49,8 +49,11 @@ cdef class ForwardedQueue:
     cdef unsigned int _held
     cdef unsigned long long _room
     cdef bint _given
+    cdef unsigned long long _told_frames
+    cdef unsigned long long _told_bytes
     cdef object _books
     cdef int turn(self, unsigned long long now) except? -1 nogil
+    cdef void bring(self, unsigned int distance) noexcept nogil
     cdef int arm(self) except? -1 nogil
     cdef void disarm(self) noexcept nogil
     cdef int show(self) except? -1 nogil
@@ -58,6 +61,7 @@ cdef class ForwardedQueue:
     cdef int put(self, int number, unsigned int pair) except? -3 nogil
     cdef int choose(self, int number) noexcept nogil
     cdef int _put(self) except? -3 nogil
+    cdef void _tell(self) noexcept nogil
     cdef int _refuse(self) except? -1 nogil
     cdef int _hold(self) noexcept nogil
     cdef int _fill(self, unsigned long long needed) except? -1 nogil
@@ -79,6 +83,9 @@ cdef class Forwarder:
     cdef readonly unsigned int gso
     cdef readonly unsigned long long sleeps
     cdef unsigned char *_header
+    cdef unsigned char *_private
+    cdef unsigned char *_changed
+    cdef unsigned char *_base
     cdef unsigned char *_frame
     cdef unsigned long long _have
     cdef unsigned long long _length
@@ -89,8 +96,7 @@ cdef class Forwarder:
     cdef unsigned long long _rest_offset
     cdef int _reading
     cdef unsigned long long _offset
-    cdef unsigned char *_given
-    cdef unsigned long long _given_bytes
+    cdef int _shift
     cdef unsigned long long _place
     cdef unsigned char *_stopping
     cdef ForwardedQueue _first
@@ -119,7 +125,7 @@ cdef class Forwarder:
     cdef void look(self) noexcept nogil
     cdef int _deliver(self, int number, int change) except? -1 nogil
     cdef void _change(self, int change) noexcept nogil
-    cdef void _shift(self, unsigned int place, int change) noexcept nogil
+    cdef void _move(self, unsigned long long place) noexcept nogil
     cdef void begin_reading(self, unsigned long long header_bytes, unsigned int buffers) noexcept nogil
     cdef void read_to(self, unsigned long long address, unsigned long long length) noexcept nogil
     cdef int _deliver_apart(self, int number) except? -1

@@ -237,6 +237,18 @@ static inline void relax(void)
 /* Bring a cache line near; an address that is not there does no harm. */
 static inline void prefetch(const hw_u8 *base, uint64_t offset) { __builtin_prefetch(base + offset); }
 
+/* The same of two lines at an address of this process, to be read or to be written. */
+static inline void prefetch_at(uint64_t address)
+{
+	__builtin_prefetch((const void *)(uintptr_t)address);
+	__builtin_prefetch((const void *)(uintptr_t)(address + 64));
+}
+static inline void prefetch_to_write(uint64_t address)
+{
+	__builtin_prefetch((const void *)(uintptr_t)address, 1);
+	__builtin_prefetch((const void *)(uintptr_t)(address + 64), 1);
+}
+
 /* Let others run on this processor. */
 static inline void yield_cpu(void) { sched_yield(); }
 

@@ -53,6 +53,8 @@ cdef extern from "hw.h" nogil:
     uint64_t clock_ns() noexcept
     void relax() noexcept
     void prefetch(const unsigned char *base, uint64_t offset) noexcept
+    void prefetch_at(uint64_t address) noexcept
+    void prefetch_to_write(uint64_t address) noexcept
     void yield_cpu() noexcept
     int mutex_try(unsigned char *word) noexcept
     int mutex_wait(unsigned char *word) noexcept

@@ -307,6 +307,14 @@ def prefetch(base: Pointer, offset: int) -> None:
     """Bring a cache line near."""
 
 
+def prefetch_at(address: int) -> None:
+    """The same of two lines at an address of this process."""
+
+
+def prefetch_to_write(address: int) -> None:
+    """The same, for they will be written."""
+
+
 def yield_cpu() -> None:
     """Let others run on this processor."""
     os.sched_yield()

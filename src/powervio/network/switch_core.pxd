@@ -75,6 +75,7 @@ cdef class SwitchCore:
     cdef object _groups
     cdef int decide(self, Decision out, unsigned int handle, unsigned char *frame, unsigned long long offset, unsigned long long length, unsigned int begin, unsigned long long now) noexcept nogil
     cdef void delivered(self, unsigned int port, unsigned long long length) noexcept nogil
+    cdef void delivered_many(self, unsigned int port, unsigned long long frames, unsigned long long length) noexcept nogil
     cdef void missed(self, unsigned int port, int reason) noexcept nogil
     cdef void _take(self) noexcept nogil
     cdef int _decide(self, Decision out, unsigned int handle, unsigned char *frame, unsigned long long offset, unsigned long long length, unsigned int begin, unsigned long long now) noexcept nogil

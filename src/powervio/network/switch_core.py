@@ -720,6 +720,17 @@ class SwitchCore:
     @cython.cfunc
     @cython.nogil
     @cython.exceptval(check=False)
+    def delivered_many(self, port: cython.uint, frames: cython.ulonglong, length: cython.ulonglong) -> cython.void:
+        """As `delivered`, of several frames with `length` bytes together."""
+        place: cython.ulonglong = cython.cast(cython.ulonglong, _COUNTS) * port + 16
+        self._take()
+        st64(self.counts, place, ld64(self.counts, place) + frames)
+        st64(self.counts, place + 8, ld64(self.counts, place + 8) + length)
+        mutex_give(self.word)
+
+    @cython.cfunc
+    @cython.nogil
+    @cython.exceptval(check=False)
     def missed(self, port: cython.uint, reason: cython.int) -> cython.void:
         """A loop had a frame for a port, which did not get it."""
         place: cython.ulonglong = cython.cast(cython.ulonglong, _COUNTS) * port + 32 + 8 * reason

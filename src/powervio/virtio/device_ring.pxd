@@ -43,6 +43,7 @@ cdef class DeviceRing:
     cdef unsigned int _begins
     cdef int look(self) except? -1 nogil
     cdef int take(self) except? -1 nogil
+    cdef unsigned long long peek(self, unsigned int distance) noexcept nogil
     cdef int take_again(self, unsigned int note) except? -1 nogil
     cdef int give(self, unsigned int head, unsigned int written) except? -1 nogil
     cdef void part(self) noexcept nogil

@@ -267,6 +267,13 @@ class DeviceRing:
 
     @cython.cfunc
     @cython.nogil
+    @cython.exceptval(check=False)
+    def peek(self, distance: cython.uint) -> cython.ulonglong:
+        """Where a buffer is, about `distance` after the next one: a guess, to have memory near; 0 when nobody knows."""
+        return 0
+
+    @cython.cfunc
+    @cython.nogil
     @cython.exceptval(-1)
     def take_again(self, note: cython.uint) -> cython.int:
         """As `retake`: 1 when there is a chain, 0 when it was rejected."""

@@ -343,6 +343,13 @@ class PackedDeviceRing(DeviceRing):
 
     @cython.cfunc
     @cython.nogil
+    @cython.exceptval(check=False)
+    def peek(self, distance: cython.uint) -> cython.ulonglong:
+        """See `DeviceRing`."""
+        return le64(ld64(self._copy, 16 * self._place(distance))) if distance < self._fetched else 0
+
+    @cython.cfunc
+    @cython.nogil
     @cython.exceptval(-1)
     def take_again(self, note: cython.uint) -> cython.int:
         """See `DeviceRing`: the record has the descriptors, for the ring's own were overwritten by used ones."""

@@ -188,6 +188,17 @@ class SplitDeviceRing(DeviceRing):
 
     @cython.cfunc
     @cython.nogil
+    @cython.exceptval(check=False)
+    def peek(self, distance: cython.uint) -> cython.ulonglong:
+        """See `DeviceRing`."""
+        head: cython.uint
+        if distance >= self._ahead(self._trusted) or self._big:
+            return 0
+        head = le16(ld16(self._available, 4 + 2 * ((self.last_available + distance) & (self.size - 1))))
+        return le64(ld64(self._descriptors, 16 * head)) if head < self.size else 0
+
+    @cython.cfunc
+    @cython.nogil
     @cython.exceptval(-1)
     def take_again(self, note: cython.uint) -> cython.int:
         """See `DeviceRing`."""
