@@ -354,7 +354,7 @@ def test_addresses_of_adapters_are_their_own_and_stay(tmp_path: Path) -> None:
     first, second = (declared for _, _, _, declared in config.devices())
 
     def place(client: str, number: int) -> Place:
-        return Place("s", client, number, pytest.fail)
+        return Place("s", client, number, pytest.fail, pytest.fail)
 
     found = {hardware_address(first, place(client, number)) for client in ("a", "b") for number in (0, 1)}
     assert len(found) == 4

@@ -28,6 +28,7 @@ from powervio.devices.net_counters import Counters
 from powervio.devices.net_loop import ForwardedQueue, Forwarder
 from powervio.devices.net_queue_loop import NetLoop
 from powervio.devices.net_receive import HeaderWriter, Receiver, read_each
+from powervio.devices.net_relay import Relay, RelayEnd
 from powervio.devices.net_transmit import FrameReader, fits
 from powervio.errors import LocalError, RemoteError
 from powervio.network.port import ETHERNET_BYTES, Frame, Offload, Port
@@ -91,10 +92,12 @@ class NetDevice(Device):
         speed: int = UNKNOWN_SPEED,
         coalescing: bool = True,
         forwarder: Forwarder | None = None,
+        relay: Relay | None = None,
     ) -> None:
         """The port is the device's from now on. `mtu` is the port's if not given; `pairs` of queues are offered;
         `speed` is Mbit/s, for the driver to show. `coalescing`: whether the driver may say how often it wants to be
         notified. `forwarder`, of the switch that the port is of, serves mapped queues; there is no coalescing then.
+        `relay`, of that switch too, takes frames to other devices that are served in the same thread.
         Raises `LocalError`.
         """
         super().__init__()
@@ -123,6 +126,12 @@ class NetDevice(Device):
         self._features = 0
         self._reader = FrameReader(0, "little", self.mtu)
         self._receivers = [Receiver(self._to_driver) for _ in range(pairs)]
+        self._relay: Relay | None = None
+        self._end: RelayEnd | None = None
+        if relay is not None and isinstance(port, SwitchPort) and pairs == 1:
+            self._relay = relay
+            self._end = RelayEnd(self, port, self._receivers[0], self._from_driver, self._to_driver)
+            relay.add(self._end)
         self._control_queue: int | None = None
         self._taken = 0
         """Bits of `Offload`."""
@@ -198,6 +207,9 @@ class NetDevice(Device):
         writer = HeaderWriter(session.features, session.byteorder)
         for receiver in self._receivers:
             receiver.start(writer)
+        if self._end is not None and session.byteorder == "little":
+            mergeable = bool(session.features & net.F_MRG_RXBUF)
+            self._end.begin(session.features, self.mtu, self._reader.header_bytes, mergeable=mergeable)
         self._control_queue = net.control_queue(session.features, self.pairs)
         self.control.start(session.features, session.byteorder)
         restored, self._restored = self._restored, None
@@ -212,6 +224,8 @@ class NetDevice(Device):
     def reset(self) -> None:
         """The driver is gone, with its buffers and the frames that waited for them."""
         session = self.session
+        if self._end is not None:
+            self._end.end()
         super().reset()
         for index in range(self.queue_count - 1):
             self.queue_reset(index)
@@ -229,6 +243,8 @@ class NetDevice(Device):
         if index & 1:
             self._sent.pop(index, None)
             return
+        if self._end is not None:
+            self._end.receive = None
         if self._receive_queue() is None:
             self._unwatch()
         lost = self._receivers[index >> 1].forget()
@@ -240,6 +256,8 @@ class NetDevice(Device):
         session = self.session
         if session is None:
             return
+        if self._end is not None:
+            self._end.receive = None
         for index, queue in list(session.queues.items()):
             if index == self._control_queue or index >= 2 * self.pairs:
                 continue
@@ -264,6 +282,8 @@ class NetDevice(Device):
                 self.link_up = up
                 for loop in self._loops.values():
                     loop.queue.link_up = up
+                if self._end is not None:
+                    self._end.link_up = up
                 if not up:
                     self.suspend()
             self.config_changed()
@@ -295,6 +315,8 @@ class NetDevice(Device):
     def close(self) -> None:
         """The device is gone with its partition."""
         self._unwatch()
+        if self._relay is not None and self._end is not None:
+            self._relay.remove(self._end)
         self.port.on_arrival = None
         self.port.close()
 
@@ -365,6 +387,9 @@ class NetDevice(Device):
 
     def _take(self, queue: DeviceQueue) -> None:
         """Transmit queue: all frames that there are."""
+        relay, end = self._relay, self._end
+        if relay is not None and end is not None and not self.control.coalescing and relay.take(end, queue):
+            return
         full = True
         while full:
             requests: list[Request] = []
@@ -378,11 +403,12 @@ class NetDevice(Device):
                     requests.append(request)
                     count += request.readable.length
             except RemoteError:
-                self._take_these(requests, queue)
+                self.take_these(requests, queue)
                 raise
-            self._take_these(requests, queue)
+            self.take_these(requests, queue)
 
-    def _take_these(self, requests: list[Request], queue: DeviceQueue) -> None:
+    def take_these(self, requests: list[Request], queue: DeviceQueue) -> None:
+        """Let frames that were taken of a transmit queue go on, and give their buffers back."""
         counters, reader, rules = self._from_driver, self._reader, self.control.rules
         wanted: list[Request] = []
         for request in requests:
@@ -424,6 +450,8 @@ class NetDevice(Device):
     def _give(self, queue: DeviceQueue) -> None:
         """Receive queue: frames into the driver's buffers, which else stay where they are."""
         receiver = self._receivers[queue.index >> 1]
+        if self._end is not None:
+            self._end.receive = queue
         if self.pairs > 1:
             self._distribute(queue)
         for _ in range(_TURN):
@@ -568,7 +596,7 @@ class NetDevice(Device):
 
     def take_apart(self, queue: MappedQueue) -> None:
         """For a loop, in its thread: the frame that it took last is not as usual."""
-        self._take_these([queue.request()], queue)
+        self.take_these([queue.request()], queue)
 
     def give_apart(self, queue: MappedQueue) -> bool:
         """The same: the port has frames that come from no ring. True when some wait for buffers."""
@@ -668,6 +696,8 @@ class NetDevice(Device):
         self._taken = int(taken)
         for loop in self._loops.values():
             loop.queue.taken = self._taken
+        if self._end is not None:
+            self._end.taken = self._taken
         self.port.take(taken)
 
     def _pairs_changed(self) -> None:

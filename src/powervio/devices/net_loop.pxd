@@ -1,4 +1,4 @@
-from powervio.devices.net_frame cimport FrameView
+from powervio.devices.net_in_hand cimport FrameInHand
 from powervio.devices.net_rules cimport ReceiveFilter, Steering
 from powervio.memory.space cimport AddressSpace
 from powervio.network.switch_core cimport Decision, SwitchCore
@@ -70,7 +70,7 @@ cdef class ForwardedQueue:
 cdef class Forwarder:
     cdef readonly SwitchCore core
     cdef readonly Decision decision
-    cdef readonly FrameView view
+    cdef readonly FrameInHand hand
     cdef readonly unsigned int current
     cdef readonly bint open
     cdef readonly unsigned int open_head
@@ -78,17 +78,11 @@ cdef class Forwarder:
     cdef unsigned char *out
     cdef readonly unsigned long long out_bytes
     cdef readonly unsigned long long rest_bytes
-    cdef readonly unsigned long long link_bytes
-    cdef readonly unsigned int needs
-    cdef readonly unsigned int gso
     cdef readonly unsigned long long sleeps
-    cdef unsigned char *_header
     cdef unsigned char *_private
     cdef unsigned char *_changed
     cdef unsigned char *_base
     cdef unsigned char *_frame
-    cdef unsigned long long _have
-    cdef unsigned long long _length
     cdef bint _looked
     cdef unsigned char *_sources
     cdef int _source_count
@@ -120,12 +114,10 @@ cdef class Forwarder:
     cdef int forward(self, ForwardedQueue queue, unsigned long long now) except? -1 nogil
     cdef int _flood(self) except? -1 nogil
     cdef bint _is_usual(self, ForwardedQueue queue) noexcept nogil
-    cdef bint _is_true(self, ForwardedQueue queue) noexcept nogil
     cdef void _fetch(self, unsigned char *to, unsigned long long length) noexcept nogil
     cdef void look(self) noexcept nogil
     cdef int _deliver(self, int number, int change) except? -1 nogil
     cdef void _change(self, int change) noexcept nogil
-    cdef void _move(self, unsigned long long place) noexcept nogil
     cdef void begin_reading(self, unsigned long long header_bytes, unsigned int buffers) noexcept nogil
     cdef void read_to(self, unsigned long long address, unsigned long long length) noexcept nogil
     cdef int _deliver_apart(self, int number) except? -1

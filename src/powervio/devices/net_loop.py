@@ -17,14 +17,13 @@ from __future__ import annotations
 import logging
 import os
 import select
-import sys
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from typing import Any
 
 import cython
-from cython.cimports.powervio.devices.net_frame import FrameView
+from cython.cimports.powervio.devices.net_in_hand import FrameInHand, shift_of, write_tagged
 from cython.cimports.powervio.devices.net_rules import ReceiveFilter, Steering
 from cython.cimports.powervio.memory.hw import (
     at,
@@ -32,32 +31,24 @@ from cython.cimports.powervio.memory.hw import (
     copy,
     event_take,
     fetch,
-    get16,
-    ld8,
     ld8_acquire,
     ld32,
     ld64,
-    le16,
     pointer,
     prefetch_at,
     prefetch_to_write,
     relax,
     st8,
     st8_release,
-    st16,
     st32,
-    st64,
     store,
     transfer,
     wait_any,
-    zero,
 )
 from cython.cimports.powervio.memory.space import READ, WRITE, AddressSpace
 from cython.cimports.powervio.network.switch_core import Decision, SwitchCore
 from cython.cimports.powervio.virtio.device_queue import MappedQueue
 from cython.cimports.powervio.virtio.device_ring import DeviceRing
-
-from powervio.network.frame import Frame
 
 _log = logging.getLogger(__name__)
 
@@ -75,26 +66,14 @@ cache several times."""
 _LINES = cython.declare(cython.ulonglong, 76)
 _BEFORE = cython.declare(cython.ulonglong, 16)
 """Bytes before a private frame, where its header is."""
-_HEADER = cython.declare(cython.ulonglong, 12)
-_NUM_BUFFERS = cython.declare(cython.ulonglong, 10)
 _ETHERNET = cython.declare(cython.ulonglong, 14)
 _LARGEST = cython.declare(cython.ulonglong, 65535)
-_TAG_TYPE = cython.declare(cython.uint, 0x8100 if sys.byteorder == "big" else 0x0081)
-_NEEDS_CSUM = cython.declare(cython.uint, 1)
 _KEEP = cython.declare(cython.int, 0)
-_STRIP = cython.declare(cython.int, 1)
-_PUSH = cython.declare(cython.int, 2)
 _QUEUE_FULL = cython.declare(cython.int, 14)
 """Of `switch_core.REASONS`."""
 _DROPPED = cython.declare(cython.int, 0)
 _ONE = cython.declare(cython.int, 1)
 
-_CSUM = cython.declare(cython.uint, 0x01)
-_TSO4 = cython.declare(cython.uint, 0x02)
-_TSO6 = cython.declare(cython.uint, 0x04)
-_ECN = cython.declare(cython.uint, 0x08)
-_USO4 = cython.declare(cython.uint, 0x20)
-_USO6 = cython.declare(cython.uint, 0x40)
 _NOBODY = cython.declare(cython.int, -2)
 """Nobody here has a ring of that port."""
 
@@ -345,7 +324,7 @@ class ForwardedQueue:
         _NOBODY."""
         if self.number != number or self.pair != pair:
             return _NOBODY if self.following is None else self.following.put(number, pair)
-        if self._forwarder.needs & ~self.taken:
+        if self._forwarder.hand.needs & ~self.taken:
             return _NOBODY  # it gets segments, or a checksum
         self._forwarder.current = self.identity
         return self._put()
@@ -360,10 +339,10 @@ class ForwardedQueue:
         if self._filter.promiscuous and self._steering.pairs == 1 and not self._steering.rss:
             return 0
         self._forwarder.look()
-        if not self._filter.passes(self._forwarder.out, self._forwarder.view):
+        if not self._filter.passes(self._forwarder.out, self._forwarder.hand.view):
             self.filtered += 1
             return -1
-        return self._steering.choose(self._forwarder.view)
+        return self._steering.choose(self._forwarder.hand.view)
 
     @cython.cfunc
     @cython.nogil
@@ -375,7 +354,7 @@ class ForwardedQueue:
         if not self.link_up:
             self.no_room += 1
             return 0
-        if not self._forwarder.gso and size > self._mtu + self._forwarder.link_bytes:
+        if not self._forwarder.hand.gso and size > self._mtu + self._forwarder.hand.link_bytes:
             self.too_long += 1
             return 0
         while self._room < needed:
@@ -500,7 +479,7 @@ class Forwarder:
 
     core: SwitchCore
     decision: Decision
-    view: FrameView
+    hand: FrameInHand
     current: cython.uint
     open: cython.bint
     open_head: cython.uint
@@ -508,17 +487,11 @@ class Forwarder:
     out: cython.p_uchar
     out_bytes: cython.ulonglong
     rest_bytes: cython.ulonglong
-    link_bytes: cython.ulonglong
-    needs: cython.uint
-    gso: cython.uint
     sleeps: cython.ulonglong
-    _header: cython.p_uchar
     _private: cython.p_uchar
     _changed: cython.p_uchar
     _base: cython.p_uchar
     _frame: cython.p_uchar
-    _have: cython.ulonglong
-    _length: cython.ulonglong
     _looked: cython.bint
     _sources: cython.p_uchar
     _source_count: cython.int
@@ -546,25 +519,23 @@ class Forwarder:
 
     def __init__(self, switch: Any, *, spin: float = 0.0) -> None:
         """For a `network.switch.Switch`. `spin` is the seconds for which empty rings are looked at before it sleeps."""
-        books = bytearray(16), bytearray(512), bytearray(16 * 128), bytearray(512), bytearray(8)
+        books = bytearray(512), bytearray(16 * 128), bytearray(512), bytearray(8)
         self.core = switch.core
         self.decision = Decision(switch.core)
-        self.view = FrameView()
+        self.hand = FrameInHand()
         self.current = 0
         self.open = False
         self.open_head = self.opened_by = 0
         self.sleeps = 0
-        self.needs = self.gso = 0
-        self.out_bytes = self.rest_bytes = self.link_bytes = 0
-        self._header = pointer(books[0])
-        self._private = pointer(books[1])
+        self.out_bytes = self.rest_bytes = 0
+        self._private = pointer(books[0])
         self._frame = at(self._private, _BEFORE)
-        self._sources = pointer(books[2])
-        self._changed = pointer(books[3])
+        self._sources = pointer(books[1])
+        self._changed = pointer(books[2])
         self._base = self._private
         self.out = self._frame
         self._shift = 0
-        self._stopping = pointer(books[4])
+        self._stopping = pointer(books[3])
         self._books = books
         self._switch = switch
         self._queues = {}
@@ -752,15 +723,15 @@ class Forwarder:
                 queue.device.take_apart(queue._queue)
             return 0
         if queue._steering.pairs > 1:
-            self.view.look(self._frame, self._have)
-            queue._steering.learn(self.view, queue.pair)
+            self.hand.view.look(self._frame, self.hand.have)
+            queue._steering.learn(self.hand.view, queue.pair)
         kind = self.core.decide(
             self.decision,
             queue.handle,
             self._frame,
             0,
-            self._length,
-            le16(get16(self._header, 6)) if self.needs else 18,
+            self.hand.length,
+            self.hand.checksum_begins(),
             now,
         )
         if kind == _DROPPED:
@@ -773,7 +744,7 @@ class Forwarder:
         self.current = queue.identity
         if kind:
             queue.frames += 1
-            queue.bytes += self._length
+            queue.bytes += self.hand.length
         else:
             queue.unheard += 1
         return 1
@@ -797,11 +768,13 @@ class Forwarder:
         number: cython.uint
         total: cython.ulonglong = queue._ring.readable_bytes
         header_bytes: cython.ulonglong = queue._header_bytes
+        length: cython.ulonglong
+        have: cython.ulonglong
         count: cython.int = 0
         if queue._ring.writable_bytes or total < header_bytes + _ETHERNET or not queue.link_up:
             return False
-        self._length = total - header_bytes
-        if self._length > _LARGEST + _ETHERNET + 8:
+        length = total - header_bytes
+        if length > _LARGEST + _ETHERNET + 8:
             return False
         for number in range(queue._ring.segment_count):
             count = queue._space.gather(
@@ -817,56 +790,14 @@ class Forwarder:
         self._source_count = count
         self._reading = 0
         self._offset = 0
-        self._have = self._length if self._length < _PRIVATE else _PRIVATE
-        self._fetch(at(self._private, _BEFORE - header_bytes), header_bytes + self._have)
+        have = length if length < _PRIVATE else _PRIVATE
+        self._fetch(at(self._private, _BEFORE - header_bytes), header_bytes + have)
         self._rest_source = self._reading
         self._rest_offset = self._offset
-        self.rest_bytes = self._length - self._have
-        self.needs = 0
-        self.gso = ld8(self._private, _BEFORE - header_bytes + 1)
-        self.link_bytes = 18 if get16(self._frame, 12) == _TAG_TYPE else _ETHERNET
-        if self.gso or ld8(self._private, _BEFORE - header_bytes) & _NEEDS_CSUM:
-            copy(self._header, 0, self._private, _BEFORE - header_bytes, 10)
-            return self._is_true(queue)
-        return self._length <= queue._mtu + self.link_bytes
-
-    @cython.cfunc
-    @cython.nogil
-    @cython.exceptval(check=False)
-    def _is_true(self, queue: ForwardedQueue) -> cython.bint:
-        """Whether what the driver says of offloads is true of the frame, and was negotiated."""
-        begin: cython.uint = le16(get16(self._header, 6))
-        offset: cython.uint = le16(get16(self._header, 8))
-        size: cython.uint = le16(get16(self._header, 4))
-        kind: cython.uint = self.gso & 0x7F
-        bit: cython.uint
-        headers: cython.uint
-        if not ld8(self._header, 0) & _NEEDS_CSUM or not queue._features & 1:
-            return False
-        if begin < 18 or begin + offset + 2 > self._length:
-            return False
-        self.needs = _CSUM
-        if self.gso == 0:
-            return self._length <= queue._mtu + self.link_bytes
-        self.view.look(self._frame, self._have)
-        headers = self.view.headers_of(self.gso, begin, offset, self._length)
-        if headers == 0 or size == 0 or headers + size - self.view.link_bytes > queue._mtu:
-            return False
-        if kind == 1:
-            bit = 11
-            self.needs |= _TSO4
-        elif kind == 4:
-            bit = 12
-            self.needs |= _TSO6
-        else:
-            bit = 56
-            self.needs |= _USO4 if self.view.network == 4 else _USO6
-        if self.gso & 0x80:
-            if not queue._features >> 13 & 1:
-                return False
-            self.needs |= _ECN
-        st16(self._header, 2, le16(headers))
-        return queue._features >> bit & 1 != 0
+        self.rest_bytes = length - have
+        return self.hand.take_up(
+            at(self._private, _BEFORE - header_bytes), self._frame, have, length, queue._features, queue._mtu
+        )
 
     @cython.cfunc
     @cython.nogil
@@ -893,7 +824,7 @@ class Forwarder:
         """Find the headers of the frame as a receiver gets it."""
         if not self._looked:
             self._looked = True
-            self.view.look(self.out, self.out_bytes)
+            self.hand.view.look(self.out, self.out_bytes)
 
     @cython.cfunc
     @cython.nogil
@@ -922,58 +853,22 @@ class Forwarder:
     def _change(self, change: cython.int) -> cython.void:
         """Make the first bytes of the frame as its receiver gets it."""
         self._base = self._private if change == _KEEP else self._changed
-        self._shift = 4 if change == _PUSH else -4 if change == _STRIP else 0
+        self._shift = shift_of(change)
         self.out = at(self._base, _BEFORE)
         if change == _KEEP:
-            self.out_bytes = self._have
-        elif change == _STRIP:
-            copy(self.out, 0, self._frame, 0, 12)
-            copy(self.out, 12, self._frame, 16, self._have - 16)
-            self.out_bytes = self._have - 4
-        elif change == _PUSH:
-            copy(self.out, 0, self._frame, 0, 12)
-            st8(self.out, 12, 0x81)
-            st8(self.out, 13, 0)
-            st8(self.out, 14, self.decision.tci >> 8)
-            st8(self.out, 15, self.decision.tci & 0xFF)
-            copy(self.out, 16, self._frame, 12, self._have - 12)
-            self.out_bytes = self._have + 4
+            self.out_bytes = self.hand.have
         else:
-            copy(self.out, 0, self._frame, 0, self._have)
-            st8(self.out, 14, self.decision.tci >> 8)
-            st8(self.out, 15, self.decision.tci & 0xFF)
-            self.out_bytes = self._have
+            self.out_bytes = write_tagged(self.out, 0, self._frame, self.hand.have, change, self.decision.tci)
 
     @cython.cfunc
     @cython.nogil
     @cython.exceptval(check=False)
     def begin_reading(self, header_bytes: cython.ulonglong, buffers: cython.uint) -> cython.void:
         """Read header, first bytes and the rest of the frame from the beginning on."""
-        begin: cython.ulonglong = _BEFORE - header_bytes
-        st64(self._base, 0, 0)
-        st64(self._base, 8, 0)
-        if self.needs:
-            copy(self._base, begin, self._header, 0, 10)
-            st8(self._base, begin, _NEEDS_CSUM)
-            if not self.gso:
-                zero(self._base, begin + 1, 5)
-            elif self._shift:
-                self._move(begin + 2)
-            if self._shift:
-                self._move(begin + 6)
-        if header_bytes == _HEADER:
-            st16(self._base, begin + _NUM_BUFFERS, le16(buffers))
-        self._place = begin
+        self._place = _BEFORE - header_bytes
+        self.hand.write_header(self._base, self._place, header_bytes, self._shift, buffers)
         self._reading = self._rest_source
         self._offset = self._rest_offset
-
-    @cython.cfunc
-    @cython.nogil
-    @cython.exceptval(check=False)
-    def _move(self, place: cython.ulonglong) -> cython.void:
-        """An offset in the header that is given moves with the tag."""
-        value: cython.int = le16(get16(self._base, place))
-        st16(self._base, place, le16((value + self._shift) & 0xFFFF))
 
     @cython.cfunc
     @cython.nogil
@@ -1017,12 +912,5 @@ class Forwarder:
             self._reading = self._rest_source
             self._offset = self._rest_offset
             self._fetch(at(to, self.out_bytes), self.rest_bytes)
-        if self.needs:
-            begin, offset = int(le16(get16(self._header, 6))) + self._shift, int(le16(get16(self._header, 8)))
-            size, headers = 0, 0
-            if self.gso:
-                size, headers = int(le16(get16(self._header, 4))), int(le16(get16(self._header, 2))) + self._shift
-            frame = Frame(bytes(data), (begin, offset), False, int(self.gso), size, headers)
-        else:
-            frame = Frame(bytes(data))
+        frame = self.hand.as_frame(bytes(data), self._shift)
         return 1 if port.deliver(frame) else 0

@@ -154,16 +154,22 @@ class SwitchPort(Port):
         if kind == ONE:
             if decision.todo:
                 frame = retagged(frame, decision.todo, decision.tci)
-            receiver = ports[decision.egress]
-            if receiver is not None and receiver.deliver(frame):
-                self.missed = 0
-                self.sent += 1
-                return True
-            self.missed = 1
-            return self._unheard(receiver)
-        return self._flood(frame, decision, ports)
+            return self.give(frame, ports[decision.egress])
+        return self.flood(frame, decision, ports)
 
-    def _flood(self, frame: Frame, decision: Decision, ports: tuple[SwitchPort | None, ...]) -> bool:
+    def give(self, frame: Frame, receiver: SwitchPort | None) -> bool:
+        """For who decides itself (`SwitchCore`), ONE: the port gets the frame, whose tag is as it has to be; True when
+        it got it. `receiver` is what was at the number before the decision."""
+        if receiver is not None and receiver.deliver(frame):
+            self.missed = 0
+            self.sent += 1
+            return True
+        self.missed = 1
+        return self._unheard(receiver)
+
+    def flood(self, frame: Frame, decision: Decision, ports: tuple[SwitchPort | None, ...]) -> bool:
+        """The same of FLOOD: all receivers get the frame, as it was sent. `ports` were the switch's before the
+        decision."""
         forms: list[Frame | None] = [None, None]
         receivers: list[tuple[SwitchPort | None, Frame]] = []
         while (number := decision.next()) >= 0:

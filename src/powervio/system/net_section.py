@@ -14,6 +14,7 @@ from msgspec import Meta, field
 from powervio.attach.rtnetlink import Address, Interface
 from powervio.attach.tap import TapAttachment, TapOptions
 from powervio.devices.net import NetDevice
+from powervio.devices.net_relay import Relay
 from powervio.drivers.net import NetDriver
 from powervio.errors import LocalError
 from powervio.network import tun
@@ -91,6 +92,8 @@ class Place:
     """Of the section at the client, from 0."""
     switch: Callable[[str], Switch]
     """The hypervisor's switch of a name, made when it is first asked for."""
+    relay: Callable[[str], Relay]
+    """Of the device's VIO server and the switch of a name, made likewise."""
 
 
 def names(value: str | list[str]) -> list[str]:
@@ -137,7 +140,8 @@ def address_of(declared: SwitchPortOptions, seed: str) -> bytes:
 
 def make_device(declared: Any, place: Place) -> NetDevice:
     """The device at a port of its switch. Raises `LocalError`."""
-    return device_at_port(declared, f"{place.client}.{place.number}", hardware_address(declared, place), place.switch)
+    name, mac = f"{place.client}.{place.number}", hardware_address(declared, place)
+    return device_at_port(declared, name, mac, place.switch, relay=place.relay(declared.switch))
 
 
 def device_at_port(

@@ -24,6 +24,7 @@ from typing import Any, TypeVar, cast
 
 from powervio.attach.block import BlockDisk
 from powervio.attach.nbd import NbdServer
+from powervio.devices.net_relay import Relay
 from powervio.drivers.multipath import Path as DiskPath
 from powervio.drivers.multipath_disk import MultipathDriver
 from powervio.errors import LocalError
@@ -84,6 +85,7 @@ class System:
         self.devices: list[ServedDevice | ServedVterm] = []
         """What the table of device types declares."""
         self.switches: dict[str, Switch] = {}
+        self._relays: dict[tuple[str, str], Relay] = {}
         """The hypervisor's, by name, as far as something is at them."""
         self.kernels: dict[str, PartitionKernel] = {}
         """By the name of the partition; of a VIO server that booted again another one than at the start. Only of those
@@ -295,13 +297,21 @@ class System:
     def _place(self, lpar: Lpar, row: DeviceType, declared: AdapterSection) -> Place:
         known = getattr(lpar, row.section)
         number = next((at for at, one in enumerate(known) if one is declared), len(known))
-        return Place(self.config.name, lpar.name, number, self.switch)
+        return Place(self.config.name, lpar.name, number, self.switch, partial(self._relay, declared.vios))
 
     def switch(self, name: str) -> Switch:
         """The hypervisor's switch of a name, made when it is first asked for."""
         if name not in self.switches:
             self.switches[name] = Switch(name)
         return self.switches[name]
+
+    def _relay(self, server: str | list[str], switch: str) -> Relay:
+        """What takes frames between the network devices of one VIO server at one switch."""
+        assert isinstance(server, str)
+        key = server, switch
+        if key not in self._relays:
+            self._relays[key] = Relay(self.switch(switch))
+        return self._relays[key]
 
     async def in_partition(self, name: str, function: Callable[[], T]) -> T:
         """Call a function where a VIO server's objects live.

@@ -1,5 +1,6 @@
 from powervio.memory.space cimport AddressSpace
 from powervio.virtio.device_ring cimport DeviceRing
+from powervio.virtio.staging cimport Staging
 
 cdef class Request:
     cdef readonly unsigned int head
@@ -13,6 +14,7 @@ cdef class DeviceQueue:
     cdef public bint live
     cdef public bint enabled
     cdef public object batch
+    cdef public Staging staging
     cdef long long _allowance
     cdef object _payload
     cdef object _notify

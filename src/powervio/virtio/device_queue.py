@@ -20,6 +20,7 @@ import cython
 from cython.cimports.powervio.memory.hw import event_signal, event_take, wait_any
 from cython.cimports.powervio.memory.space import AddressSpace
 from cython.cimports.powervio.virtio.device_ring import Chain, DeviceRing
+from cython.cimports.powervio.virtio.staging import Staging
 
 from powervio.errors import RemoteError
 from powervio.memory.abstract import Payload
@@ -73,6 +74,7 @@ class DeviceQueue:
     live: cython.bint
     enabled: cython.bint
     batch: Any
+    staging: Staging | None
     _allowance: cython.longlong
     _payload: Any
     _notify: Any
@@ -103,6 +105,8 @@ class DeviceQueue:
         """Whether the driver wants anything of this queue now; vhost-user alone has queues that are not enabled."""
         self.batch = batch
         """How to serve several requests together; None where that saves nothing."""
+        self.staging = None
+        """How compiled code moves the driver's bytes, where they cannot be reached; set by the transport."""
         self._allowance = _UNLIMITED
         self._payload = payload
         self._notify = notify
@@ -195,6 +199,13 @@ class DeviceQueue:
         for request, written in used:
             self.complete(request.head, written)
 
+    def fail(self, error: RemoteError) -> None:
+        """The driver broke the ring, which was seen outside of a turn of this queue. Raises `error` when there is
+        nobody to be told."""
+        if self._broken is None:
+            raise error
+        self._broken(self.index, error)
+
     def flush(self) -> bool:
         """Make completed buffers visible to the driver and notify it unless it said it does not want to know.
 
@@ -207,9 +218,7 @@ class DeviceQueue:
         try:
             published = self.ring.publish()
         except RemoteError as error:
-            if self._broken is None:
-                raise
-            self._broken(self.index, error)
+            self.fail(error)
             return False
         if published:
             self._notify(self.index)

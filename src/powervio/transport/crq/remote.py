@@ -111,6 +111,27 @@ class RemoteWindow:
             length -= part
             part = length
 
+    @cython.ccall
+    @cython.exceptval(-1)
+    def copy_across(
+        self, address: cython.ulonglong, length: cython.ulonglong, other: RemoteWindow, to: cython.ulonglong
+    ) -> cython.int:
+        """Copy from this partner's memory into that of another adapter's partner (papr-vio 4.1: any two panes of the
+        caller's)."""
+        part: cython.ulonglong = length
+        while True:
+            if length > self._limit:
+                part = self._limit
+            code = self._port.copy_rdma(part, self._remote, address, other._remote, to)
+            if code:
+                self._check(code, address, part, f"copying to {to:#x} of another adapter's client")
+            if part == length:
+                return 0
+            address += part
+            to += part
+            length -= part
+            part = length
+
     def read(self, address: int, length: int) -> bytes:
         """A piece of the partner's memory as bytes, at most the bounce area's size."""
         if length <= _READ_LIMIT:

@@ -16,6 +16,7 @@ cdef class QueueService:
     cdef object _window
     cdef object _on_broken
     cdef readonly object _redirector
+    cdef object _staging
     cdef dict _rings
     cdef dict _queues
     cdef dict _kicked

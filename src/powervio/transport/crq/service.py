@@ -25,6 +25,7 @@ from powervio.transport.crq.protocol import Message, QueueAddresses, encode
 from powervio.transport.crq.redirect import RedirectedPayload, Redirector
 from powervio.transport.crq.remote import RdmaPayload, RemoteWindow
 from powervio.transport.crq.remote_ring import RemotePackedRing, RemoteRing, RemoteSplitRing
+from powervio.transport.crq.staging import RdmaStaging
 from powervio.vio.dma import DmaSpace
 from powervio.vio.kernel import PartitionKernel
 from powervio.virtio import features as feature
@@ -59,6 +60,7 @@ class QueueService:
     _window: Any
     _on_broken: Any
     _redirector: Any
+    _staging: Any
     _rings: dict[int, RemoteRing]
     _queues: dict[int, DeviceQueue]
     _kicked: dict[int, int | None]
@@ -96,6 +98,7 @@ class QueueService:
         """Whether the device has something of this session, so that it has to be reset with it."""
         self._on_broken = on_broken
         self._redirector = redirector
+        self._staging = RdmaStaging(window)
         self._rings = {}
         self._queues = {}
         self._kicked = {}
@@ -136,6 +139,7 @@ class QueueService:
         self._queues[entry.index] = DeviceQueue(
             entry.index, ring, self._payload, self._notify, self._broken, self._wake, batch
         )
+        self._queues[entry.index].staging = self._staging
         high, low = encode(Message.USED, session, queue=entry.index, generation=channels.generation(entry.index))
         self._notifiers[entry.index] = channels.notifier(entry.index)
         # bytes 6-7 are the index (P2.3)

@@ -1,0 +1,1 @@
+from powervio.virtio.staging import *
