@@ -51,7 +51,7 @@ _PIECES = cython.declare(cython.uint, 256)
 _HELD = cython.declare(cython.uint, 64)
 """Segments of the buffers of one frame, and these buffers, at most; what needs more is not usual."""
 _WHOLE = cython.declare(cython.ulonglong, 4096)
-"""Bytes of a frame, with its header, up to which all of it is staged: another copy costs more than moving them twice."""
+"""Bytes of a frame, with its header, up to which all of it is staged: another copy would cost more."""
 _FIRST = cython.declare(cython.ulonglong, 268)
 """Bytes of others that are: enough to find all headers in (`net_frame.LOOK`)."""
 _GAP = cython.declare(cython.ulonglong, 128)
