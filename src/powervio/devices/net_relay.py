@@ -334,7 +334,8 @@ class Relay:
                     elif outcome == _GOT:
                         frames += 1
                         total += self._hand.length
-                    self._give_back(row)
+                    if outcome != _WAITS:
+                        self._give_back(row)
                 elif ld32(self._rows, _ROW * row + _STATE) == _UNREACHABLE:
                     end._from_driver.drop("memory")
                     self._give_back(row)
