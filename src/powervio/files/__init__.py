@@ -1,0 +1,1 @@
+"""Safe directory trees, and the codecs of the protocols that carry files."""

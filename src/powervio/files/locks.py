@@ -1,0 +1,296 @@
+"""Byte-range locks of a share's clients: one table for each file, and one lock of the server's for other processes.
+
+Ranges are POSIX's (fcntl(2), F_SETLK): a lock belongs to an owner, one of the same owner replaces, splits or joins what
+it overlaps with, and a file is locked through whichever open file of it. On the host the server holds, by one open file
+description of its own, the strongest of its clients' locks on each byte, so that other processes see them and their
+locks are seen. Nothing waits here: a lock that conflicts is refused, and whoever wants to wait asks to be told
+(`when_released`) of what clients let go; a process of the host gives no such sign, so that one looks again by time.
+"""
+
+from __future__ import annotations
+
+import errno
+import fcntl
+import os
+import struct
+from collections.abc import Callable, Hashable
+from dataclasses import dataclass
+from itertools import pairwise
+from typing import NamedTuple
+
+READ, WRITE, UNLOCK = 0, 1, 2
+"""Kinds of locks, as F_RDLCK, F_WRLCK and F_UNLCK are numbered on most machines and in 9P2000.L."""
+END = (1 << 63) - 1
+"""The last byte that there can be: a lock of length 0 goes to the end."""
+_HOST_KINDS = {READ: fcntl.F_RDLCK, WRITE: fcntl.F_WRLCK, UNLOCK: fcntl.F_UNLCK}
+_KINDS = {host: kind for kind, host in _HOST_KINDS.items()}
+_FLOCK = struct.Struct("hhqqi0q")
+
+FileKey = tuple[int, int]
+"""Device and inode."""
+
+
+class LockOwner(NamedTuple):
+    """Whose a lock is: a client (anything that is its own), and a number that it has for one of its processes."""
+
+    client: Hashable
+    process: int
+
+
+@dataclass(frozen=True)
+class Lock:
+    """A lock. Its owner is None when it is a process of the host's; `process` is then that one's, or -1."""
+
+    kind: int
+    start: int
+    length: int
+    owner: LockOwner | None
+    process: int = 0
+
+
+class _Range(NamedTuple):
+    start: int
+    end: int  # the last byte
+    kind: int
+    owner: LockOwner
+
+
+class _File:
+    def __init__(self, fd: int) -> None:
+        self.fd = fd
+        self.ranges: list[_Range] = []
+        self.mirror: list[tuple[int, int, int]] = []
+        self.waiters: list[Callable[[], None]] = []
+
+
+class LockTable:
+    """The locks of one share."""
+
+    def __init__(self, limit: int = 65536) -> None:
+        """`limit`: ranges of all clients together, beyond which there is ENOLCK."""
+        self.limit = limit
+        self.count = 0
+        self._files: dict[FileKey, _File] = {}
+
+    def lock(
+        self, key: FileKey, open_file: Callable[[], int], kind: int, start: int, length: int, owner: LockOwner
+    ) -> bool:
+        """Take, change or give up a lock; False when another's is in the way, and then nothing has changed.
+
+        `open_file` gives a descriptor of the file with an open file description of its own, for reading and writing
+        where that can be; it is closed here when the last lock is gone. Raises `OSError`: EINVAL for a range that is
+        none, ENOLCK for too many.
+        """
+        end = last_byte(start, length)
+        if kind not in _HOST_KINDS:
+            raise OSError(errno.EINVAL, f"{kind} is no kind of lock")
+        file = self._files.get(key)
+        if kind == UNLOCK:
+            if file is not None:
+                self._set(key, file, carved(file.ranges, start, end, owner))
+            return True
+        if self.count >= self.limit:
+            raise OSError(errno.ENOLCK, os.strerror(errno.ENOLCK))
+        if file is not None and conflict(file.ranges, kind, start, end, owner) is not None:
+            return False
+        if file is None:
+            file = self._files[key] = _File(open_file())
+        ranges = joined([*carved(file.ranges, start, end, owner), _Range(start, end, kind, owner)])
+        return self._set(key, file, ranges)
+
+    def conflict(self, key: FileKey, fd: int, kind: int, start: int, length: int, owner: LockOwner) -> Lock | None:
+        """A lock that is in the way of this one, or None; `fd` is any descriptor of the file."""
+        end = last_byte(start, length)
+        if kind not in (READ, WRITE):
+            raise OSError(errno.EINVAL, f"{kind} is no kind of lock that could be taken")
+        file = self._files.get(key)
+        if file is not None:
+            other = conflict(file.ranges, kind, start, end, owner)
+            if other is not None:
+                size = 0 if other.end == END else other.end - other.start + 1
+                return Lock(other.kind, other.start, size, other.owner, other.owner.process)
+            fd = file.fd
+        asked = _FLOCK.pack(_HOST_KINDS[kind], os.SEEK_SET, start, length_of(start, end), 0)
+        told, _, at, size, process = _FLOCK.unpack(fcntl.fcntl(fd, fcntl.F_OFD_GETLK, asked))
+        return None if told == fcntl.F_UNLCK else Lock(_KINDS[told], at, size, None, process)
+
+    def release(self, client: Hashable, process: int | None = None, key: FileKey | None = None) -> None:
+        """Give up all locks of a client, or of one of its processes, in all files or in one."""
+        for which in [key] if key is not None else list(self._files):
+            file = self._files.get(which)
+            if file is None:
+                continue
+            left = [
+                lock
+                for lock in file.ranges
+                if lock.owner.client != client or (process is not None and lock.owner.process != process)
+            ]
+            if len(left) < len(file.ranges):
+                self._set(which, file, left)
+
+    def when_released(self, key: FileKey, told: Callable[[], None]) -> Callable[[], None]:
+        """Have `told` called, once, when something in this file has been given up; what is returned withdraws that."""
+        file = self._files.get(key)
+        if file is None:
+            told()
+            return _nothing
+        file.waiters.append(told)
+
+        def withdraw() -> None:
+            if told in file.waiters:
+                file.waiters.remove(told)
+
+        return withdraw
+
+    def close(self) -> None:
+        """Give up everything."""
+        for key, file in list(self._files.items()):
+            self._set(key, file, [])
+
+    def _set(self, key: FileKey, file: _File, ranges: list[_Range]) -> bool:
+        """Have these ranges, if the host lets us; True when it does."""
+        mirror = strongest(ranges)
+        if not self._mirror(file, mirror):
+            if not file.ranges:
+                self._end(key, file)
+            return False
+        freed = lost(file.ranges, ranges)
+        self.count += len(ranges) - len(file.ranges)
+        file.ranges, file.mirror = ranges, mirror
+        waiters = file.waiters
+        if freed:
+            file.waiters = []
+        if not ranges:
+            self._end(key, file)
+        if freed:
+            for told in waiters:
+                told()
+        return True
+
+    def _end(self, key: FileKey, file: _File) -> None:
+        del self._files[key]
+        os.close(file.fd)
+
+    def _mirror(self, file: _File, wanted: list[tuple[int, int, int]]) -> bool:
+        """Take on the host what is new, and then give up what is not wanted any more."""
+        done: list[tuple[int, int, int]] = []
+        for piece in wanted:
+            if piece in file.mirror:
+                continue
+            try:
+                _host_lock(file.fd, piece[2], piece[0], piece[1])
+            except OSError as error:
+                for start, end, _ in done:
+                    _host_lock(file.fd, UNLOCK, start, end)
+                for start, end, kind in file.mirror:
+                    _host_lock(file.fd, kind, start, end)
+                if error.errno in (errno.EAGAIN, errno.EACCES):
+                    return False
+                raise
+            done.append(piece)
+        for start, end in gaps(file.mirror, wanted):
+            _host_lock(file.fd, UNLOCK, start, end)
+        return True
+
+
+def _nothing() -> None:
+    """Withdraws nothing."""
+
+
+def _host_lock(fd: int, kind: int, start: int, end: int) -> None:
+    asked = _FLOCK.pack(_HOST_KINDS[kind], os.SEEK_SET, start, length_of(start, end), 0)
+    fcntl.fcntl(fd, fcntl.F_OFD_SETLK, asked)
+
+
+def last_byte(start: int, length: int) -> int:
+    """The last byte of a range; raises `OSError` (EINVAL, EOVERFLOW) for one that is none."""
+    if start < 0 or length < 0:
+        raise OSError(errno.EINVAL, os.strerror(errno.EINVAL))
+    if start > END or length > END - start + 1:
+        raise OSError(errno.EOVERFLOW, os.strerror(errno.EOVERFLOW))
+    return start + length - 1 if length else END
+
+
+def length_of(start: int, end: int) -> int:
+    """The length of a range as fcntl has it."""
+    return 0 if end == END else end - start + 1
+
+
+def conflict(ranges: list[_Range], kind: int, start: int, end: int, owner: LockOwner) -> _Range | None:
+    """The first range of another owner that is in the way."""
+    for other in ranges:
+        if (
+            other.owner != owner
+            and other.start <= end
+            and start <= other.end
+            and (kind == WRITE or other.kind == WRITE)
+        ):
+            return other
+    return None
+
+
+def carved(ranges: list[_Range], start: int, end: int, owner: LockOwner) -> list[_Range]:
+    """The ranges without what this owner has between `start` and `end`."""
+    result: list[_Range] = []
+    for one in ranges:
+        if one.owner != owner or one.end < start or one.start > end:
+            result.append(one)
+            continue
+        if one.start < start:
+            result.append(one._replace(end=start - 1))
+        if one.end > end:
+            result.append(one._replace(start=end + 1))
+    return result
+
+
+def joined(ranges: list[_Range]) -> list[_Range]:
+    """The ranges in order, with neighbours of one owner and kind as one."""
+    result: list[_Range] = []
+    last: dict[LockOwner, int] = {}
+    for one in sorted(ranges, key=lambda one: one.start):
+        at = last.get(one.owner)
+        if at is not None and result[at].kind == one.kind and result[at].end + 1 >= one.start:
+            result[at] = result[at]._replace(end=max(one.end, result[at].end))
+        else:
+            last[one.owner] = len(result)
+            result.append(one)
+    return result
+
+
+def strongest(ranges: list[_Range]) -> list[tuple[int, int, int]]:
+    """What the host is to see: (first byte, last byte, kind), apart from each other, in order."""
+    edges = sorted({one.start for one in ranges} | {one.end + 1 for one in ranges})
+    result: list[tuple[int, int, int]] = []
+    for start, after in pairwise(edges):
+        kinds = [one.kind for one in ranges if one.start <= start and after - 1 <= one.end]
+        if not kinds:
+            continue
+        kind = max(kinds)
+        if result and result[-1][1] + 1 == start and result[-1][2] == kind:
+            result[-1] = (result[-1][0], after - 1, kind)
+        else:
+            result.append((start, after - 1, kind))
+    return result
+
+
+def gaps(before: list[tuple[int, int, int]], after: list[tuple[int, int, int]]) -> list[tuple[int, int]]:
+    """What was covered and is no more."""
+    result: list[tuple[int, int]] = []
+    for start, end, _ in before:
+        for other_start, other_end, _ in after:
+            if other_end < start or other_start > end:
+                continue
+            if other_start > start:
+                result.append((start, other_start - 1))
+            start = other_end + 1
+            if start > end:
+                break
+        if start <= end:
+            result.append((start, end))
+    return result
+
+
+def lost(before: list[_Range], after: list[_Range]) -> bool:
+    """Whether somebody else might have got something by the change."""
+    kept = set(after)
+    return any(one not in kept for one in before)

@@ -1,0 +1,200 @@
+"""A share on a real directory: what each call does, and what it does not let through."""
+
+from __future__ import annotations
+
+import errno
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from powervio.files.identity import Caller
+from powervio.files.locks import READ, UNLOCK, WRITE, LockOwner
+from powervio.files.tree import Node, Rename, Set, Tree
+
+pytestmark = pytest.mark.dual
+ME = Caller(os.geteuid(), os.getegid())
+
+
+@pytest.fixture
+def share(tmp_path: Path) -> Iterator[Node]:
+    folder = tmp_path / "share"
+    folder.mkdir()
+    with Tree(folder) as tree:
+        yield tree.root()
+
+
+def fails(code: int) -> pytest.RaisesExc[OSError]:
+    return pytest.raises(OSError, check=lambda error: error.errno == code)
+
+
+def test_create_write_read(share: Node) -> None:
+    node, opened = share.create(b"name", os.O_RDWR, 0o640, ME)
+    assert opened.pwrite(b"some bytes", 3) == 10
+    data = bytearray(20)
+    assert opened.pread(data, 0) == 13
+    assert data[:13] == b"\0\0\0some bytes"
+    assert node.stat().size == 13
+    assert node.stat().mode == 0o100640
+
+
+def test_open_file_goes_on_after_unlink_and_rename(share: Node) -> None:
+    node, opened = share.create(b"a", os.O_RDWR, 0o600, ME)
+    share.rename(b"a", share, b"b", ME)
+    share.unlink(b"b", False, ME)
+    assert opened.stat().nlink == 0
+    assert node.stat().nlink == 0
+    opened.pwrite(b"x", 0)
+    opened.truncate(5)
+    assert opened.stat().size == 5
+
+
+def test_parent_of_root_is_root(share: Node) -> None:
+    assert share.lookup(b"..", ME).path == share.path
+    below = share.mkdir(b"d", 0o755, ME)
+    assert below.lookup(b"..", ME).path == share.path
+
+
+def test_directory_that_was_moved_out_has_no_parent(share: Node, tmp_path: Path) -> None:
+    below = share.mkdir(b"d", 0o755, ME)
+    os.rename(tmp_path / "share/d", tmp_path / "out")
+    with fails(errno.ESTALE):
+        below.lookup(b"..", ME)
+
+
+@pytest.mark.parametrize(
+    ("name", "code"),
+    [(b"", errno.ENOENT), (b"a/b", errno.EINVAL), (b"a\0b", errno.EINVAL), (b"a" * 256, errno.ENAMETOOLONG)],
+)
+def test_names(share: Node, name: bytes, code: int) -> None:
+    with fails(code):
+        share.lookup(name, ME)
+    with fails(code):
+        share.mkdir(name, 0o755, ME)
+    with fails(code):
+        share.rename(b"x", share, name, ME)
+
+
+def test_symbolic_link_is_never_followed(share: Node, tmp_path: Path) -> None:
+    (tmp_path / "secret").write_text("secret")
+    link = share.symlink(b"link", os.fsencode(tmp_path / "secret"), ME)
+    assert link.readlink() == os.fsencode(tmp_path / "secret")
+    with fails(errno.ELOOP):
+        link.open(os.O_RDONLY, ME)
+    with fails(errno.ELOOP):
+        share.create(b"link", os.O_RDONLY, 0o600, ME)
+    with fails(errno.ENOTDIR):
+        link.lookup(b"x", ME)
+
+
+def test_fifo_is_not_opened(share: Node) -> None:
+    fifo = share.mknod(b"fifo", 0o010644, 0, ME)
+    with fails(errno.ENXIO):
+        fifo.open(os.O_RDONLY, ME)
+    with fails(errno.ENXIO):
+        share.create(b"fifo", os.O_RDONLY, 0o600, ME)
+
+
+def test_umask_is_the_clients(share: Node) -> None:
+    before = os.umask(0o077)
+    try:
+        assert share.mkdir(b"d", 0o1777, ME).stat().mode & 0o7777 == 0o1777
+        assert share.create(b"f", os.O_RDWR, 0o666, ME)[0].stat().mode & 0o7777 == 0o666
+    finally:
+        assert os.umask(before) == 0o077
+
+
+def test_rename_flags(share: Node) -> None:
+    one = share.mkdir(b"one", 0o755, ME)
+    share.mkdir(b"two", 0o755, ME)
+    with fails(errno.EEXIST):
+        share.rename(b"one", share, b"two", ME, Rename.NOREPLACE)
+    share.rename(b"one", share, b"two", ME, Rename.EXCHANGE)
+    assert share.lookup(b"two", ME).path == one.path
+
+
+def test_readdir_goes_on_where_it_ended_while_names_go(share: Node) -> None:
+    for number in range(100):
+        share.mkdir(b"%d" % number, 0o755, ME)
+    directory = share.open(os.O_RDONLY | os.O_DIRECTORY, ME)
+    seen: list[bytes] = []
+    offset = 0
+    while entries := directory.readdir(offset, 7):
+        seen += [entry.name for entry in entries]
+        offset = entries[-1].next_offset
+        for entry in entries:
+            if entry.name not in (b".", b".."):
+                share.unlink(entry.name, True, ME)
+    assert sorted(seen) == sorted([b".", b"..", *(b"%d" % number for number in range(100))])
+
+
+def test_setattr(share: Node) -> None:
+    node, opened = share.create(b"f", os.O_WRONLY, 0o400, ME)
+    node.setattr(Set.SIZE, ME, size=7, opened=opened)
+    node.setattr(Set.MODE | Set.ATIME | Set.MTIME, ME, mode=0o444, atime=(5, 6), mtime=(7, 8))
+    facts = node.stat()
+    assert (facts.size, facts.mode & 0o777, facts.atime, facts.mtime) == (7, 0o444, (5, 6), (7, 8))
+
+
+def test_readonly_share(tmp_path: Path) -> None:
+    from powervio.files.tree import TreeOptions
+
+    (tmp_path / "f").write_text("text")
+    with Tree(tmp_path, TreeOptions(readonly=True)) as tree:
+        root = tree.root()
+        node = root.lookup(b"f", ME)
+        data = bytearray(4)
+        assert node.open(os.O_RDONLY, ME).pread(data, 0) == 4
+        for change in (
+            lambda: node.open(os.O_RDWR, ME),
+            lambda: node.setattr(Set.MODE, ME, mode=0),
+            lambda: node.setxattr(b"user.a", b"", 0, ME),
+            lambda: root.mkdir(b"d", 0o755, ME),
+            lambda: root.unlink(b"f", False, ME),
+            lambda: root.rename(b"f", root, b"g", ME),
+            lambda: root.link(node, b"g", ME),
+            lambda: root.create(b"g", os.O_RDONLY, 0o600, ME),
+            lambda: node.access(os.W_OK, ME),
+        ):
+            with fails(errno.EROFS):
+                change()
+        with fails(errno.EEXIST):
+            root.mkdir(b"f", 0o755, ME)
+
+
+def test_descriptors_are_bounded_and_files_are_found_again(tmp_path: Path) -> None:
+    from powervio.files.tree import TreeOptions
+
+    for number in range(64):
+        (tmp_path / str(number)).write_text(str(number))
+    with Tree(tmp_path, TreeOptions(max_held=8)) as tree:
+        root = tree.root()
+        nodes = [root.lookup(b"%d" % number, ME) for number in range(64)]
+        assert len(tree.cache) <= 9
+        (tmp_path / "5").rename(tmp_path / "renamed")
+        (tmp_path / "6").unlink()
+        for number, node in enumerate(nodes):
+            if number == 6:
+                with fails(errno.ESTALE):
+                    node.stat()
+                continue
+            data = bytearray(2)
+            opened = node.open(os.O_RDONLY, ME)
+            size = opened.pread(data, 0)
+            assert data[:size] == b"%d" % number
+        assert len(tree.cache) <= 9
+        assert tree.cache.reopened >= 50
+
+
+def test_locks(share: Node) -> None:
+    _, opened = share.create(b"f", os.O_RDWR, 0o600, ME)
+    one, two = LockOwner("client", 1), LockOwner("client", 2)
+    assert opened.lock(WRITE, 0, 10, one)
+    assert not opened.lock(READ, 9, 1, two)
+    assert opened.lock(READ, 10, 0, two)
+    other = opened.getlock(WRITE, 0, 0, two)
+    assert other is not None
+    assert (other.kind, other.start, other.length, other.owner) == (WRITE, 0, 10, one)
+    assert opened.lock(UNLOCK, 0, 0, one)
+    assert opened.lock(READ, 9, 1, two)
