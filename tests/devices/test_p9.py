@@ -7,7 +7,7 @@ import struct
 
 import pytest
 
-from powervio.devices.p9 import ERROR_ROOM, LEAST_ROOM, READ_DATA, WRITE_DATA, P9Device
+from powervio.devices.p9 import ERROR_ROOM, READ_DATA, WRITE_DATA, P9Device
 from powervio.errors import LocalError, RemoteError
 from powervio.memory.abstract import Payload
 from powervio.testing.direct import DirectLink, bytewise, whole
@@ -197,9 +197,15 @@ def test_answers_never_go_beyond_the_room(rig: Rig) -> None:  # F3.3
     assert exchange.used == READ_DATA + 10
     assert exchange.answer == struct.pack("<IBHI", READ_DATA + 10, 117, 3, 10) + rig.data[:10]
     assert len(rig.sessions[0].heard) == 1
-    exchange = rig.ask(message(TCLUNK, 4, b"\1\0\0\0"), LEAST_ROOM - 1)
-    assert exchange.answer[: exchange.used] == error(4, errno.EMSGSIZE)
-    assert len(rig.sessions[0].heard) == 1  # nothing was done
+    for text, room in (
+        (message(24, 4, bytes(12)), 160),
+        (message(104, 4, bytes(14)), 20),
+        (message(110, 4, struct.pack("<IIH", 1, 2, 3) + b"\1\0a" * 3), 9 + 3 * 13),
+    ):
+        exchange = rig.ask(text, room - 1)
+        assert exchange.answer[: exchange.used] == error(4, errno.EMSGSIZE)
+        assert len(rig.sessions[0].heard) == 1  # nothing was done
+    assert rig.ask(message(110, 4, struct.pack("<IIH", 1, 2, 60_000)), 9 + 16 * 13).used == 7  # the session's to refuse
     rig.sessions[0].answer = message(23, 5, bytes(400))
     exchange = rig.ask(message(22, 5, b"\1\0\0\0"), 300)
     assert exchange.answer[: exchange.used] == error(5, errno.EMSGSIZE)

@@ -26,16 +26,19 @@ from powervio.virtio.queue import ByteOrder, DeviceQueue, Request
 _HEADER = Struct("<IBH")
 _ERROR = Struct("<IBHI")
 _RLERROR = 7
-_TREADDIR = 40
 _TREAD = 116
 _TWRITE = 118
 WRITE_DATA = 23
 """Where the data of a Twrite begin."""
 READ_DATA = 11
 """Where the data of an Rread and an Rreaddir begin."""
-LEAST_ROOM = 256
-"""Bytes that an answer without data may need, names and targets of links aside (F3.3)."""
 ERROR_ROOM = _ERROR.size
+"""Bytes of an Rlerror, and what any answer may need."""
+_TWALK = 110
+_WALK_ROOM = 9
+_QID = 13
+_ROOM = {8: 67, 12: 24, 14: 24, 16: 20, 18: 20, 24: 160, 30: 15, 54: 30, 72: 20, 100: 13, 102: 20, 104: 20}
+"""By the type of a T-message whose R-message is longer than `ERROR_ROOM`: bytes of it, but for strings (F3.3)."""
 SMALL = 16 * 1024
 """Bytes of an answer up to which a read is gathered with its header before it goes to the driver, where a transport
 charges for each step."""
@@ -207,13 +210,12 @@ class P9Device(Device):
         size, kind, tag = _HEADER.unpack_from(head)
         if size < p9.HEADER_BYTES or size > readable.length:
             return self._error(tag, errno.EPROTO)
-        reads = kind in (_TREAD, _TREADDIR)
-        if writable.length < LEAST_ROOM and not reads:
-            return self._error(tag, errno.EMSGSIZE)
         wanted = min(size, WRITE_DATA) if kind == _TWRITE else size
         if wanted > LONGEST:
             return self._error(tag, errno.EMSGSIZE)
         message = head[:wanted] if wanted <= len(head) else head + readable.read(len(head), wanted - len(head))
+        if writable.length < _room_of(kind, message):
+            return self._error(tag, errno.EMSGSIZE)
         target: Payload = writable
         if local is not None and kind == _TREAD and READ_DATA + _count_of(message) <= local.length:
             target = local
@@ -237,6 +239,13 @@ class P9Device(Device):
     def _error(self, tag: int, number: int) -> tuple[bytes, int]:
         self.counters.errors += 1
         return _ERROR.pack(ERROR_ROOM, _RLERROR, tag, number), 0
+
+
+def _room_of(kind: int, message: bytes) -> int:
+    """Bytes that the answer to a message may have, without strings and data."""
+    if kind == _TWALK:
+        return _WALK_ROOM + _QID * min(int.from_bytes(message[15:17], "little"), 16)
+    return _ROOM.get(kind, ERROR_ROOM)
 
 
 def _count_of(message: bytes) -> int:
