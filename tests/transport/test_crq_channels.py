@@ -17,6 +17,7 @@ from powervio.phyp.hypervisor import Hypervisor
 from powervio.phyp.policy import Policy
 from powervio.testing.echo import EchoDevice, EchoDriver
 from powervio.testing.pair import PartitionPair
+from powervio.transport.crq.channels import Channels
 from powervio.transport.crq.parts import DeviceParts
 from powervio.transport.crq.protocol import (
     CARRIED,
@@ -28,6 +29,7 @@ from powervio.transport.crq.protocol import (
     sub_crq_element,
 )
 from powervio.vio.kernel import PartitionKernel
+from powervio.vio.subcrq import SubCrqEnd
 from powervio.virtio.queue import Request
 
 QUEUES = 4
@@ -144,7 +146,7 @@ def test_queues_for_which_there_is_no_sub_crq_left_stay_on_the_crq() -> None:
 
 def test_server_with_fewer_sub_crqs_leaves_the_rest_on_the_crq() -> None:
     pair = pair_of()
-    kept = [pair.server_adapter.sub_crqs._free.pop() for _ in range(13)]
+    kept = [pair.server_adapter.sub_crqs.unused.pop() for _ in range(13)]
     pair.start()
     sent = send_everywhere(pair)
     pair.settle()
@@ -177,7 +179,7 @@ def test_channels_writes_the_server_s_cookies_into_the_block() -> None:
     assert channels(prober, ChannelEntry(0, 1, 0, 77), ChannelEntry(1, 1, 0, 77)) is Status.OK
     view = prober.client._handshake.header_memory.view[128:192]
     found = [ChannelEntry.unpack(bytes(view[at : at + 32])) for at in (0, 32)]
-    cookie = next(iter(prober.pair.server_adapter.sub_crqs._by_cookie))
+    cookie = next(iter(prober.pair.server_adapter.sub_crqs.cookies))
     assert found == [ChannelEntry(0, 1, CARRIED, 77, cookie), ChannelEntry(1, 1, CARRIED, 77, cookie)]
     assert prober.replies[0]["value"] == 2
 
@@ -228,8 +230,15 @@ def test_find_vqs_again_makes_the_channels_void() -> None:
 # what comes late
 
 
+def carrier(channels: Channels, queue: int = 0) -> SubCrqEnd:
+    """What carries a queue."""
+    end = channels.carrier(queue)
+    assert end is not None
+    return end
+
+
 def server_channel(pair: PartitionPair, queue: int = 0) -> int:
-    return pair.server._channels._carried[queue].cookie
+    return int(carrier(pair.server._channels, queue).cookie)
 
 
 def kick(pair: PartitionPair, cookie: int, **values: int) -> int:
@@ -258,7 +267,7 @@ def test_kick_of_another_session_generation_or_queue_is_dropped(values: dict[str
 
 def test_used_that_is_wrong_is_dropped_by_the_client() -> None:
     pair = pair_of().start()
-    cookie = pair.client._channels._carried[0].cookie
+    cookie = carrier(pair.client._channels, 0).cookie
     element = encode(Message.USED, pair.client._number, queue=0, index=1, generation=5)
     pair.server_partition.port.send_sub_crq(pair.server.node.unit_address, cookie, *element, 0, 0)
     element = encode(Message.KICK, pair.client._number, queue=0, index=1, generation=1)
@@ -282,13 +291,20 @@ def test_late_kick_after_queue_reset_is_void() -> None:
     pair.close()
 
 
+class Silent:
+    """What takes notifications and sends none."""
+
+    def signal(self, key: int, build: object) -> None:
+        pass
+
+
 def test_kick_for_a_queue_may_always_come_over_the_crq_and_the_newer_counts(monkeypatch: pytest.MonkeyPatch) -> None:
     """P5.16: an older kick that comes later through the Sub-CRQ does not hide the newer one."""
     pair = pair_of().start()
     assert isinstance(pair.driver, EchoDriver)
     queue = pair.client._queues[0]
     with monkeypatch.context() as patch:
-        patch.setattr(queue._notifier, "signal", lambda key, build: None)
+        patch.setattr(queue, "_notifier", Silent())
         pair.driver.send(b"one")
         pair.driver.send(b"two")
     pair.client.crq.post(*encode(Message.KICK, pair.client._number, queue=0, index=2))
@@ -357,11 +373,11 @@ def test_full_sub_crq_delays_kicks_and_loses_none() -> None:
 def test_cookie_of_nothing_makes_the_queue_fall_back_to_the_crq() -> None:
     """P5.18: a server that lies about its cookie, or lost its Sub-CRQ, is reached over the CRQ."""
     pair = pair_of().start()
-    pair.client._channels._carried[1].partner = 0xDEAD
+    carrier(pair.client._channels, 1).partner = 0xDEAD
     sent = send_everywhere(pair)
     pair.settle()
     assert answers(pair) == echoed(sent)
-    assert pair.client._channels._carried[1].undeliverable > 0
+    assert carrier(pair.client._channels, 1).undeliverable > 0
     pair.close()
 
 
@@ -395,7 +411,7 @@ def test_32_in_flight_on_4_queues_complete_once_each(disaster: str, served: int)
     sent = send_everywhere(pair)
     pair.settle()
     assert len(device.held) == 32
-    old = set(pair.server_adapter.sub_crqs._by_cookie) | set(pair.client_adapter.sub_crqs._by_cookie)
+    old = set(pair.server_adapter.sub_crqs.cookies) | set(pair.client_adapter.sub_crqs.cookies)
     held, device.held = device.held[:served], device.held[served:]
     for request in held:
         device._echo(request)
@@ -423,7 +439,7 @@ def test_32_in_flight_on_4_queues_complete_once_each(disaster: str, served: int)
     pair.advance(2.0)
     assert answers(pair) == echoed(sent)
     assert (pair.client.sessions, pair.client.channels, pair.server.channels) == (2, 4, 4)
-    assert not old & (set(pair.server_adapter.sub_crqs._by_cookie) | set(pair.client_adapter.sub_crqs._by_cookie))
+    assert not old & (set(pair.server_adapter.sub_crqs.cookies) | set(pair.client_adapter.sub_crqs.cookies))
     assert len(pair.server_adapter.sub_crqs) == len(pair.client_adapter.sub_crqs) == 4
     pair.close()
 
@@ -574,7 +590,7 @@ def test_any_order_of_queues_turns_and_disasters_loses_and_doubles_nothing(steps
             pair.hypervisor.resume(pair.client_partition)
             suspended = False
         elif step == "hostile kick":
-            for cookie in list(pair.server_adapter.sub_crqs._by_cookie):
+            for cookie in list(pair.server_adapter.sub_crqs.cookies):
                 kick(
                     pair, cookie, queue=value % 5, index=value >> 8 & 3, generation=value >> 32, session=value >> 2 & 7
                 )

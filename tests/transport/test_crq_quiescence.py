@@ -18,8 +18,10 @@ from powervio.papr.codes import ReturnCode
 from powervio.storage.image import open_image
 from powervio.testing.echo import EchoDevice, EchoDriver
 from powervio.testing.pair import PartitionPair
+from powervio.transport.crq.channels import Channels
 from powervio.transport.crq.client import ClientState
 from powervio.transport.crq.protocol import Message, encode
+from powervio.vio.subcrq import SubCrqEnd
 from powervio.virtio import block as blk
 from powervio.virtio import features as feature
 from powervio.virtio.queue import Request
@@ -325,22 +327,43 @@ def test_suspended_device_is_quiet_until_resume(make: Make, channels: bool) -> N
     assert (driver.stops, pair.client.sessions) == (0, 1)
 
 
+def carrier(channels: Channels) -> SubCrqEnd:
+    """What carries the first queue."""
+    end = channels.carrier(0)
+    assert end is not None
+    return end
+
+
+class Late:
+    """Where notifications stay."""
+
+    def __init__(self) -> None:
+        self.signals: list[tuple[int, Callable[[], tuple[int, int]]]] = []
+
+    def signal(self, key: int, build: Callable[[], tuple[int, int]]) -> None:
+        self.signals.append((key, build))
+
+    def forget_signal(self, key: int) -> None:
+        raise NotImplementedError
+
+
 def test_kick_that_comes_late_through_a_sub_crq_is_found_by_resume(make: Make) -> None:
     """P5.12, P5.16: SUSPEND overtakes a kick; its buffer waits in the ring and RESUME looks at it."""
     device, driver = EchoDevice(), EchoDriver()
     pair = make(device, driver, channels=True)
-    end = pair.client._channels._carried[0]
-    late: list[tuple[int, Callable[[], tuple[int, int]]]] = []
-    signal = end.signal
-    end.signal = lambda key, build: late.append((key, build))  # type: ignore[method-assign]
+    channels = pair.client._channels
+    end, generation = channels.notifier(0), channels.generation(0)
+    queue = pair.client._handshake.queues[0]
+    kept = Late()
+    queue.use(kept, generation)
     driver.send(b"overtaken")
     outcome = Outcome()
     pair.client.suspend(outcome)
     pair.settle()
     assert outcome.calls == [None]
-    end.signal = signal  # type: ignore[method-assign]
-    for key, build in late:
-        signal(key, build)
+    queue.use(end, generation)
+    for key, build in kept.signals:
+        end.signal(key, build)
     pair.settle()
     assert driver.answers == []
     pair.client.resume()
@@ -604,7 +627,7 @@ def test_kick_that_a_sub_crq_has_no_room_for_is_not_waited_for_by_the_new_ring(m
     """P2.6, P5.17: it is forgotten with its ring; the new ring's first kick goes out at once, without a timer."""
     device, driver = EchoDevice(), EchoDriver()
     pair = make(device, driver, channels=True)
-    cookie = pair.server._channels._carried[0].cookie
+    cookie = carrier(pair.server._channels).cookie
     element = encode(Message.KICK, 0, queue=9)
     port, unit = pair.client_partition.port, pair.client.node.unit_address
     while port.send_sub_crq(unit, cookie, *element, 0, 0) == ReturnCode.H_SUCCESS:

@@ -19,12 +19,13 @@ from cython.cimports.powervio.phyp.hcall_crq import send_crq
 from cython.cimports.powervio.phyp.hcall_interrupt import accept, cppr, eoi
 from cython.cimports.powervio.phyp.hcall_rdma import copy_rdma, write_bytes
 from cython.cimports.powervio.phyp.hcall_rtce import put_rtce, put_rtce_indirect, remove_rtce
+from cython.cimports.powervio.phyp.hcall_subcrq import send_sub_crq
 from cython.cimports.powervio.phyp.hcall_tce import put_tce, put_tce_indirect, stuff_tce
 from cython.cimports.powervio.phyp.records import PortRecord
 
 from powervio.papr.codes import ReturnCode
 from powervio.papr.port import HcallPort
-from powervio.phyp import hcall_crq, hcall_rdma, hcall_rtce, hcall_subcrq, hcall_tce, hcall_vio, hcall_vioctl
+from powervio.phyp import hcall_crq, hcall_rdma, hcall_rtce, hcall_tce, hcall_vio, hcall_vioctl
 from powervio.phyp import hcall_term as _hcall_term  # noqa: F401  the table alone leads there
 from powervio.phyp.registry import TABLE
 
@@ -127,12 +128,13 @@ class PartitionPort(PortRecord, HcallPort):
         with self._lock:
             return hcall_vio.vio_signal(self._partition, unit_address, mode & _MASK)
 
-    def send_sub_crq(self, unit_address: int, cookie: int, dw0: int, dw1: int, dw2: int, dw3: int) -> int:
+    def send_sub_crq(self: PortRecord, unit_address: int, cookie: int, dw0: int, dw1: int, dw2: int, dw3: int) -> int:
         """H_SEND_SUB_CRQ."""
-        with self._lock:
-            return hcall_subcrq.send_sub_crq(
-                self._partition, unit_address, cookie & _MASK, dw0 & _MASK, dw1 & _MASK, dw2 & _MASK, dw3 & _MASK
-            )
+        self._lock.acquire()
+        try:
+            return send_sub_crq(self._partition, unit_address, cookie, low64(dw0), low64(dw1), low64(dw2), low64(dw3))
+        finally:
+            self._lock.release()
 
     def vioctl(self, unit_address: int, function: int, p1: int = 0, p2: int = 0, p3: int = 0) -> tuple[int, ...]:
         """H_VIOCTL."""

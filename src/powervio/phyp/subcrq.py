@@ -1,16 +1,20 @@
+# cython: language_level=3, boundscheck=False, wraparound=False, cdivision=True, initializedcheck=False, nonecheck=False
 """The Sub-CRQs of one end of a connection (papr-vio 5).
 
 A Sub-CRQ is named by a cookie that only its owner is told. Cookies are never used again, so an element that was sent
 with the cookie of a freed Sub-CRQ reaches nobody. Interrupt numbers come from the adapter's `interrupt-ranges`; they
 are the adapter's for good, so that an interrupt that was accepted can be ended after its Sub-CRQ is gone.
 The caller holds the hypervisor's lock.
+This file is compiled (Cython pure mode) and also runs interpreted.
 """
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
-from powervio.phyp.crq import ReceiveQueue
+import cython
+from cython.cimports.powervio.phyp.crq import ReceiveQueue
+from cython.cimports.powervio.phyp.records import AdapterRecord, PartitionRecord
 
 if TYPE_CHECKING:
     from powervio.phyp.adapter import VioAdapter
@@ -19,10 +23,15 @@ SUB_CRQ_SLOT = 32
 """Bytes of one element."""
 
 
+@cython.final
+@cython.cclass
 class SubCrq:
     """One registered Sub-CRQ; its interrupt is disabled until H_VIOCTL enables it."""
 
-    __slots__ = ("cookie", "interrupt_enabled", "queue", "source")
+    cookie: Any
+    source: Any
+    queue: ReceiveQueue
+    interrupt_enabled: cython.bint
 
     def __init__(self, cookie: int, source: int, queue: ReceiveQueue) -> None:
         self.cookie = cookie
@@ -31,17 +40,29 @@ class SubCrq:
         self.interrupt_enabled = False
 
 
+@cython.final
+@cython.cclass
 class SubCrqs:
     """All Sub-CRQs of one adapter, with the interrupt sources kept for them."""
+
+    sources: tuple[int, ...]
+    _adapter: AdapterRecord
+    unused: list[int]
+    _by_cookie: dict[int, SubCrq]
 
     def __init__(self, adapter: VioAdapter, limit: int) -> None:
         self._adapter = adapter
         self.sources = tuple(adapter.partition.new_source() for _ in range(limit))
-        self._free = list(reversed(self.sources))
-        self._by_cookie: dict[int, SubCrq] = {}
+        self.unused = list(reversed(self.sources))
+        self._by_cookie = {}
 
     def __len__(self) -> int:
         return len(self._by_cookie)
+
+    @property
+    def cookies(self) -> list[int]:
+        """Of all that are registered."""
+        return list(self._by_cookie)
 
     def get(self, cookie: int) -> SubCrq | None:
         """The Sub-CRQ that the owner registered under this cookie."""
@@ -53,13 +74,13 @@ class SubCrqs:
 
     def register(self, ioba: int, length: int) -> SubCrq | None:
         """Take a checked range into use with every header zeroed; None when there is no queue left."""
-        table = self._adapter.table
-        if not self._free or table is None:
+        table = self._adapter.table  # type: ignore[attr-defined]
+        if not self.unused or table is None:
             return None
         queue = ReceiveQueue(table, SUB_CRQ_SLOT)
         queue.register(ioba, length)
         queue.clear()
-        sub = SubCrq(self._adapter.partition.hypervisor.new_cookie(), self._free.pop(), queue)
+        sub = SubCrq(self._adapter.partition.hypervisor.new_cookie(), self.unused.pop(), queue)
         self._by_cookie[sub.cookie] = sub
         return sub
 
@@ -69,7 +90,7 @@ class SubCrqs:
         if sub is None:
             return False
         sub.queue.release()
-        self._free.append(sub.source)
+        self.unused.append(sub.source)
         return True
 
     def free_all(self) -> None:
@@ -82,7 +103,11 @@ class SubCrqs:
         for sub in self._by_cookie.values():
             sub.interrupt_enabled = False
 
-    def signal(self, sub: SubCrq) -> None:
+    @cython.cfunc
+    @cython.exceptval(-1)
+    def signal(self, sub: SubCrq) -> cython.int:
         """Pulse a Sub-CRQ's interrupt if it is enabled."""
-        if sub.interrupt_enabled and self._adapter.partition.interrupts.pulse(sub.source):
+        partition: PartitionRecord = self._adapter.partition
+        if sub.interrupt_enabled and partition.interrupts.pulse(sub.source):
             self._adapter.ledger.interrupted()
+        return 0

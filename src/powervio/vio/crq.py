@@ -165,17 +165,18 @@ class CrqEnd:
             self._memory.view, f"CRQ {self._unit_address:#x}", on_message, self._other, self._drain_soon, on_drained
         )
         """Where messages come in; see `drain`."""
-        self._outbox = Outbox(kernel, self._unit_address, lambda: self.gone, self._reset_soon)
+        self.outbox = Outbox(kernel, self._unit_address, lambda: self.gone, self._reset_soon)
+        """Where messages go out; see `post` and `signal`."""
         # what is called for every batch of messages, without a step between
         self.drain: Callable[[], None] = self.inbox.drain
         """Take everything out of the queue and hand it up."""
-        self.post: Callable[[int, int], None] = self._outbox.post
+        self.post: Callable[[int, int], None] = self.outbox.post
         """See `Outbox.post`."""
-        self.signal: Callable[[int, Callable[[], tuple[int, int]]], None] = self._outbox.signal
+        self.signal: Callable[[int, Callable[[], tuple[int, int]]], None] = self.outbox.signal
         """See `Outbox.signal`."""
-        self.forget_signals: Callable[[], None] = self._outbox.forget_signals
+        self.forget_signals: Callable[[], None] = self.outbox.forget_signals
         """See `Outbox.forget_signals`."""
-        self.forget_signal: Callable[[int], None] = self._outbox.forget_signal
+        self.forget_signal: Callable[[int], None] = self.outbox.forget_signal
         """See `Outbox.forget_signal`."""
         self._offering: Timer | None = None
         self._enabling: Timer | None = None
@@ -236,7 +237,7 @@ class CrqEnd:
 
     def abandon(self) -> None:
         """The adapter was unplugged: everything of the connection is over, without a call that would name it."""
-        self._outbox.forget()
+        self.outbox.forget()
         self._cancel_timers()
         self._become(CrqState.CLOSED)
         self._kernel.free_interrupt(self._interrupt)
@@ -274,7 +275,7 @@ class CrqEnd:
         if self.state is CrqState.CLOSED:
             return
         was_open = self.state is CrqState.OPEN
-        self._outbox.forget()
+        self.outbox.forget()
         self._cancel_timers()
         self._free_crq()
         self._become(CrqState.CLOSED)
@@ -377,7 +378,7 @@ class CrqEnd:
             self._kernel.call_later(_ANSWER_LIMIT, lambda: self._unanswered(number))
         for action in actions:
             if action is Action.LOST:
-                self._outbox.forget()
+                self.outbox.forget()
                 self._on_lost()
             elif action is Action.ANSWER:
                 self.post(init_message(InitCode.INITIALIZATION_COMPLETE), self._partner_number)
@@ -396,7 +397,7 @@ class CrqEnd:
     @property
     def backlogged(self) -> bool:
         """Whether messages are kept back because the partner's queue is full."""
-        return self._outbox.backlogged
+        return self.outbox.backlogged
 
     def _reset_soon(self) -> None:
         number = self._number

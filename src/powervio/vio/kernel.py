@@ -85,6 +85,9 @@ class PartitionKernel:
         self._host: Host | None = None
         self._loop: asyncio.AbstractEventLoop | Host | None = None
         self._loop_timer: Cancellable | None = None
+        self._loop_due: float | None = None
+        self._in_pass = False
+        """Whether a loop's thread is in a pass, after which it looks at deadlines and deferred calls by itself."""
 
     def request_interrupt(self, source: int, handler: Callable[[], None]) -> None:
         """Call `handler` for an interrupt source. It empties its queue; it is called once before and once after
@@ -128,14 +131,14 @@ class PartitionKernel:
     def call_later(self, delay: float, call: Callable[[], None]) -> Timer:
         """Call after `delay` seconds."""
         timer = self.dispatcher.add_timer(delay, call)
-        if self._loop is not None:
+        if self._loop is not None and not self._in_pass:
             self._wake()  # the loop has to learn of a deadline that may be earlier than the one it sleeps for
         return timer
 
     def call_soon(self, call: Callable[[], None]) -> None:
         """Call in the next pass; for use in the partition's own thread."""
         self._soon.append(call)
-        if self._loop is not None:
+        if self._loop is not None and not self._in_pass:
             self._wake()
 
     def call_soon_threadsafe(self, call: Callable[[], None]) -> None:
@@ -275,6 +278,7 @@ class PartitionKernel:
 
     def _loop_read(self, fd: int) -> None:
         if fd in self._readers:
+            self._in_pass = True
             self._guard(self._readers[fd])
             self._loop_poll()
 
@@ -283,16 +287,27 @@ class PartitionKernel:
         self._loop_poll()
 
     def _loop_poll(self) -> None:
-        self.poll()
+        self._in_pass = True
+        try:
+            self.poll()
+        finally:
+            self._in_pass = False
         loop = self._loop
         if loop is None:
             return
+        due = self.clock() if self._soon else self.next_deadline()
         if self._loop_timer is not None:
+            if due == self._loop_due:
+                return
             self._loop_timer.cancel()
             self._loop_timer = None
-        timeout = self._timeout()
-        if timeout is not None:
-            self._loop_timer = loop.call_later(timeout, self._loop_poll)
+        if due is not None:
+            self._loop_due = due
+            self._loop_timer = loop.call_later(max(0.0, due - self.clock()), self._loop_due_now)
+
+    def _loop_due_now(self) -> None:
+        self._loop_timer = None
+        self._loop_poll()
 
     def close(self) -> None:
         """Release what the kernel holds of the machine; the partition is not run afterwards."""

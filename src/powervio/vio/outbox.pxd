@@ -12,5 +12,6 @@ cdef class Outbox:
     cdef long long _posts
     cdef object _retry
     cdef double _delay
+    cdef bint is_backlogged(self) noexcept
     cdef int _sent(self, object high, object low) except? -1
     cdef void _retry_later(self) except *

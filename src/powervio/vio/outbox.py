@@ -13,7 +13,6 @@ from typing import Any
 import cython
 
 from powervio.papr.codes import Hcall, HcallError, ReturnCode
-from powervio.vio.dispatcher import Timer
 from powervio.vio.kernel import PartitionKernel
 
 _log = logging.getLogger(__name__)
@@ -39,15 +38,15 @@ class Outbox:
     everything was told (P5.12).
     """
 
-    _kernel: PartitionKernel
+    _kernel: Any
     _port: Any
-    _unit_address: int
-    _is_gone: Callable[[], bool]
-    _on_overflow: Callable[[], None]
+    _unit_address: Any
+    _is_gone: Any
+    _on_overflow: Any
     _kept: dict[int, Callable[[], tuple[int, int]]]
     _kept_messages: cython.int
     _posts: cython.longlong
-    _retry: Timer | None
+    _retry: Any
     _delay: cython.double
 
     def __init__(
@@ -72,7 +71,13 @@ class Outbox:
     @property
     def backlogged(self) -> bool:
         """Whether messages are kept back because the partner's queue is full."""
-        return bool(self._kept)
+        return self.is_backlogged()
+
+    @cython.cfunc
+    @cython.exceptval(check=False)
+    def is_backlogged(self) -> cython.bint:
+        """See `backlogged`."""
+        return len(self._kept) != 0
 
     def post(self, high: int, low: int) -> None:
         """Send a message, now or as soon as the partner's queue has room, in order.

@@ -31,6 +31,8 @@ class CrqSlots:
     place: cython.ulonglong
     high: cython.ulonglong
     low: cython.ulonglong
+    third: cython.ulonglong
+    fourth: cython.ulonglong
     _view: Any
 
     def __init__(self, memory: memoryview, slot: int = 16) -> None:
@@ -45,7 +47,9 @@ class CrqSlots:
         self.slot = slot
         self.place = 0
         self.high = self.low = 0
-        """Bytes 0-7 and 8-15 of what `take` took last, as big-endian integers."""
+        """Bytes 0-7 and 8-15 of what `take` or `take_wide` took last, as big-endian integers."""
+        self.third = self.fourth = 0
+        """The same of `take_wide`: bytes 16-23 and 24-31."""
 
     @cython.ccall
     def reset(self) -> cython.void:
@@ -87,18 +91,22 @@ class CrqSlots:
 
     def next_wide(self) -> tuple[int, int, int, int] | None:
         """Take the next element of 32 bytes as four big-endian integers; None if there is none. As `next` otherwise."""
+        return (self.high, self.low, self.third, self.fourth) if self.take_wide() else None
+
+    @cython.cfunc
+    @cython.exceptval(check=False)
+    def take_wide(self) -> cython.bint:
+        """As `take`, an element of 32 bytes, of which `third` and `fourth` are the rest."""
         offset: cython.ulonglong = self.place
-        dw0: cython.ulonglong = be64(ld64_acquire(self.base, offset))
-        dw1: cython.ulonglong
-        dw2: cython.ulonglong
-        dw3: cython.ulonglong
-        if (dw0 >> HEADER_SHIFT) == 0 or self.slot != 32:
-            return None
-        dw1 = be64(ld64(self.base, offset + 8))
-        dw2 = be64(ld64(self.base, offset + 16))
-        dw3 = be64(ld64(self.base, offset + 24))
+        high: cython.ulonglong = be64(ld64_acquire(self.base, offset))
+        if (high >> HEADER_SHIFT) == 0 or self.slot != 32:
+            return False
+        self.high = high
+        self.low = be64(ld64(self.base, offset + 8))
+        self.third = be64(ld64(self.base, offset + 16))
+        self.fourth = be64(ld64(self.base, offset + 24))
         st8_release(self.base, offset, 0)
         self.place = offset + self.slot
         if self.place >= self.length:
             self.place = 0
-        return (dw0, dw1, dw2, dw3)
+        return True

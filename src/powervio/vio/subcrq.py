@@ -1,15 +1,21 @@
+# cython: language_level=3, boundscheck=False, wraparound=False, cdivision=True, initializedcheck=False, nonecheck=False
 """One end's side of a Sub-CRQ beside a CRQ connection: receiving elements of 32 bytes, and notifying the partner.
 
 A Sub-CRQ lives inside a CRQ connection and has no handshake of its own: each end registers its own, and the cookies
 travel over the CRQ. It is ordered within itself and not against the CRQ. What is sent here are notifications, of which
 the newest replaces an older one that still waits for room; where the partner's Sub-CRQ is gone, or messages of this
 end wait in front of the CRQ, they take the way of the CRQ.
+This file is compiled (Cython pure mode) and also runs interpreted.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import TypeAlias
+from typing import Any
+
+import cython
+from cython.cimports.powervio.vio.outbox import Outbox
+from cython.cimports.powervio.vio.slots import CrqSlots
 
 from powervio.memory.area import PAGE_SIZE
 from powervio.papr.codes import ReturnCode
@@ -17,21 +23,44 @@ from powervio.papr.crq import VALID_MESSAGE
 from powervio.papr.nodes import VdeviceNode
 from powervio.papr.vioctl import Vioctl
 from powervio.vio.crq import CrqEnd, CrqState
-from powervio.vio.dispatcher import Timer
 from powervio.vio.dma import DmaSpace
 from powervio.vio.kernel import PartitionKernel
-from powervio.vio.slots import CrqSlots
 
-Element: TypeAlias = tuple[int, int, int, int]
-
-_DRAIN_LIMIT = 128
+_DRAIN_LIMIT = cython.declare(cython.int, 128)
+_MESSAGE = cython.declare(cython.ulonglong, VALID_MESSAGE)
+_HEADER_SHIFT = cython.declare(cython.int, 56)
+_SUCCESS = cython.declare(cython.longlong, int(ReturnCode.H_SUCCESS))
+_CLOSED = cython.declare(cython.longlong, int(ReturnCode.H_CLOSED))
+_DROPPED = cython.declare(cython.longlong, int(ReturnCode.H_DROPPED))
 _FREE_ATTEMPTS = 100
 _RETRY_FIRST = 0.001
 _RETRY_LAST = 0.1
 
 
+@cython.final
+@cython.cclass
 class SubCrqEnd:
     """One Sub-CRQ of this end, in its partition's thread. May be registered and freed any number of times."""
+
+    cookie: Any
+    partner: Any
+    registered: cython.bint
+    strays: cython.ulonglong
+    undeliverable: cython.ulonglong
+    on_element: Any
+    _kernel: Any
+    _port: Any
+    _unit_address: Any
+    _crq: Any
+    _outbox: Outbox
+    _on_drained: Any
+    _dma: Any
+    _memory: Any
+    _slots: CrqSlots
+    _interrupt: Any
+    _signals: dict[int, Callable[[], tuple[int, int]]]
+    _retry: Any
+    _retry_delay: cython.double
 
     def __init__(
         self,
@@ -40,11 +69,13 @@ class SubCrqEnd:
         dma: DmaSpace,
         crq: CrqEnd,
         *,
-        on_element: Callable[[Element], None],
+        on_element: Callable[[int, int], None] | None,
         on_drained: Callable[[], None],
         length: int = PAGE_SIZE,
     ) -> None:
-        """`on_drained` is called after a batch of elements was handed up. `length` is bytes, a multiple of 4096."""
+        """`on_element(high, low)` gets the first half of each element; nothing is said in the other. `on_drained` is
+        called after a batch of them was handed up. `length` is bytes, a multiple of 4096.
+        """
         self.cookie = 0
         """What the partner has to be told; it changes with each registration."""
         self.partner = 0
@@ -58,19 +89,22 @@ class SubCrqEnd:
         self._port = kernel.port
         self._unit_address = node.unit_address
         self._crq = crq
-        self._on_element = on_element
+        self.on_element = on_element
+        self._outbox = crq.outbox
         self._on_drained = on_drained
         self._dma = dma
         self._memory = dma.allocate(length)
         self._slots = CrqSlots(self._memory.view, 32)
         self._interrupt = 0
-        self._signals: dict[int, Callable[[], tuple[int, int]]] = {}
-        self._retry: Timer | None = None
+        self._signals = {}
+        self._retry = None
         self._retry_delay = _RETRY_FIRST
 
     def register(self) -> int:
         """Register and enable the interrupt; the return code, of which H_SUCCESS and H_CLOSED mean registered."""
-        code, cookie, interrupt = self._port.reg_sub_crq(self._unit_address, self._memory.ioba, len(self._memory.view))
+        answer: tuple[int, int, int]
+        answer = self._port.reg_sub_crq(self._unit_address, self._memory.ioba, len(self._memory.view))
+        code, cookie, interrupt = answer
         if code not in (ReturnCode.H_SUCCESS, ReturnCode.H_CLOSED):
             return code
         self._slots = CrqSlots(self._memory.view, 32)
@@ -105,17 +139,16 @@ class SubCrqEnd:
 
     def drain(self) -> None:
         """Take the elements out of the queue and hand them up."""
-        handed_up = False
-        for _ in range(_DRAIN_LIMIT):
-            element = self._slots.next_wide() if self.registered else None
-            if element is None:
-                break
-            if element[0] >> 56 == VALID_MESSAGE:
+        handed_up: cython.bint = False
+        left: cython.int = _DRAIN_LIMIT
+        while left > 0 and self.registered and self._slots.take_wide():
+            left -= 1
+            if self._slots.high >> _HEADER_SHIFT == _MESSAGE:
                 handed_up = True
-                self._on_element(element)
+                self.on_element(self._slots.high, self._slots.low)
             else:
                 self.strays += 1
-        else:
+        if left == 0:
             self._kernel.call_soon(self.drain)
         if handed_up:
             self._on_drained()
@@ -128,7 +161,7 @@ class SubCrqEnd:
         """
         if not self.registered:
             return  # the session is over
-        if self._crq.backlogged:
+        if self._outbox.is_backlogged():
             self._crq.signal(key, build)
         elif self._signals or not self._send(key, build):
             self._signals[key] = build
@@ -139,17 +172,21 @@ class SubCrqEnd:
         self._signals.pop(key, None)
         self._crq.forget_signal(key)
 
-    def _send(self, key: int, build: Callable[[], tuple[int, int]]) -> bool:
-        """False when there is no room now."""
-        code = self._port.send_sub_crq(self._unit_address, self.partner, *build(), 0, 0)
-        if code == ReturnCode.H_DROPPED:
-            return False
-        if code not in (ReturnCode.H_SUCCESS, ReturnCode.H_CLOSED):
+    @cython.cfunc
+    @cython.exceptval(-1)
+    def _send(self, key: Any, build: Any) -> cython.int:
+        """0 when there is no room now."""
+        message: tuple[int, int] = build()
+        code: cython.longlong = self._port.send_sub_crq(self._unit_address, self.partner, message[0], message[1], 0, 0)
+        if code == _DROPPED:
+            return 0
+        if code != _SUCCESS and code != _CLOSED:
             self.undeliverable += 1
             self._crq.signal(key, build)
-        return True  # when the connection is closed, an event tells of it
+        return 1  # when the connection is closed, an event tells of it
 
-    def _retry_later(self) -> None:
+    @cython.cfunc
+    def _retry_later(self) -> cython.void:
         if self._retry is None:
             self._retry = self._kernel.call_later(self._retry_delay, self._send_kept)
 

@@ -1,3 +1,4 @@
+# cython: language_level=3, boundscheck=False, wraparound=False, cdivision=True, initializedcheck=False, nonecheck=False
 """The Sub-CRQs that carry KICK and USED of a session's queues, at either end (docs/protocol.md, P5.13, P5.15-P5.18).
 
 Sub-CRQs are not ordered against the CRQ, on which sessions begin and end. What comes late is told from what is new by
@@ -8,14 +9,17 @@ after each CHANNELS; the session number; and the queue's generation, which chang
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Protocol
+from functools import partial
+from typing import Any, Protocol
+
+import cython
+from cython.cimports.powervio.vio.subcrq import SubCrqEnd
 
 from powervio.papr.nodes import VdeviceNode
-from powervio.transport.crq.protocol import Message, kick_index
+from powervio.transport.crq.protocol import Message
 from powervio.vio.crq import CrqEnd
 from powervio.vio.dma import DmaSpace
 from powervio.vio.kernel import PartitionKernel
-from powervio.vio.subcrq import Element, SubCrqEnd
 
 
 class Notifier(Protocol):
@@ -30,8 +34,23 @@ class Notifier(Protocol):
         """Drop the one that waits for room."""
 
 
+@cython.final
+@cython.cclass
 class Channels:
     """The Sub-CRQs of one adapter, and which queue of the session each carries."""
+
+    rejected: cython.ulonglong
+    _kernel: Any
+    _node: Any
+    _dma: Any
+    _crq: Any
+    _kind: cython.uint
+    _on_hint: Any
+    _on_drained: Any
+    _session: cython.uint
+    _ends: list[SubCrqEnd]
+    _carried: dict[int, SubCrqEnd]
+    _generations: dict[int, int]
 
     def __init__(
         self,
@@ -55,10 +74,10 @@ class Channels:
         self._on_hint = on_hint
         self._on_drained = on_drained
         self._session = 0
-        self._ends: list[SubCrqEnd] = []
+        self._ends = []
         """All that were ever made; their memory is used again by later sessions."""
-        self._carried: dict[int, SubCrqEnd] = {}
-        self._generations: dict[int, int] = {}
+        self._carried = {}
+        self._generations = {}
 
     def __len__(self) -> int:
         return len(self._carried)
@@ -77,10 +96,8 @@ class Channels:
         return end.register(), end
 
     def _make(self) -> SubCrqEnd:
-        def element(dws: Element) -> None:
-            self._element(end, dws)
-
-        end = SubCrqEnd(self._kernel, self._node, self._dma, self._crq, on_element=element, on_drained=self._on_drained)
+        end = SubCrqEnd(self._kernel, self._node, self._dma, self._crq, on_element=None, on_drained=self._on_drained)
+        end.on_element = partial(self.take, end)
         return end
 
     def carry(self, queue: int, end: SubCrqEnd, session: int, generation: int) -> None:
@@ -91,7 +108,12 @@ class Channels:
 
     def notifier(self, queue: int) -> Notifier:
         """Where this queue's notifications go."""
-        return self._carried.get(queue, self._crq)
+        found: Notifier = self._carried.get(queue, self._crq)
+        return found
+
+    def carrier(self, queue: int) -> SubCrqEnd | None:
+        """What carries a queue; None for one on the CRQ."""
+        return self._carried.get(queue)
 
     def generation(self, queue: int) -> int:
         """The number that this queue's notifications carry; 0 for a queue on the CRQ."""
@@ -115,9 +137,12 @@ class Channels:
         while self._ends:
             self._ends.pop().release()
 
-    def _element(self, end: SubCrqEnd, dws: Element) -> None:
-        high, low = dws[0], dws[1]
-        queue = (high >> 16) & 0xFFFF
+    def take(self, end: SubCrqEnd, high: cython.ulonglong, low: cython.ulonglong) -> None:
+        """An element came through one of the Sub-CRQs: if it is of now, its hint is passed on.
+
+        What it says: bytes 6-7 and, above them, the round, bytes 10-11 (P6.2).
+        """
+        queue: cython.uint = (high >> 16) & 0xFFFF
         if (
             (high >> 48) & 0xFF != self._kind
             or (high >> 32) & 0xFFFF != self._session
@@ -126,4 +151,4 @@ class Channels:
         ):
             self.rejected += 1
             return
-        self._on_hint(queue, kick_index(high, low))
+        self._on_hint(queue, (high & 0xFFFF) | ((low >> 16) & 0xFFFF_0000))

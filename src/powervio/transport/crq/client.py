@@ -127,7 +127,7 @@ class VirtioVio:
             self._dma,
             self.crq,
             Message.USED,
-            on_hint=lambda queue, index: self._receiver.used.add(queue),
+            on_hint=self._receiver.hint,
             on_drained=self._receiver.drained,
         )
         self._handshake = Handshake(

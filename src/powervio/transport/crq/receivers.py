@@ -58,6 +58,17 @@ class KickReceiver:
                 return
         self.refused += 1
 
+    def hint(self, queue: object, index: object) -> None:
+        """A kick of this session that came through a Sub-CRQ."""
+        status: cython.uint
+        session = self.configuration.session
+        if session is not None:
+            status = session.status.status
+            if status & _STATUS == _RUNNING:
+                self._service.kick(queue, index)
+                return
+        self.refused += 1
+
 
 @cython.final
 @cython.cclass
@@ -104,6 +115,10 @@ class UsedReceiver:
             self.used.add((high >> 16) & 0xFFFF)
         else:
             self.rejected += 1
+
+    def hint(self, queue: int, index: int) -> None:
+        """A notification of this session that came through a Sub-CRQ."""
+        self.used.add(queue)
 
     def drained(self) -> None:
         """The CRQ is empty: hand up what the device has used, one call a queue however many notifications came."""

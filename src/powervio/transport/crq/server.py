@@ -108,7 +108,7 @@ class VirtioCrq:
             self._dma,
             self.crq,
             Message.KICK,
-            on_hint=self._kicked,
+            on_hint=self._kicks.hint,
             on_drained=self._channel_drained,
         )
         self._configuration = Configuration(
@@ -196,12 +196,6 @@ class VirtioCrq:
         if session.status.status & device_status.DRIVER_OK:
             return "running"
         return "negotiating" if session.status.status else "probed"
-
-    def _kicked(self, queue: int, index: int) -> None:
-        if self.session is not None and self.session.status.running:
-            self._service.kick(queue, index)
-        else:
-            self._refused += 1
 
     def _channel_drained(self) -> None:
         """Kicks came through a Sub-CRQ: what was sent on the CRQ before them counts first (P5.16)."""

@@ -1,0 +1,1 @@
+from powervio.phyp.hcall_subcrq import *

@@ -1,0 +1,1 @@
+from powervio.transport.crq.channels import *

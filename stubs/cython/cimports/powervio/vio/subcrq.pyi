@@ -1,0 +1,1 @@
+from powervio.vio.subcrq import *
