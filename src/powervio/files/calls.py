@@ -17,14 +17,11 @@ import time
 from collections.abc import Callable
 from typing import Any
 
+from powervio.files.sizes import NAME_BYTES
 from powervio.memory.hw import Pointer
 
 EMPTY_PATH = 0x1000
 """AT_EMPTY_PATH."""
-STATX_BYTES = 256
-HANDLE_BYTES = 144
-"""{u32 bytes, i32 type, up to 128 bytes, i32 number of the mount at offset 136}."""
-FILE_SYSTEM_WORDS = 11
 _STATX_WANTED = 0x1FFF
 _CLONE_FS = 0x200
 _GROUP_LIMIT = 64
@@ -79,9 +76,26 @@ def _path(fd: int) -> str:
     return f"/proc/self/fd/{fd}"
 
 
+def name_kind(name: Pointer, length: int) -> int:
+    """Whether a name is one component: 0, or -ENOENT, -EINVAL, -ENAMETOOLONG; 1 is ".", 2 is ".."."""
+    text = bytes(name[:length])
+    if not text:
+        return -errno.ENOENT
+    if text in (b".", b".."):
+        return len(text)
+    if b"\0" in text or b"/" in text:
+        return -errno.EINVAL
+    return -errno.ENAMETOOLONG if length > NAME_BYTES else 0
+
+
 def open_at(directory: int, name: Pointer, flags: int, mode: int) -> int:
     """Open one name in a directory: no link is followed, whoever made it. Without the process's umask."""
     return _without_umask(os.open, bytes(name), flags | os.O_NOFOLLOW, mode, dir_fd=directory)
+
+
+def open_parent(directory: int) -> int:
+    """Hold the directory that a directory is in."""
+    return _ask(os.open, b"..", os.O_PATH | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=directory)
 
 
 def reopen(proc: int, fd: int, flags: int) -> int:
@@ -92,6 +106,15 @@ def reopen(proc: int, fd: int, flags: int) -> int:
 def stat_of(fd: int, out: Pointer) -> int:
     """What statx(2) has of the file that a descriptor holds; 256 bytes."""
     return _call(_libc.statx, fd, b"", EMPTY_PATH, _STATX_WANTED, _place(out))
+
+
+def hold_at(directory: int, name: Pointer, out: Pointer) -> int:
+    """Hold a name in a directory, with what `stat_of` has of it; a descriptor (O_PATH)."""
+    fd = open_at(directory, name, os.O_PATH | os.O_CLOEXEC, 0)
+    done = fd if fd < 0 else stat_of(fd, out)
+    if done < 0 <= fd:
+        os.close(fd)
+    return done if done < 0 else fd
 
 
 def make_directory(directory: int, name: Pointer, mode: int) -> int:

@@ -13,11 +13,11 @@ import errno
 import os
 
 import cython
+from cython.cimports.powervio.files.calls import close_file, handle_of, open_handle, stat_of
+from cython.cimports.powervio.memory.hw import get32, pointer
 
-from powervio.files.calls import HANDLE_BYTES, STATX_BYTES, close_file, handle_of, open_handle, stat_of
-from powervio.memory.hw import get32, pointer
+from powervio.files.sizes import HANDLE_BYTES, STATX_BYTES
 
-_NONE = cython.declare(cython.int, -1)
 _PATH_FLAGS = cython.declare(cython.int, os.O_PATH | os.O_NOFOLLOW | os.O_CLOEXEC)
 _STALE = cython.declare(cython.int, -errno.ESTALE)
 _EBADF = cython.declare(cython.int, -errno.EBADF)
@@ -63,6 +63,7 @@ class DescriptorCache:
         self.by_handle = self._probe()
 
     @cython.cfunc
+    @cython.exceptval(check=False)
     def _probe(self) -> cython.bint:
         """Whether handles work here."""
         book = bytearray(HANDLE_BYTES)
@@ -122,6 +123,7 @@ class DescriptorCache:
             self._close(held)
 
     @cython.cfunc
+    @cython.exceptval(check=False)
     def _close(self, held: Held) -> cython.void:
         if held.fd < 0:
             return
@@ -133,6 +135,7 @@ class DescriptorCache:
         held.fd = -1
 
     @cython.cfunc
+    @cython.exceptval(check=False)
     def _unlink(self, held: Held) -> cython.void:
         last: Held = self._ring.pop()
         if last is not held:
@@ -141,6 +144,7 @@ class DescriptorCache:
         held.slot = -1
 
     @cython.cfunc
+    @cython.exceptval(check=False)
     def _reopen(self, held: Held) -> cython.int:
         if held.handle is None:
             return _EBADF
@@ -154,6 +158,7 @@ class DescriptorCache:
         return 0
 
     @cython.cfunc
+    @cython.exceptval(check=False)
     def _evict(self) -> cython.void:
         """Have one that was not used lately let go."""
         steps: cython.int = 2 * len(self._ring) + 1
@@ -174,6 +179,7 @@ class DescriptorCache:
                 self.stuck += 1
 
     @cython.cfunc
+    @cython.exceptval(check=False)
     def _let_go(self, held: Held) -> cython.bint:
         facts = bytearray(STATX_BYTES)
         if stat_of(held.fd, pointer(facts)) < 0 or get32(pointer(facts), 16) == 0:
@@ -189,8 +195,12 @@ class DescriptorCache:
         self.evicted += 1
         return True
 
-    def make_room(self, count: int = 1) -> None:
-        """Have some let go although there is room: the process has no descriptors left."""
+    @cython.ccall
+    @cython.exceptval(check=False)
+    def make_room(self, count: cython.int) -> cython.int:
+        """Have some let go although there is room: the process has no descriptors left. How many did."""
+        before: cython.ulonglong = self.evicted
         if self.by_handle:
             for _ in range(count):
                 self._evict()
+        return cython.cast(cython.int, self.evicted - before)

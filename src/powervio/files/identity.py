@@ -23,12 +23,13 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from operator import attrgetter
+from typing import Any
 
 import cython
+from cython.cimports.powervio.files.calls import hold_identity, take_identity
+from cython.cimports.powervio.memory.hw import pointer
 
 from powervio.errors import LocalError
-from powervio.files.calls import hold_identity, take_identity
-from powervio.memory.hw import pointer
 
 IDENTITIES = ("passthrough", "squash", "mapped")
 OWNER_ATTRIBUTE = b"user.powervio.owner"
@@ -37,7 +38,6 @@ NOBODY = 65534
 GROUP_LIMIT = 64
 """Supplementary groups of a caller; what is beyond does not count."""
 _IDS = 0xFFFF_FFFF
-_UNKNOWN = cython.declare(cython.longlong, -1)
 _CAN_SWITCH = 1 << 6 | 1 << 7 | 1 << 1  # CAP_SETGID, CAP_SETUID, CAP_DAC_OVERRIDE
 
 
@@ -62,7 +62,8 @@ class Caller:
     _uid: cython.uint
     _gid: cython.uint
     _count: cython.uint
-    _table: bytearray
+    _book: bytearray
+    _table: cython.p_uchar
 
     def __init__(self, uid: int, gid: int, groups: Sequence[int] = ()) -> None:
         if not 0 <= uid < _IDS or not 0 <= gid < _IDS:
@@ -71,10 +72,19 @@ class Caller:
         self.gid = gid
         self.groups = tuple(groups)[:GROUP_LIMIT]
         self._of = None
-        self._uid = self._gid = self._count = 0
-        self._table = bytearray()
+        self._uid = self._gid = 0
+        self._set(())
 
-    def with_group(self, gid: int) -> Caller:
+    @cython.cfunc
+    @cython.exceptval(-1)
+    def _set(self, groups: Any) -> cython.int:
+        self._book = bytearray(array("I", groups or (0,)))
+        self._table = pointer(self._book)
+        self._count = len(groups)
+        return 0
+
+    @cython.ccall
+    def with_group(self, gid: cython.uint) -> Caller:
         """The same user with another group for what is made."""
         return self if gid == self.gid else Caller(self.uid, gid, self.groups)
 
@@ -98,6 +108,8 @@ class Identity:
     kind: str
     switches: cython.bint
     mapped: cython.bint
+    squashes: cython.bint
+    translates: cython.bint
     _squashed: Caller
     _users: tuple[IdRange, ...]
     _groups: tuple[IdRange, ...]
@@ -120,6 +132,9 @@ class Identity:
             raise LocalError(f"identity {kind}: a user and a group to act as are for squash")
         self.kind = kind
         self.mapped = kind == "mapped"
+        self.squashes = kind == "squash"
+        self.translates = bool(translate_uid or translate_gid)
+        """Whether ids of the client are not those of the host."""
         self._users = checked(translate_uid)
         self._groups = checked(translate_gid)
         uid, gid = os.geteuid(), os.getegid()
@@ -138,24 +153,18 @@ class Identity:
             self._squashed = Caller(uid, gid)
         self._own = Caller(uid, gid, tuple(os.getgroups()))
         self._own._uid, self._own._gid = uid, gid
-        self._own._table = bytearray(array("I", self._own.groups))
-        self._own._count = len(self._own.groups)
+        self._own._set(self._own.groups)
         self._own._of = self
 
-    @property
-    def translates(self) -> bool:
-        """Whether ids of the client are not those of the host."""
-        return bool(self._users or self._groups)
-
     @cython.cfunc
-    @cython.exceptval(check=False)
+    @cython.exceptval(-1000)
     def enter(self, caller: Caller) -> cython.int:
         """Have this thread act as a caller until `leave`; 0 or the negative errno."""
         if not self.switches:
             return 0
-        if self._squashed._of is self:
-            caller = self._squashed
-        elif caller._of is not self:
+        if self.squashes:
+            return _take(self._squashed)
+        if caller._of is not self:
             self._resolve(caller)
         return _take(caller)
 
@@ -188,23 +197,23 @@ class Identity:
             self.leave()
 
     @cython.cfunc
-    def _resolve(self, caller: Caller):  # type: ignore[no-untyped-def]  # Cython has no annotation for "raises nothing"
-        caller._uid = host_id(self._users, caller.uid) if self._users else caller.uid
-        caller._gid = host_id(self._groups, caller.gid) if self._groups else caller.gid
-        if caller.uid and caller._uid == _IDS:
-            caller._uid = NOBODY
-        if caller._uid == _IDS:
-            caller._uid = NOBODY
-        if caller._gid == _IDS:
-            caller._gid = NOBODY
+    @cython.exceptval(-1)
+    def _resolve(self, caller: Caller) -> cython.int:
+        uid, gid = caller.uid, caller.gid
+        if self._users:
+            uid = host_id(self._users, uid)
+        if self._groups:
+            gid = host_id(self._groups, gid)
+        caller._uid = NOBODY if uid == _IDS else uid
+        caller._gid = NOBODY if gid == _IDS else gid
         groups = caller.groups
         if self._groups:
             groups = tuple(group for group in (host_id(self._groups, group) for group in groups) if group != _IDS)
         if not groups and caller._uid == self._own._uid:
-            caller._table, caller._count = self._own._table, self._own._count
-        else:
-            caller._table, caller._count = bytearray(array("I", groups)), len(groups)
+            groups = self._own.groups
+        caller._set(groups)
         caller._of = self
+        return 0
 
     def host_uid(self, uid: int) -> int:
         """The host's user for one of the client's; raises `OSError` (EINVAL) where there is none."""
@@ -232,7 +241,7 @@ def _known(number: int) -> int:
 @cython.cfunc
 @cython.exceptval(check=False)
 def _take(caller: Caller) -> cython.int:
-    return take_identity(caller._uid, caller._gid, pointer(caller._table), caller._count)
+    return take_identity(caller._uid, caller._gid, caller._table, caller._count)
 
 
 def host_id(rows: Sequence[IdRange], number: int) -> int:

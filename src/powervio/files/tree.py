@@ -15,22 +15,14 @@ This file is compiled (Cython pure mode) and also runs interpreted.
 from __future__ import annotations
 
 import errno
-import fcntl
 import os
-import resource
 import stat
 import struct
-from collections.abc import Sequence
-from dataclasses import dataclass
 from enum import IntFlag
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import cython
-
-from powervio.errors import LocalError
-from powervio.files.calls import (
-    FILE_SYSTEM_WORDS,
-    STATX_BYTES,
+from cython.cimports.powervio.files.calls import (
     access_of,
     change_mode,
     change_owner,
@@ -39,13 +31,15 @@ from powervio.files.calls import (
     cut_held,
     file_system_of,
     get_attribute,
+    hold_at,
     list_attributes,
     make_directory,
     make_link,
     make_node,
     make_symlink,
+    name_kind,
     open_at,
-    path_of,
+    open_parent,
     read_link,
     remove_attribute,
     remove_name,
@@ -54,34 +48,47 @@ from powervio.files.calls import (
     set_attribute,
     stat_of,
 )
-from powervio.files.handles import DescriptorCache, Held
-from powervio.files.identity import Caller, Identity, IdRange
-from powervio.files.locks import LockTable
-from powervio.files.tree_open import OpenFile
-from powervio.files.tree_stat import Numbers, Stat, stat_from
-from powervio.memory.hw import pointer, pointer_to_read
+from cython.cimports.powervio.files.identity import Caller
+from cython.cimports.powervio.files.tree_open import OpenFile, open_file
+from cython.cimports.powervio.files.tree_share import File, Share, failure, good
+from cython.cimports.powervio.files.tree_stat import Stat, device_of, version_of
+from cython.cimports.powervio.memory.hw import get16, get64, pointer, pointer_to_read
 
-NAME_BYTES = 255
-PATH_BYTES = 4096
-ATTRIBUTE_BYTES = 65536
-"""The largest value of an extended attribute, and the largest list of them (Linux: XATTR_SIZE_MAX, XATTR_LIST_MAX)."""
+from powervio.files.sizes import ATTRIBUTE_BYTES, FILE_SYSTEM_WORDS, NAME_BYTES, PATH_BYTES
+from powervio.files.tree_share import TreeOptions
+
+__all__ = ["FileSystem", "Node", "Rename", "Set", "Tree", "TreeOptions"]
+
 _HOLD = cython.declare(cython.int, os.O_PATH | os.O_NOFOLLOW | os.O_CLOEXEC)
 _KIND = cython.declare(cython.uint, 0xF000)
 _DIRECTORY = cython.declare(cython.uint, stat.S_IFDIR)
 _REGULAR = cython.declare(cython.uint, stat.S_IFREG)
 _LINK = cython.declare(cython.uint, stat.S_IFLNK)
-_OPEN_FLAGS = (
-    os.O_ACCMODE | os.O_APPEND | os.O_TRUNC | os.O_DIRECTORY | os.O_NOATIME | os.O_DSYNC | os.O_SYNC | os.O_NOFOLLOW
+_PATH = cython.declare(cython.int, PATH_BYTES)
+_ATTRIBUTE = cython.declare(cython.int, ATTRIBUTE_BYTES)
+_ACCESS_MODE = cython.declare(cython.int, os.O_ACCMODE)
+_OPEN_FLAGS = cython.declare(
+    cython.int, os.O_ACCMODE | os.O_APPEND | os.O_TRUNC | os.O_DIRECTORY | os.O_NOATIME | os.O_DSYNC | os.O_SYNC
 )
-_ALWAYS = os.O_CLOEXEC | os.O_NOCTTY
+"""Flags that mean something here. O_NOFOLLOW always holds; O_NONBLOCK and the like are about what is not opened."""
+_CREATE_FLAGS = cython.declare(cython.int, _OPEN_FLAGS & ~(os.O_TRUNC | os.O_DIRECTORY))
+_CREATE = cython.declare(cython.int, os.O_CREAT | os.O_EXCL | os.O_CLOEXEC | os.O_NOCTTY)
+_ALWAYS = cython.declare(cython.int, os.O_CLOEXEC | os.O_NOCTTY)
+_O_TRUNC = cython.declare(cython.int, os.O_TRUNC)
+_O_DIRECTORY = cython.declare(cython.int, os.O_DIRECTORY)
+_O_EXCL = cython.declare(cython.int, os.O_EXCL)
+_EEXIST = cython.declare(cython.int, -errno.EEXIST)
+_ENOENT = cython.declare(cython.int, -errno.ENOENT)
+_EROFS = cython.declare(cython.int, -errno.EROFS)
+_EISDIR = cython.declare(cython.int, -errno.EISDIR)
+_EINVAL = cython.declare(cython.int, -errno.EINVAL)
+_DOT = cython.declare(cython.int, 1)
 _TRIES = 8
 """How often a name is looked at again that somebody makes and removes all the time."""
 _UTIME_NOW = (1 << 30) - 1
 _UTIME_OMIT = (1 << 30) - 2
-_UNCHANGED = 0xFFFF_FFFF
+_UNCHANGED = cython.declare(cython.uint, 0xFFFF_FFFF)
 _TIMES = struct.Struct("=qqqq")
-_SPARE = 256
-"""Descriptors that are left to the rest of the process."""
 
 
 class Set(IntFlag):
@@ -97,11 +104,23 @@ class Set(IntFlag):
     """Nothing but that the file was changed just now."""
 
 
+_SET_MODE = cython.declare(cython.int, 0x01)
+_SET_UID = cython.declare(cython.int, 0x02)
+_SET_GID = cython.declare(cython.int, 0x04)
+_SET_SIZE = cython.declare(cython.int, 0x08)
+_SET_ATIME = cython.declare(cython.int, 0x10)
+_SET_MTIME = cython.declare(cython.int, 0x20)
+_SET_CTIME = cython.declare(cython.int, 0x40)
+
+
 class Rename(IntFlag):
     """How `Node.rename` is done."""
 
     NOREPLACE = 1
     EXCHANGE = 2
+
+
+_RENAMES = cython.declare(cython.uint, 3)
 
 
 class FileSystem(NamedTuple):
@@ -120,39 +139,18 @@ class FileSystem(NamedTuple):
     flags: int
 
 
-@dataclass(frozen=True)
-class TreeOptions:
-    """What a share is like."""
-
-    readonly: bool = False
-    identity: str = "passthrough"
-    """See `powervio.files.identity`."""
-    squash_uid: int | None = None
-    """The user that all act as, with identity "squash"; the default is nobody for root, else the server's own."""
-    squash_gid: int | None = None
-    translate_uid: Sequence[IdRange] = ()
-    """Rows (first of the client, first of the host, count); what is in none is nobody. Empty: ids are the same."""
-    translate_gid: Sequence[IdRange] = ()
-    max_held: int | None = None
-    """Files that are held by descriptors at a time; the default is by the process's limit."""
-    max_open: int | None = None
-    """Files that are open for reading or writing at a time, beyond which there is EMFILE; the default likewise."""
-
-
 @cython.final
 @cython.cclass
-class Node(Held):
+class Node(File):
     """One file. It ends with `close`; what `duplicate` gave is the same object and ends by a `close` of its own.
 
-    `kind`, `path` and `version` are what `Stat` has, as they were when it was found.
+    `kind` (S_IFMT of the mode), `path` and `version` are what `Stat` has, as they were when it was found.
     """
 
-    tree: Tree
-    kind: cython.uint
-    version: cython.uint
-    path: cython.ulonglong
-    dev: cython.ulonglong
-    ino: cython.ulonglong
+    @property
+    def tree(self) -> Share:
+        """The share that it is in."""
+        return self.share
 
     @property
     def is_directory(self) -> bool:
@@ -162,131 +160,192 @@ class Node(Held):
     def __repr__(self) -> str:
         return f"<Node {self.kind:#o} {self.path}>"
 
+    # -- an operation
+
+    @cython.cfunc
+    @cython.exceptval(-1000)
+    def begin(self, caller: Caller) -> cython.int:
+        """The descriptor is there and the thread acts as the caller, until `end`, whatever this returns.
+
+        0 or the negative errno.
+        """
+        share: Share = self.share
+        code: cython.int
+        if self.fd < 0:
+            share.identity.enter_own()  # who opens by handle has to be root
+        code = share.cache.take(self)
+        if code < 0:
+            self.pins += 1
+            return code
+        return share.identity.enter(caller)
+
+    @cython.cfunc
+    @cython.exceptval(check=False)
+    def begin_own(self) -> cython.int:
+        """The same for what everybody may: as whoever it is."""
+        share: Share = self.share
+        code: cython.int
+        if self.fd < 0:
+            share.identity.enter_own()
+        code = share.cache.take(self)
+        if code < 0:
+            self.pins += 1
+            return code
+        return 0
+
+    @cython.cfunc
+    @cython.exceptval(check=False)
+    def end(self) -> cython.void:
+        """It is over."""
+        share: Share = self.share
+        share.identity.leave()
+        share.cache.give(self)
+
     # -- finding
 
+    @cython.ccall
     def lookup(self, name: bytes, caller: Caller) -> Node:
         """The file of that name in this directory; "." is this one, ".." the one it is in; the root is in itself."""
-        if name == b".":
-            self._need_directory()
-            return self.duplicate()
-        if name == b"..":
-            return self._parent(caller)
-        check_name(name)
-        tree = self.tree
-        code: cython.int = self._begin(caller)
-        try:
+        share: Share = self.share
+        text: cython.p_uchar = pointer_to_read(name)
+        kind: cython.int = name_kind(text, len(name))
+        code: cython.int
+        fd: cython.int
+        if kind > 0:
+            if self.kind != _DIRECTORY:
+                raise failure(errno.ENOTDIR)
+            return self.duplicate() if kind == _DOT else self._parent(caller)
+        good(kind)
+        book: bytearray = share.take_scratch()
+        base: cython.p_uchar = pointer(book)
+        while True:
+            code = self.begin(caller)
+            fd = self.fd
             if code >= 0:
-                code = open_at(self.fd, pointer_to_read(name), _HOLD, 0)
-                if code == -errno.EMFILE and tree.relieve():
-                    code = open_at(self.fd, pointer_to_read(name), _HOLD, 0)
-        finally:
-            self._end()
-        return tree.node_of(_good(code))
+                with cython.nogil:
+                    code = hold_at(fd, text, base)
+            self.end()
+            if code >= 0 or not share.relieved(code):
+                break
+        if code < 0:
+            share.give_scratch(book)
+            raise failure(-code)
+        return node_from(share, code, book)
 
-    def _need_directory(self) -> None:
-        if self.kind != _DIRECTORY:
-            raise _error(errno.ENOTDIR)
-
+    @cython.cfunc
     def _parent(self, caller: Caller) -> Node:
-        self._need_directory()
-        tree = self.tree
-        if self.dev == tree.root_dev and self.ino == tree.root_ino:
-            return tree.root()
-        code = self._begin(caller)
+        share: Share = self.share
+        code: cython.int
+        fd: cython.int
+        if self.dev == share.root_dev and self.ino == share.root_ino:
+            return self.duplicate()
+        code = self.begin(caller)
+        fd = self.fd
+        if code >= 0:
+            with cython.nogil:
+                code = open_parent(fd)
+        self.end()
+        good(code)
         try:
-            if code >= 0:
-                code = open_at(self.fd, pointer_to_read(b".."), _HOLD, 0)
-        finally:
-            self._end()
-        fd = _good(code)
-        try:
-            tree.check_inside(fd)
+            share.check_inside(code)
         except BaseException:
-            close_file(fd)
+            close_file(code)
             raise
-        return tree.node_of(fd)
+        return node_of(share, code)
 
+    @cython.ccall
     def duplicate(self) -> Node:
         """The same file for somebody else, who closes it, too."""
         if self.references < 1:
-            raise _error(errno.EBADF)
+            raise failure(errno.EBADF)
         self.references += 1
         return self
 
-    def close(self) -> None:
+    @cython.ccall
+    @cython.exceptval(check=False)
+    def close(self) -> cython.void:
         """Let go of it."""
-        self.tree.cache.drop(self)
+        self.let_go()
 
     # -- the file itself
 
+    @cython.ccall
     def stat(self) -> Stat:
         """What it is now."""
-        code = self._begin_own()
-        try:
-            if code >= 0:
-                raw = bytearray(STATX_BYTES)
-                code = stat_of(self.fd, pointer(raw))
-        finally:
-            self._end()
-        _good(code)
-        return self.tree.client_stat(raw)
+        share: Share = self.share
+        code: cython.int = self.begin_own()
+        fd: cython.int = self.fd
+        book: bytearray = share.take_scratch()
+        base: cython.p_uchar = pointer(book)
+        if code >= 0:
+            with cython.nogil:
+                code = stat_of(fd, base)
+        self.end()
+        if code < 0:
+            share.give_scratch(book)
+            raise failure(-code)
+        facts: Stat = share.client_stat(base)
+        share.give_scratch(book)
+        return facts
 
-    def stat_by(self, fd: int) -> Stat:
-        """The same by a descriptor of it."""
-        raw = bytearray(STATX_BYTES)
-        _good(stat_of(fd, pointer(raw)))
-        return self.tree.client_stat(raw)
-
-    def open(self, flags: int, caller: Caller) -> OpenFile:
+    @cython.ccall
+    def open(self, flags: cython.int, caller: Caller) -> OpenFile:
         """Open the file or directory; flags of open(2), of which those that mean nothing here are left out.
 
         ENXIO for a device, FIFO or socket, ELOOP for a symbolic link, EMFILE when the share has too many open.
         """
-        wanted: cython.int = flags & _OPEN_FLAGS & ~os.O_NOFOLLOW | _ALWAYS
+        share: Share = self.share
+        wanted: cython.int = flags & _OPEN_FLAGS | _ALWAYS
+        writes: cython.bint = (flags & (_ACCESS_MODE | _O_TRUNC)) != 0
+        code: cython.int
+        fd: cython.int
         if self.kind == _LINK:
-            raise _error(errno.ELOOP)
-        if self.kind != _DIRECTORY and flags & os.O_DIRECTORY:
-            raise _error(errno.ENOTDIR)
-        if self.kind != _DIRECTORY and self.kind != _REGULAR:
-            raise _error(errno.ENXIO)
-        writes = flags & os.O_ACCMODE != os.O_RDONLY or flags & os.O_TRUNC
-        if writes and self.kind == _DIRECTORY:
-            raise _error(errno.EISDIR)
+            raise failure(errno.ELOOP)
+        if self.kind != _DIRECTORY:
+            if flags & _O_DIRECTORY:
+                raise failure(errno.ENOTDIR)
+            if self.kind != _REGULAR:
+                raise failure(errno.ENXIO)
+        elif writes:
+            raise failure(errno.EISDIR)
         if writes:
-            self.tree.writable()
-        self.tree.check_room()
-        code = self._begin(caller)
-        try:
+            share.writable()
+        share.check_room()
+        while True:
+            code = self.begin(caller)
+            fd = self.fd
             if code >= 0:
-                code = reopen(self.tree.proc, self.fd, wanted)
-                if code == -errno.EMFILE and self.tree.relieve():
-                    code = reopen(self.tree.proc, self.fd, wanted)
-        finally:
-            self._end()
-        return self.tree.opened(self.duplicate(), _good(code), flags, caller)
+                with cython.nogil:
+                    code = reopen(share.proc, fd, wanted)
+            self.end()
+            if code >= 0 or not share.relieved(code):
+                break
+        good(code)
+        return open_file(self.duplicate(), code, flags, caller)
 
     def readlink(self) -> bytes:
         """Where a symbolic link points to; EINVAL for anything else."""
         if self.kind != _LINK:
-            raise _error(errno.EINVAL)
-        code = self._begin_own()
-        try:
-            if code >= 0:
-                out = bytearray(PATH_BYTES)
-                code = read_link(self.fd, pointer(out), PATH_BYTES)
-        finally:
-            self._end()
-        return bytes(out[: _good(code)])
+            raise failure(errno.EINVAL)
+        book: bytearray = bytearray(PATH_BYTES)
+        base: cython.p_uchar = pointer(book)
+        code: cython.int = self.begin_own()
+        fd: cython.int = self.fd
+        if code >= 0:
+            with cython.nogil:
+                code = read_link(fd, base, _PATH)
+        self.end()
+        return bytes(book[: good(code)])
 
     def setattr(
         self,
-        valid: int,
+        valid: cython.int,
         caller: Caller,
         *,
-        mode: int = 0,
-        uid: int = 0,
-        gid: int = 0,
-        size: int = 0,
+        mode: cython.uint = 0,
+        uid: cython.uint = 0,
+        gid: cython.uint = 0,
+        size: cython.ulonglong = 0,
         atime: tuple[int, int] | None = None,
         mtime: tuple[int, int] | None = None,
         opened: OpenFile | None = None,
@@ -296,63 +355,72 @@ class Node(Held):
         A time that is None is now. The size is changed by `opened` if that is given and open for writing, which asks
         for no right that was not checked when it was opened.
         """
-        tree = self.tree
-        tree.writable()
-        owner = tree.identity.host_uid(uid) if valid & Set.UID else _UNCHANGED
-        group = tree.identity.host_gid(gid) if valid & Set.GID else _UNCHANGED
-        if valid & Set.SIZE and not 0 <= size < 1 << 63:
-            raise _error(errno.EINVAL)
-        by_open = valid & Set.SIZE and opened is not None and opened.flags & os.O_ACCMODE != os.O_RDONLY
-        if by_open and opened is not None:
+        share: Share = self.share
+        owner: cython.uint = _UNCHANGED
+        group: cython.uint = _UNCHANGED
+        code: cython.int
+        fd: cython.int
+        cuts: cython.bint = (valid & _SET_SIZE) != 0
+        times: bytearray | None = None
+        when: cython.p_uchar = cython.NULL
+        share.writable()
+        if valid & _SET_UID:
+            owner = share.identity.host_uid(uid)
+        if valid & _SET_GID:
+            group = share.identity.host_gid(gid)
+        if valid & (_SET_ATIME | _SET_MTIME):
+            times = _times(valid, atime, mtime)
+            when = pointer(times)
+        if cuts and size >> 63:
+            raise failure(errno.EINVAL)
+        if cuts and opened is not None and opened.flags & _ACCESS_MODE:
             opened.truncate(size)
-        code = self._begin(caller)
-        try:
-            if code >= 0 and valid & Set.SIZE and not by_open:
-                code = self._cut(size)
-            if code >= 0 and valid & (Set.UID | Set.GID):
-                code = change_owner(self.fd, owner, group)
-            if code >= 0 and valid & Set.MODE:
-                code = change_mode(tree.proc, self.fd, mode & 0o7777)
-            if code >= 0 and valid & (Set.ATIME | Set.MTIME):
-                times = _times(valid, atime, mtime)
-                code = change_times(self.fd, pointer(times))
-            elif code >= 0 and valid & Set.CTIME and not valid & ~Set.CTIME:
-                code = change_owner(self.fd, _UNCHANGED, _UNCHANGED)
-        finally:
-            self._end()
-        _good(code)
+            cuts = False
+        code = self.begin(caller)
+        fd = self.fd
+        if code >= 0:
+            if cuts and self.kind != _REGULAR:
+                code = _EISDIR if self.kind == _DIRECTORY else _EINVAL
+                cuts = False
+            with cython.nogil:
+                if cuts:
+                    code = cut_held(fd, size)
+                if code >= 0 and valid & (_SET_UID | _SET_GID):
+                    code = change_owner(fd, owner, group)
+                if code >= 0 and valid & _SET_MODE:
+                    code = change_mode(share.proc, fd, mode & 0o7777)
+                if code >= 0 and valid & (_SET_ATIME | _SET_MTIME):
+                    code = change_times(fd, when)
+                elif code >= 0 and valid == _SET_CTIME:
+                    code = change_owner(fd, _UNCHANGED, _UNCHANGED)
+        self.end()
+        good(code)
 
-    def _cut(self, size: int) -> int:
-        if self.kind == _DIRECTORY:
-            return -errno.EISDIR
-        if self.kind != _REGULAR:
-            return -errno.EINVAL
-        return cut_held(self.fd, size)
-
-    def access(self, mode: int, caller: Caller) -> None:
+    def access(self, mode: cython.int, caller: Caller) -> None:
         """Whether the caller may: R_OK, W_OK, X_OK; raises EACCES if not."""
         if mode & ~7:
-            raise _error(errno.EINVAL)
-        code = self._begin(caller)
-        try:
-            if code >= 0:
-                code = access_of(self.fd, mode)
-        finally:
-            self._end()
-        _good(code)
-        if mode & os.W_OK and self.kind in (_DIRECTORY, _REGULAR, _LINK):
-            self.tree.writable()
+            raise failure(errno.EINVAL)
+        code: cython.int = self.begin(caller)
+        fd: cython.int = self.fd
+        if code >= 0:
+            with cython.nogil:
+                code = access_of(fd, mode)
+        self.end()
+        good(code)
+        if mode & 2 and self.kind in (_DIRECTORY, _REGULAR, _LINK):
+            self.share.writable()
 
     def statfs(self) -> FileSystem:
         """The file system it is on."""
-        code = self._begin_own()
-        try:
-            if code >= 0:
-                words = bytearray(8 * FILE_SYSTEM_WORDS)
-                code = file_system_of(self.fd, pointer(words))
-        finally:
-            self._end()
-        _good(code)
+        words = bytearray(8 * FILE_SYSTEM_WORDS)
+        base: cython.p_uchar = pointer(words)
+        code: cython.int = self.begin_own()
+        fd: cython.int = self.fd
+        if code >= 0:
+            with cython.nogil:
+                code = file_system_of(fd, base)
+        self.end()
+        good(code)
         return FileSystem(*struct.unpack(f"={FILE_SYSTEM_WORDS}Q", words))
 
     # -- extended attributes
@@ -360,79 +428,91 @@ class Node(Held):
     def getxattr(self, name: bytes, caller: Caller) -> bytes:
         """The value of an attribute; ENODATA if there is none."""
         check_attribute(name)
-        out = bytearray(ATTRIBUTE_BYTES)
-        code = self._begin(caller)
-        try:
-            if code >= 0:
-                code = get_attribute(self.fd, pointer_to_read(name), pointer(out), ATTRIBUTE_BYTES)
-        finally:
-            self._end()
-        return bytes(out[: _good(code)])
+        book = bytearray(ATTRIBUTE_BYTES)
+        base: cython.p_uchar = pointer(book)
+        text: cython.p_uchar = pointer_to_read(name)
+        code: cython.int = self.begin(caller)
+        fd: cython.int = self.fd
+        if code >= 0:
+            with cython.nogil:
+                code = get_attribute(fd, text, base, _ATTRIBUTE)
+        self.end()
+        return bytes(book[: good(code)])
 
-    def setxattr(self, name: bytes, value: bytes, flags: int, caller: Caller) -> None:
+    def setxattr(self, name: bytes, value: bytes, flags: cython.int, caller: Caller) -> None:
         """Set an attribute; flags are XATTR_CREATE and XATTR_REPLACE."""
         check_attribute(name)
-        self.tree.writable()
-        code = self._begin(caller)
-        try:
-            if code >= 0:
-                code = set_attribute(self.fd, pointer_to_read(name), pointer_to_read(value), len(value), flags)
-        finally:
-            self._end()
-        _good(code)
+        if len(value) > ATTRIBUTE_BYTES:
+            raise failure(errno.E2BIG)
+        self.share.writable()
+        text: cython.p_uchar = pointer_to_read(name)
+        data: cython.p_uchar = pointer_to_read(value)
+        size: cython.int = len(value)
+        code: cython.int = self.begin(caller)
+        fd: cython.int = self.fd
+        if code >= 0:
+            with cython.nogil:
+                code = set_attribute(fd, text, data, size, flags)
+        self.end()
+        good(code)
 
     def listxattr(self, caller: Caller) -> list[bytes]:
         """The names of its attributes."""
-        out = bytearray(ATTRIBUTE_BYTES)
-        code = self._begin(caller)
-        try:
-            if code >= 0:
-                code = list_attributes(self.fd, pointer(out), ATTRIBUTE_BYTES)
-        finally:
-            self._end()
-        return bytes(out[: _good(code)]).split(b"\0")[:-1]
+        book = bytearray(ATTRIBUTE_BYTES)
+        base: cython.p_uchar = pointer(book)
+        code: cython.int = self.begin(caller)
+        fd: cython.int = self.fd
+        if code >= 0:
+            with cython.nogil:
+                code = list_attributes(fd, base, _ATTRIBUTE)
+        self.end()
+        return [text for text in bytes(book[: good(code)]).split(b"\0") if text]
 
     def removexattr(self, name: bytes, caller: Caller) -> None:
         """Remove an attribute."""
         check_attribute(name)
-        self.tree.writable()
-        code = self._begin(caller)
-        try:
-            if code >= 0:
-                code = remove_attribute(self.fd, pointer_to_read(name))
-        finally:
-            self._end()
-        _good(code)
+        self.share.writable()
+        text: cython.p_uchar = pointer_to_read(name)
+        code: cython.int = self.begin(caller)
+        fd: cython.int = self.fd
+        if code >= 0:
+            with cython.nogil:
+                code = remove_attribute(fd, text)
+        self.end()
+        good(code)
 
     # -- names in this directory
 
     def create(
-        self, name: bytes, flags: int, mode: int, caller: Caller, gid: int | None = None
+        self, name: bytes, flags: cython.int, mode: cython.uint, caller: Caller, gid: int | None = None
     ) -> tuple[Node, OpenFile]:
         """Make a file and open it; without O_EXCL one that is there is opened. `gid` is the new file's group."""
-        check_new_name(name)
-        self._need_directory()
-        tree = self.tree
-        tree.check_room()
-        maker = caller if gid is None else caller.with_group(gid)
-        kept = flags & _OPEN_FLAGS & ~(os.O_TRUNC | os.O_DIRECTORY) | _ALWAYS
+        share: Share = self.share
+        maker: Caller = caller if gid is None else caller.with_group(gid)
+        text: cython.p_uchar = pointer_to_read(name)
+        wanted: cython.int = flags & _CREATE_FLAGS | _CREATE
+        code: cython.int
+        fd: cython.int
+        self._check_new(name)
+        share.check_room()
         for _ in range(_TRIES):
-            code = self._begin(maker)
-            try:
-                if code >= 0 and tree.readonly:
-                    code = self._readonly_create(name)
+            while True:
+                code = self.begin(maker)
+                fd = self.fd
+                if code >= 0 and share.readonly:
+                    code = _refusal(fd, text)
                 elif code >= 0:
-                    code = open_at(self.fd, pointer_to_read(name), kept | os.O_CREAT | os.O_EXCL, mode & 0o7777)
-                    if code == -errno.EMFILE and tree.relieve():
-                        code = open_at(self.fd, pointer_to_read(name), kept | os.O_CREAT | os.O_EXCL, mode & 0o7777)
-            finally:
-                self._end()
+                    with cython.nogil:
+                        code = open_at(fd, text, wanted, mode & 0o7777)
+                self.end()
+                if code >= 0 or not share.relieved(code):
+                    break
             if code >= 0:
-                return tree.made(code, flags, maker)
-            if code != -errno.EEXIST or flags & os.O_EXCL:
-                raise _error(-code)
+                return self._made(code, flags, maker)  # type: ignore[no-any-return]
+            if code != _EEXIST or flags & _O_EXCL:
+                raise failure(-code)
             try:
-                node = self.lookup(name, caller)
+                node: Node = self.lookup(name, caller)
             except FileNotFoundError:
                 continue
             try:
@@ -440,229 +520,214 @@ class Node(Held):
             except BaseException:
                 node.close()
                 raise
-        raise _error(errno.ESTALE)
+        raise failure(errno.ESTALE)
 
-    def _readonly_create(self, name: bytes) -> int:
-        """EEXIST if there is such a name, EROFS if not."""
-        code = open_at(self.fd, pointer_to_read(name), _HOLD, 0)
-        if code >= 0:
-            close_file(code)
-            return -errno.EEXIST
-        return -errno.EROFS if code == -errno.ENOENT else code
+    @cython.cfunc
+    def _made(self, fd: cython.int, flags: cython.int, maker: Caller) -> Any:
+        """What was made just now, by its open descriptor."""
+        share: Share = self.share
+        code: cython.int
+        while True:
+            code = reopen(share.proc, fd, _HOLD & ~os.O_NOFOLLOW)
+            if code >= 0 or not share.relieved(code):
+                break
+        if code < 0:
+            close_file(fd)
+            raise failure(-code)
+        try:
+            node: Node = node_of(share, code)
+        except BaseException:
+            close_file(fd)
+            raise
+        return node, open_file(node.duplicate(), fd, flags, maker)
 
-    def mkdir(self, name: bytes, mode: int, caller: Caller, gid: int | None = None) -> Node:
+    @cython.cfunc
+    @cython.exceptval(-1)
+    def _check_new(self, name: bytes) -> cython.int:
+        """A name that is to be made in this directory: "." and ".." are there already."""
+        kind: cython.int = name_kind(pointer_to_read(name), len(name))
+        if kind > 0:
+            raise failure(errno.EEXIST)
+        good(kind)
+        if self.kind != _DIRECTORY:
+            raise failure(errno.ENOTDIR)
+        return 0
+
+    def mkdir(self, name: bytes, mode: cython.uint, caller: Caller, gid: int | None = None) -> Node:
         """Make a directory."""
         return self._make(name, caller, gid, _DIRECTORY | mode & 0o7777, 0, b"")
 
-    def mknod(self, name: bytes, mode: int, device: int, caller: Caller, gid: int | None = None) -> Node:
+    def mknod(
+        self, name: bytes, mode: cython.uint, device: cython.ulonglong, caller: Caller, gid: int | None = None
+    ) -> Node:
         """Make a file, device, FIFO or socket; `mode` has its type, `device` is a number as `Stat.rdev`."""
         if mode & _KIND == _DIRECTORY:
-            raise _error(errno.EPERM)
+            raise failure(errno.EPERM)
         if mode & _KIND == _LINK:
-            raise _error(errno.EINVAL)
+            raise failure(errno.EINVAL)
         return self._make(name, caller, gid, mode & 0o177777, device, b"")
 
     def symlink(self, name: bytes, target: bytes, caller: Caller, gid: int | None = None) -> Node:
         """Make a symbolic link; its target is anything but empty, and nothing here follows it."""
         if not target:
-            raise _error(errno.ENOENT)
+            raise failure(errno.ENOENT)
         if b"\0" in target:
-            raise _error(errno.EINVAL)
+            raise failure(errno.EINVAL)
         if len(target) >= PATH_BYTES:
-            raise _error(errno.ENAMETOOLONG)
+            raise failure(errno.ENAMETOOLONG)
         return self._make(name, caller, gid, _LINK | 0o777, 0, target)
 
-    def _make(self, name: bytes, caller: Caller, gid: int | None, mode: int, device: int, target: bytes) -> Node:
-        check_new_name(name)
-        self._need_directory()
-        tree = self.tree
-        text = pointer_to_read(name)
-        kind = mode & _KIND
-        code = self._begin(caller if gid is None else caller.with_group(gid))
-        fd = -1
-        try:
-            if code >= 0 and tree.readonly:
-                code = self._readonly_create(name)
-            elif code >= 0 and kind == _DIRECTORY:
-                code = make_directory(self.fd, text, mode & 0o7777)
-            elif code >= 0 and kind == _LINK:
-                code = make_symlink(self.fd, text, pointer_to_read(target))
-            elif code >= 0:
-                code = make_node(self.fd, text, mode, device)
-            if code >= 0:
-                code = fd = open_at(self.fd, text, _HOLD, 0)
-        finally:
-            self._end()
-        _good(code)
-        return tree.node_of(fd)
+    @cython.cfunc
+    def _make(
+        self,
+        name: bytes,
+        caller: Caller,
+        gid: Any,
+        mode: cython.uint,
+        device: cython.ulonglong,
+        target: bytes,
+    ) -> Node:
+        share: Share = self.share
+        maker: Caller = caller if gid is None else caller.with_group(gid)
+        text: cython.p_uchar = pointer_to_read(name)
+        place: cython.p_uchar = pointer_to_read(target)
+        kind: cython.uint = mode & _KIND
+        code: cython.int
+        held: cython.int = -1
+        fd: cython.int
+        self._check_new(name)
+        book: bytearray = share.take_scratch()
+        base: cython.p_uchar = pointer(book)
+        code = self.begin(maker)
+        fd = self.fd
+        if code >= 0 and share.readonly:
+            code = _refusal(fd, text)
+        elif code >= 0:
+            with cython.nogil:
+                if kind == _DIRECTORY:
+                    code = make_directory(fd, text, mode & 0o7777)
+                elif kind == _LINK:
+                    code = make_symlink(fd, text, place)
+                else:
+                    code = make_node(fd, text, mode, device)
+                if code >= 0:
+                    held = hold_at(fd, text, base)
+        self.end()
+        if code >= 0 and held < 0 and share.relieved(held):
+            share.give_scratch(book)
+            return self.lookup(name, caller)
+        if code < 0 or held < 0:
+            share.give_scratch(book)
+            raise failure(-code if code < 0 else -held)
+        return node_from(share, held, book)
 
     def link(self, node: Node, name: bytes, caller: Caller) -> None:
         """One more name, in this directory, for a file of the same share."""
-        check_new_name(name)
-        self._need_directory()
-        tree = self.tree
-        if node.tree is not tree:
-            raise _error(errno.EXDEV)
-        code = self._begin(caller)
-        begun = code >= 0
-        other = node._begin(caller) if begun else code
-        try:
-            if code >= 0 and tree.readonly:
-                code = self._readonly_create(name)
-            elif code >= 0 and other >= 0:
-                code = make_link(tree.proc, node.fd, self.fd, pointer_to_read(name))
-        finally:
-            if begun:
-                node._end()
-            self._end()
-        _good(min(code, other))
+        share: Share = self.share
+        text: cython.p_uchar = pointer_to_read(name)
+        code: cython.int
+        fd: cython.int
+        other: cython.int
+        self._check_new(name)
+        if node.share is not share:
+            raise failure(errno.EXDEV)
+        code = node.begin_own()
+        other = node.fd
+        if code >= 0:
+            code = self.begin(caller)
+            fd = self.fd
+            if code >= 0 and share.readonly:
+                code = _refusal(fd, text)
+            elif code >= 0:
+                with cython.nogil:
+                    code = make_link(share.proc, other, fd, text)
+            self.end()
+        node.end()
+        good(code)
 
-    def unlink(self, name: bytes, directory: bool, caller: Caller) -> None:
+    def unlink(self, name: bytes, directory: cython.bint, caller: Caller) -> None:
         """Remove a name; `directory`: that of an empty directory, else of anything else."""
-        if name == b".":
-            raise _error(errno.EINVAL if directory else errno.EISDIR)
-        if name == b"..":
-            raise _error(errno.ENOTEMPTY if directory else errno.EISDIR)
-        check_name(name)
-        self.tree.writable()
-        code = self._begin(caller)
-        try:
-            if code >= 0:
-                code = remove_name(self.fd, pointer_to_read(name), directory)
-        finally:
-            self._end()
-        _good(code)
+        text: cython.p_uchar = pointer_to_read(name)
+        kind: cython.int = name_kind(text, len(name))
+        code: cython.int
+        fd: cython.int
+        if kind > 0 and not directory:
+            raise failure(errno.EISDIR)
+        if kind > 0:
+            raise failure(errno.EINVAL if kind == _DOT else errno.ENOTEMPTY)
+        good(kind)
+        self.share.writable()
+        code = self.begin(caller)
+        fd = self.fd
+        if code >= 0:
+            with cython.nogil:
+                code = remove_name(fd, text, directory)
+        self.end()
+        good(code)
 
-    def rename(self, name: bytes, new_parent: Node, new_name: bytes, caller: Caller, flags: int = 0) -> None:
+    def rename(self, name: bytes, new_parent: Node, new_name: bytes, caller: Caller, flags: cython.uint = 0) -> None:
         """Give a file of this directory another name, there or in another directory; flags are `Rename`."""
-        for one in (name, new_name):
-            if one in (b".", b".."):
-                raise _error(errno.EBUSY)
-            check_name(one)
-        if flags & ~int(Rename.NOREPLACE | Rename.EXCHANGE):
-            raise _error(errno.EINVAL)
-        tree = self.tree
-        tree.writable()
-        if new_parent.tree is not tree:
-            raise _error(errno.EXDEV)
-        code = self._begin(caller)
-        begun = code >= 0
-        other = new_parent._begin(caller) if begun else code
-        try:
-            if code >= 0 and other >= 0:
-                code = rename_at(self.fd, pointer_to_read(name), new_parent.fd, pointer_to_read(new_name), flags)
-        finally:
-            if begun:
-                new_parent._end()
-            self._end()
-        _good(min(code, other))
-
-    # -- an operation
-
-    def _begin(self, caller: Caller) -> int:
-        """The descriptor is there and the thread acts as the caller, until `_end`; 0 or the negative errno."""
-        tree = self.tree
-        if self.fd < 0:
-            tree.identity.enter_own()  # who opens by handle has to be root
-        self.pins += 1
-        code = tree.cache.take(self)
-        if code < 0:
-            return code
-        self.pins -= 1
-        return tree.identity.enter(caller)
-
-    def _begin_own(self) -> int:
-        """The same for what everybody may."""
-        tree = self.tree
-        if self.fd < 0:
-            tree.identity.enter_own()
-        self.pins += 1
-        code = tree.cache.take(self)
-        if code < 0:
-            return code
-        self.pins -= 1
-        return 0
-
-    def _end(self) -> None:
-        self.tree.identity.leave()
-        self.tree.cache.give(self)
+        share: Share = self.share
+        text: cython.p_uchar = pointer_to_read(name)
+        new_text: cython.p_uchar = pointer_to_read(new_name)
+        kind: cython.int = name_kind(text, len(name))
+        new_kind: cython.int = name_kind(new_text, len(new_name))
+        code: cython.int
+        fd: cython.int
+        other: cython.int
+        good(kind)
+        good(new_kind)
+        if flags & ~_RENAMES:
+            raise failure(errno.EINVAL)
+        if new_parent.share is not share:
+            raise failure(errno.EXDEV)
+        share.writable()
+        if kind > 0 or new_kind > 0:
+            raise failure(errno.EEXIST if kind == 0 and flags & 1 else errno.EBUSY)
+        code = new_parent.begin_own()
+        other = new_parent.fd
+        if code >= 0:
+            code = self.begin(caller)
+            fd = self.fd
+            if code >= 0:
+                with cython.nogil:
+                    code = rename_at(fd, text, other, new_text, flags)
+            self.end()
+        new_parent.end()
+        good(code)
 
 
 @cython.final
 @cython.cclass
-class Tree:
+class Tree(Share):
     """One share. Not thread-safe by itself beyond what the interpreter lock gives; nodes may be used by any thread."""
 
-    options: TreeOptions
-    identity: Identity
-    cache: DescriptorCache
-    numbers: Numbers
-    locks: LockTable
-    readonly: cython.bint
-    proc: cython.int
-    root_dev: cython.ulonglong
-    root_ino: cython.ulonglong
-    open_count: cython.int
-    max_open: cython.int
-    _directory: cython.int
     _root: Node | None
-    _root_path: bytes
 
     def __init__(self, path: str | os.PathLike[str], options: TreeOptions | None = None) -> None:
-        """Share the directory at `path`. Raises `LocalError` when it cannot be."""
-        options = options or TreeOptions()
-        self.options = options
-        self.readonly = options.readonly
-        self.identity = Identity(
-            options.identity,
-            options.squash_uid,
-            options.squash_gid,
-            options.translate_uid,
-            options.translate_gid,
-        )
-        self.locks = LockTable()
-        self.proc = self._directory = -1
+        super().__init__(path, options)
         self._root = None
-        try:
-            self._directory = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-            self.proc = os.open("/proc/self/fd", os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
-        except OSError as error:
-            self._close_own()
-            raise LocalError(f"{os.fspath(path)} cannot be shared: {error.strerror}") from error
-        limit, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
-        spare = max(64, limit - _SPARE)
-        self.max_open = options.max_open or spare // 2
-        self.open_count = 0
-        self.cache = DescriptorCache(self._directory, options.max_held or min(16384, spare // 4))
-        raw = bytearray(STATX_BYTES)
-        stat_of(self._directory, pointer(raw))
-        self.numbers = Numbers(os.fstat(self._directory).st_dev)
-        facts = stat_from(raw, self.numbers)
-        self.root_dev, self.root_ino = facts.dev, facts.ino
-        self._root = self.node_of(_good(open_at(self._directory, pointer_to_read(b"."), _HOLD, 0)))
-        self._root.pins += 1  # never let go of
+        fd = os.open(".", _HOLD, dir_fd=self.directory)
+        root: Node = node_of(self, fd)
+        root.pins += 1  # never let go of
+        self._root = root
 
     def root(self) -> Node:
         """The share's own directory, to be closed like any other."""
         if self._root is None:
-            raise _error(errno.EBADF)
+            raise failure(errno.EBADF)
         return self._root.duplicate()
 
     def close(self) -> None:
         """End it: what nodes are left fail from now on. A second call does nothing."""
         if self._root is None:
             return
+        root: Node = self._root
+        self._root = None
         self.locks.close()
-        root, self._root = self._root, None
         root.references = 0
         self.cache.give(root)
-        self._close_own()
-
-    def _close_own(self) -> None:
-        for fd in (self._directory, self.proc):
-            if fd >= 0:
-                os.close(fd)
-        self._directory = self.proc = -1
+        self.close_own()
 
     def __enter__(self) -> Tree:
         return self
@@ -670,160 +735,72 @@ class Tree:
     def __exit__(self, *_: object) -> None:
         self.close()
 
-    # -- for nodes and open files
 
-    def writable(self) -> None:
-        """Raises EROFS if the share is read-only."""
-        if self.readonly:
-            raise _error(errno.EROFS)
-
-    def check_room(self) -> None:
-        """Raises EMFILE when as many files are open as may be."""
-        if self.open_count >= self.max_open:
-            raise _error(errno.EMFILE)
-
-    def relieve(self) -> bool:
-        """The process has no descriptors left: have nodes let go of some."""
-        held = len(self.cache)
-        self.cache.make_room(8)
-        return len(self.cache) < held
-
-    def node_of(self, fd: int) -> Node:
-        """The file of a descriptor, which is the node's from now on."""
-        raw = bytearray(STATX_BYTES)
-        code = stat_of(fd, pointer(raw))
-        if code < 0:
-            close_file(fd)
-            raise _error(-code)
-        facts = self.client_stat(raw)
-        node = Node()
-        node.fd = -1
-        node.pins = 0
-        node.references = 1
-        node.used = True
-        node.slot = -1
-        node.handle = None
-        node.tree = self
-        node.kind = facts.mode & _KIND
-        node.version = facts.version
-        node.path = facts.path
-        node.dev = facts.dev
-        node.ino = facts.ino
-        self.cache.adopt(node, fd)
-        return node
-
-    def client_stat(self, raw: bytearray) -> Stat:
-        """What statx gave, with the client's owners."""
-        facts = stat_from(raw, self.numbers)
-        if self.identity.translates:
-            facts.uid = self.identity.client_uid(facts.uid)
-            facts.gid = self.identity.client_gid(facts.gid)
-        return facts
-
-    def opened(self, node: Node, fd: int, flags: int, caller: Caller) -> OpenFile:
-        """An open file, by a descriptor and a node that are its own from now on."""
-        self.open_count += 1
-        return OpenFile(self, node, fd, flags, caller)
-
-    def closed(self, _: OpenFile) -> None:
-        """An open file has ended."""
-        self.open_count -= 1
-
-    def made(self, fd: int, flags: int, caller: Caller) -> tuple[Node, OpenFile]:
-        """A file that was made just now, by its open descriptor."""
-        code = reopen(self.proc, fd, os.O_PATH | os.O_CLOEXEC)
-        if code < 0:
-            close_file(fd)
-            raise _error(-code)
-        try:
-            node = self.node_of(code)
-        except BaseException:
-            close_file(fd)
-            raise
-        return node, self.opened(node.duplicate(), fd, flags, caller)
-
-    def open_for_locks(self, node: Node, fd: int) -> int:
-        """A descriptor for the host's locks on a file, of which `fd` is an open one."""
-        self.identity.enter_own()
-        try:
-            for flags in (os.O_RDWR, os.O_RDONLY):
-                code = reopen(self.proc, node.fd if node.fd >= 0 else fd, flags | _ALWAYS)
-                if code >= 0:
-                    return code
-        finally:
-            self.identity.leave()
-        return fcntl.fcntl(fd, fcntl.F_DUPFD_CLOEXEC, 0)
-
-    def entry_path(self, directory: Node, inode: int, is_parent: bool) -> int:
-        """The `Stat.path` of an entry; ".." of the root is the root, whatever is above it."""
-        if is_parent and directory.dev == self.root_dev and directory.ino == self.root_ino:
-            inode = self.root_ino
-        return self.numbers.path_of(directory.dev, inode)
-
-    def check_inside(self, fd: int) -> None:
-        """Raises ESTALE when a directory is not in the share any more: somebody moved it, or what it is in, out.
-
-        The kernel's own idea of its path is asked for, which is one answer at one moment. So is the root's, which may
-        have been moved, too.
-        """
-        for _ in range(_TRIES):
-            before = self._path(self._directory)
-            inside = self._path(fd)
-            if before == self._path(self._directory):
-                if inside == before or inside.startswith(before if before.endswith(b"/") else before + b"/"):
-                    return
-                break
-        raise _error(errno.ESTALE)
-
-    def _path(self, fd: int) -> bytes:
-        out = bytearray(PATH_BYTES)
-        return bytes(out[: _good(path_of(self.proc, fd, pointer(out), PATH_BYTES))])
+@cython.cfunc
+def node_of(share: Share, fd: cython.int) -> Node:
+    """The file of a descriptor, which is the node's from now on."""
+    book: bytearray = share.take_scratch()
+    base: cython.p_uchar = pointer(book)
+    code: cython.int
+    with cython.nogil:
+        code = stat_of(fd, base)
+    if code < 0:
+        close_file(fd)
+        share.give_scratch(book)
+        raise failure(-code)
+    return node_from(share, fd, book)
 
 
-def check_name(name: bytes) -> None:
-    """One component: raises as the module's text says."""
-    if not name:
-        raise _error(errno.ENOENT)
-    if b"\0" in name or b"/" in name:
-        raise _error(errno.EINVAL)
-    if len(name) > NAME_BYTES:
-        raise _error(errno.ENAMETOOLONG)
+@cython.cfunc
+def node_from(share: Share, fd: cython.int, book: bytearray) -> Node:
+    """The same with what statx gave, in a buffer that goes back to the share."""
+    base: cython.p_uchar = pointer(book)
+    node: Node = Node.__new__(Node)
+    node.fd = -1
+    node.pins = 0
+    node.references = 1
+    node.used = True
+    node.slot = -1
+    node.handle = None
+    node.share = share
+    node.kind = get16(base, 28) & _KIND
+    node.ino = get64(base, 32)
+    node.dev = device_of(base)
+    node.version = version_of(base, share.numbers)
+    node.path = share.numbers.path_of(node.dev, node.ino)
+    share.give_scratch(book)
+    share.cache.adopt(node, fd)
+    return node
 
 
-def check_new_name(name: bytes) -> None:
-    """The same for one that is made: "." and ".." are there already."""
-    if name in (b".", b".."):
-        raise _error(errno.EEXIST)
-    check_name(name)
+@cython.cfunc
+@cython.exceptval(check=False)
+def _refusal(directory: cython.int, name: cython.p_uchar) -> cython.int:
+    """Why a name is not made in a read-only share: it is there already, or the share is read-only."""
+    code: cython.int = open_at(directory, name, _HOLD, 0)
+    if code >= 0:
+        close_file(code)
+        return _EEXIST
+    return _EROFS if code == _ENOENT else code
 
 
 def check_attribute(name: bytes) -> None:
     """The name of an extended attribute."""
     if not name or len(name) > NAME_BYTES:
-        raise _error(errno.ERANGE)
+        raise failure(errno.ERANGE)
     if b"\0" in name:
-        raise _error(errno.EINVAL)
+        raise failure(errno.EINVAL)
 
 
 def _times(valid: int, atime: tuple[int, int] | None, mtime: tuple[int, int] | None) -> bytearray:
     result: list[int] = []
-    for wanted, when in ((valid & Set.ATIME, atime), (valid & Set.MTIME, mtime)):
+    for wanted, when in ((valid & _SET_ATIME, atime), (valid & _SET_MTIME, mtime)):
         if not wanted:
             result += (0, _UTIME_OMIT)
         elif when is None:
             result += (0, _UTIME_NOW)
-        elif not 0 <= when[1] < 1_000_000_000:
-            raise _error(errno.EINVAL)
+        elif not 0 <= when[1] < 1_000_000_000 or not -(1 << 63) <= when[0] < 1 << 63:
+            raise failure(errno.EINVAL)
         else:
             result += when
     return bytearray(_TIMES.pack(*result))
-
-
-def _error(code: int) -> OSError:
-    return OSError(code, os.strerror(code))
-
-
-def _good(code: int) -> int:
-    if code < 0:
-        raise _error(-code)
-    return code

@@ -11,11 +11,10 @@ from __future__ import annotations
 import errno
 import os
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import Any, NamedTuple
 
 import cython
-
-from powervio.files.calls import (
+from cython.cimports.powervio.files.calls import (
     allocate,
     close_file,
     cut_open,
@@ -25,24 +24,29 @@ from powervio.files.calls import (
     sync_file,
     write_at,
 )
-from powervio.files.identity import Caller
-from powervio.files.locks import READ, WRITE, FileKey, Lock, LockOwner
-from powervio.files.tree_stat import Stat
-from powervio.memory.abstract import Backing, Payload
-from powervio.memory.hw import Pointer, get16, get64, ld8, pointer, pointer_to_read
+from cython.cimports.powervio.files.identity import Caller
+from cython.cimports.powervio.files.tree_share import File, Share, failure, good
+from cython.cimports.powervio.files.tree_stat import Stat
+from cython.cimports.powervio.memory.hw import get16, get64, ld8, pointer, pointer_to_read, preadv, pwritev
+from cython.cimports.powervio.memory.target import Target
 
-if TYPE_CHECKING:
-    from powervio.files.tree import Node, Tree
+from powervio.files.locks import READ, WRITE, FileKey, Lock, LockOwner
+from powervio.memory.abstract import Backing, Payload
 
 _ENTRY = cython.declare(cython.int, 19)
 """Bytes of a linux_dirent64 before its name."""
+_PIECES = cython.declare(cython.uint, 1024)
+_LARGEST = cython.declare(cython.longlong, (1 << 63) - 1)
+_CLOSED = cython.declare(cython.int, -errno.EBADF)
+_INVALID = cython.declare(cython.int, -errno.EINVAL)
+_REGULAR = cython.declare(cython.int, 8)
+_MAPPED_KIND = cython.declare(cython.int, 0)
 DIRECTORY_BYTES = 32768
-LARGEST_POSITION = (1 << 63) - 1
 _ZEROES = bytes(65536)
 
 
 class DirEntry(NamedTuple):
-    """One entry. `path` is that of `Stat`, `kind` the DT_ type (mode >> 12), `next_offset` where to go on."""
+    """One entry. `path` is that of `Stat`, `kind` the DT_ type (mode >> 12, or 0), `next_offset` where to go on."""
 
     name: bytes
     path: int
@@ -50,8 +54,67 @@ class DirEntry(NamedTuple):
     next_offset: int
 
 
+@cython.final
+@cython.cclass
+class OpenTarget(Target):
+    """An open file as what compiled payloads move to and from: what was moved, and what failed, is told afterwards."""
+
+    fd: cython.int
+    moved: cython.ulonglong
+    ended: cython.bint
+    failed: cython.int
+
+    @cython.cfunc
+    @cython.exceptval(check=False)
+    def begin(self) -> cython.void:
+        """A request begins, whose pieces follow each other."""
+        self.moved = 0
+        self.ended = False
+        self.failed = 0
+
+    @cython.cfunc
+    @cython.nogil
+    @cython.exceptval(check=False)
+    def read(
+        self, pieces: cython.p_uchar, count: cython.uint, position: cython.ulonglong, length: cython.ulonglong
+    ) -> cython.bint:
+        """See `Target`: done, however much there was."""
+        if count > _PIECES:
+            return False
+        if not self.ended:
+            self.note(preadv(self.fd, pieces, count, position), length)
+        return True
+
+    @cython.cfunc
+    @cython.nogil
+    @cython.exceptval(check=False)
+    def write(
+        self, pieces: cython.p_uchar, count: cython.uint, position: cython.ulonglong, length: cython.ulonglong
+    ) -> cython.bint:
+        """See `Target`: done, however much there was room for."""
+        if count > _PIECES:
+            return False
+        if not self.ended:
+            self.note(pwritev(self.fd, pieces, count, position), length)
+        return True
+
+    @cython.cfunc
+    @cython.nogil
+    @cython.exceptval(check=False)
+    def note(self, done: cython.longlong, length: cython.ulonglong) -> cython.void:
+        """One piece was moved so far, or failed; an error after other bytes is the next request's."""
+        if done < 0:
+            self.ended = True
+            if self.moved == 0:
+                self.failed = cython.cast(cython.int, -done)
+            return
+        self.moved += cython.cast(cython.ulonglong, done)
+        if cython.cast(cython.ulonglong, done) < length:
+            self.ended = True
+
+
 class FileBacking(Backing):
-    """An open file as what payloads move data from and to: a transfer that ends early is told by `moved`, not raised.
+    """An open file for payloads: a transfer that ends early is noted in `target`, not raised.
 
     The bytes of a buffer that a file did not have are zeroes: a buffer of this process holds what was there before.
     """
@@ -60,17 +123,16 @@ class FileBacking(Backing):
     block_size = 512
     can_discard = False
     vectored = True
-    size = LARGEST_POSITION
+    size = (1 << 63) - 1
 
-    def __init__(self, fd: int) -> None:
+    def __init__(self, fd: int, target: OpenTarget) -> None:
         self._fd = fd
-        self.moved = 0
-        """Bytes that were there, of the transfers since `begin`; nothing is moved after a short one."""
-        self.short = False
+        self._target = target
 
-    def begin(self) -> None:
-        """A request begins."""
-        self.moved, self.short = 0, False
+    @property
+    def target(self) -> OpenTarget:
+        """See `Backing`."""
+        return self._target
 
     def read_into(self, position: int, buffer: memoryview) -> None:
         """See `Backing`."""
@@ -82,39 +144,27 @@ class FileBacking(Backing):
 
     def read_vector(self, position: int, buffers: Sequence[memoryview]) -> None:
         """See `Backing`."""
-        length = sum(map(len, buffers))
-        done = 0
-        if not self.short:
-            for first in range(0, len(buffers), 1024):
-                some = buffers[first : first + 1024]
-                count = os.preadv(self._fd, some, position + done)
-                done += count
-                if count < sum(map(len, some)):
-                    break
-        self._count(done, length)
-        if done < length:
-            _clear(buffers, done)
+        self._move(position, buffers, True)
 
     def write_vector(self, position: int, buffers: Sequence[memoryview]) -> None:
         """See `Backing`."""
-        length = sum(map(len, buffers))
-        done = 0
-        if not self.short:
-            try:
-                for first in range(0, len(buffers), 1024):
-                    some = buffers[first : first + 1024]
-                    count = os.pwritev(self._fd, some, position + done)
-                    done += count
-                    if count < sum(map(len, some)):
-                        break
-            except OSError:
-                if not done and not self.moved:
-                    raise
-        self._count(done, length)
+        self._move(position, buffers, False)
 
-    def _count(self, done: int, length: int) -> None:
-        self.moved += done
-        self.short = self.short or done < length
+    def _move(self, position: int, buffers: Sequence[memoryview], reads: bool) -> None:
+        target: OpenTarget = self._target
+        for first in range(0, len(buffers), 1024):
+            some = buffers[first : first + 1024]
+            length = sum(map(len, some))
+            done = 0
+            if not target.ended:
+                try:
+                    done = os.preadv(self._fd, some, position) if reads else os.pwritev(self._fd, some, position)
+                    target.note(done, length)
+                except OSError as error:
+                    target.note(-(error.errno or errno.EIO), length)
+            if reads and done < length:
+                _clear(some, done)
+            position += length
 
     def flush(self) -> None:
         """See `Backing`."""
@@ -122,11 +172,11 @@ class FileBacking(Backing):
 
     def discard(self, position: int, length: int) -> None:
         """See `Backing`: nothing asks for it."""
-        raise OSError(errno.EOPNOTSUPP, os.strerror(errno.EOPNOTSUPP))
+        raise failure(errno.EOPNOTSUPP)
 
     def write_zeroes(self, position: int, length: int, *, unmap: bool) -> None:
         """See `Backing`: nothing asks for it."""
-        raise OSError(errno.EOPNOTSUPP, os.strerror(errno.EOPNOTSUPP))
+        raise failure(errno.EOPNOTSUPP)
 
     def extents(self, position: int, length: int) -> list[tuple[int, bool]]:
         """See `Backing`."""
@@ -151,160 +201,193 @@ def _clear(buffers: Sequence[memoryview], done: int) -> None:
 @cython.final
 @cython.cclass
 class OpenFile:
-    """See the module's text. `flags` are those it was opened with."""
+    """See the module's text. `flags` are those it was opened with, `node` is the file."""
 
     fd: cython.int
     flags: cython.int
-    is_directory: cython.bint
-    number: cython.ulonglong
-    _tree: Any
-    _node: Any
+    file: File
+    _share: Share
     _caller: Caller
     _pins: cython.int
     _closing: cython.bint
     _at: cython.longlong
+    _target: OpenTarget
     _backing: Any
 
-    def __init__(self, tree: Tree, node: Node, fd: int, flags: int, caller: Caller) -> None:
-        self.fd = fd
-        self.flags = flags
-        self._tree = tree
-        self._node = node
-        """Kept for what needs the file and not its contents (attributes by name); one reference is this one's."""
-        self._caller = caller
-        self.is_directory = node.is_directory
-        self._pins = 0
-        self._closing = False
-        self._at = -1
-        self._backing = None
+    @property
+    def node(self) -> Any:
+        """The file, a `Node`, which is this one's: whoever wants it for longer duplicates it."""
+        return self.file
 
     @property
-    def node(self) -> Node:
-        """The file."""
-        return self._node  # type: ignore[no-any-return]
+    def is_directory(self) -> bool:
+        """Whether it is a directory."""
+        return (self.file.kind & 0xF000) == 0x4000
 
     def fileno(self) -> int:
         """The descriptor, for loops that move data themselves."""
         return self.fd
 
-    # -- data
+    # -- an operation
 
-    def pread(self, buffer: Pointer | bytearray, position: int) -> int:
-        """Read to `buffer` from `position` of the file; how many bytes, fewer only at its end."""
-        size = len(buffer)
-        code: cython.longlong
-        self._enter(position, size)
-        try:
-            code = read_at(self.fd, pointer(buffer), 0, size, position)
-        finally:
-            self._leave()
-        return _good(code)
+    @cython.cfunc
+    @cython.exceptval(-1000)
+    def begin(self, position: cython.longlong, length: cython.longlong) -> cython.int:
+        """The thread acts as who opened the file, until `end`: whether a write takes away set-user-ID is its doing.
 
-    def pwrite(self, buffer: Pointer | bytes | bytearray, position: int) -> int:
-        """Write `buffer` at `position`; how many bytes, fewer only where there is no room for more."""
-        size = len(buffer)
-        code: cython.longlong
-        self._tree.writable()
-        self._enter(position, size)
-        try:
-            code = write_at(self.fd, pointer_to_read(buffer), 0, size, position)
-        finally:
-            self._leave()
-        return _good(code)
-
-    def fill(self, payload: Payload, offset: int, length: int, position: int) -> int:
-        """Move up to `length` bytes from `position` of the file to a payload at `offset`; how many there were.
-
-        Nothing is copied on the way where the payload's memory is mapped here. Bytes behind those may be zeroes then.
+        0, or the negative errno; then there is no `end`.
         """
-        self._enter(position, length)
-        try:
-            backing = self._file()
-            payload.fill_from(backing, position, offset, length)
-            return int(backing.moved)
-        finally:
-            self._leave()
-
-    def drain(self, payload: Payload, offset: int, length: int, position: int) -> int:
-        """Move `length` bytes from a payload at `offset` to `position` of the file; how many there was room for."""
-        self._tree.writable()
-        self._enter(position, length)
-        try:
-            backing = self._file()
-            payload.drain_to(backing, position, offset, length)
-            return int(backing.moved)
-        finally:
-            self._leave()
-
-    def _file(self) -> FileBacking:
-        backing = self._backing
-        if backing is None:
-            backing = self._backing = FileBacking(self.fd)
-        backing.begin()
-        return backing  # type: ignore[no-any-return]
-
-    def _enter(self, position: int, length: int) -> None:
-        """What is done with the contents is the caller's doing: a write takes set-user-ID away from a file, or not."""
+        code: cython.int
         if self.fd < 0 or self._closing:
-            raise _error(errno.EBADF)
-        if position < 0 or length < 0 or position > LARGEST_POSITION - length:
-            raise _error(errno.EINVAL)
-        self._pins += 1
-        code: cython.int = self._tree.identity.enter(self._caller)
+            return _CLOSED
+        if position < 0 or length < 0 or position > _LARGEST - length:
+            return _INVALID
+        code = self._share.identity.enter(self._caller)
         if code < 0:
-            self._leave()
-            raise _error(-code)
+            self._share.identity.leave()
+            return code
+        self._pins += 1
+        return 0
 
-    def _leave(self) -> None:
-        self._tree.identity.leave()
+    @cython.cfunc
+    @cython.exceptval(check=False)
+    def end(self) -> cython.void:
+        """It is over."""
+        self._share.identity.leave()
         self._pins -= 1
         if self._closing and self._pins == 0:
             self._end()
 
-    def fsync(self, datasync: bool = False) -> None:
+    # -- data
+
+    @cython.cfunc
+    @cython.exceptval(-1000)
+    def read_to(
+        self, out: cython.p_uchar, offset: cython.ulonglong, size: cython.longlong, position: cython.longlong
+    ) -> cython.longlong:
+        """As `pread`, to memory that is there until this returns; a negative errno in place of an exception."""
+        code: cython.longlong = self.begin(position, size)
+        fd: cython.int = self.fd
+        if code < 0:
+            return code
+        with cython.nogil:
+            code = read_at(fd, out, offset, size, position)
+        self.end()
+        return code
+
+    @cython.cfunc
+    @cython.exceptval(-1000)
+    def write_of(
+        self, data: cython.p_uchar, offset: cython.ulonglong, size: cython.longlong, position: cython.longlong
+    ) -> cython.longlong:
+        """As `pwrite`, from such memory."""
+        code: cython.longlong
+        fd: cython.int = self.fd
+        self._share.writable()
+        code = self.begin(position, size)
+        if code < 0:
+            return code
+        with cython.nogil:
+            code = write_at(fd, data, offset, size, position)
+        self.end()
+        return code
+
+    def pread(self, buffer: memoryview | bytearray, position: cython.longlong) -> int:
+        """Read to `buffer` from `position` of the file; how many bytes, fewer only at its end."""
+        return good(self.read_to(pointer(buffer), 0, len(buffer), position))
+
+    def pwrite(self, buffer: memoryview | bytearray | bytes, position: cython.longlong) -> int:
+        """Write `buffer` at `position`; how many bytes, fewer only where there is no room for more."""
+        return good(self.write_of(pointer_to_read(buffer), 0, len(buffer), position))
+
+    def fill(self, payload: Payload, offset: int, length: cython.longlong, position: cython.longlong) -> int:
+        """Move up to `length` bytes from `position` of the file to a payload at `offset`; how many there were.
+
+        Nothing is copied on the way where the payload's memory is mapped here. Bytes behind those may be zeroes then.
+        """
+        good(self.begin(position, length))
+        try:
+            payload.fill_from(self._file(), position, offset, length)
+        finally:
+            self.end()
+        return self._moved()
+
+    def drain(self, payload: Payload, offset: int, length: cython.longlong, position: cython.longlong) -> int:
+        """Move `length` bytes from a payload at `offset` to `position` of the file; how many there was room for."""
+        self._share.writable()
+        good(self.begin(position, length))
+        try:
+            payload.drain_to(self._file(), position, offset, length)
+        finally:
+            self.end()
+        return self._moved()
+
+    @cython.cfunc
+    def _file(self) -> Any:
+        if self._backing is None:
+            self._target = OpenTarget.__new__(OpenTarget)
+            self._target.fd = self.fd
+            self._backing = FileBacking(self.fd, self._target)
+        self._target.begin()
+        return self._backing
+
+    @cython.cfunc
+    @cython.exceptval(-1)
+    def _moved(self) -> cython.longlong:
+        if self._target.failed:
+            raise failure(self._target.failed)
+        return self._target.moved
+
+    def fsync(self, datasync: cython.bint = False) -> None:
         """Make what was written stable."""
-        self._enter(0, 0)
-        try:
-            code = sync_file(self.fd, datasync)
-        finally:
-            self._leave()
-        _good(code)
+        code: cython.int = self.begin(0, 0)
+        fd: cython.int = self.fd
+        if code >= 0:
+            with cython.nogil:
+                code = sync_file(fd, datasync)
+            self.end()
+        good(code)
 
-    def truncate(self, size: int) -> None:
+    def truncate(self, size: cython.longlong) -> None:
         """Make the file `size` bytes long; it has to be open for writing."""
-        self._tree.writable()
-        self._enter(size, 0)
-        try:
-            code = cut_open(self.fd, size)
-        finally:
-            self._leave()
-        _good(code)
+        self._share.writable()
+        code: cython.int = self.begin(size, 0)
+        fd: cython.int = self.fd
+        if code >= 0:
+            with cython.nogil:
+                code = cut_open(fd, size)
+            self.end()
+        good(code)
 
-    def fallocate(self, mode: int, position: int, length: int) -> None:
+    def fallocate(self, mode: cython.int, position: cython.longlong, length: cython.longlong) -> None:
         """See fallocate(2)."""
-        self._tree.writable()
-        self._enter(position, length)
-        try:
-            code = allocate(self.fd, mode, position, length)
-        finally:
-            self._leave()
-        _good(code)
+        self._share.writable()
+        code: cython.int = self.begin(position, length)
+        fd: cython.int = self.fd
+        if code >= 0:
+            with cython.nogil:
+                code = allocate(fd, mode, position, length)
+            self.end()
+        good(code)
 
-    def seek_data(self, position: int) -> int:
+    def seek_data(self, position: cython.longlong) -> int:
         """Where there are data from `position` on; ENXIO when there are none."""
         return self._seek(position, os.SEEK_DATA)
 
-    def seek_hole(self, position: int) -> int:
+    def seek_hole(self, position: cython.longlong) -> int:
         """Where the next hole is, or the end of the file."""
         return self._seek(position, os.SEEK_HOLE)
 
-    def _seek(self, position: int, whence: int) -> int:
-        self._enter(position, 0)
-        try:
-            code = seek_to(self.fd, position, whence)
-        finally:
-            self._leave()
-        return _good(code)
+    @cython.cfunc
+    @cython.exceptval(-1)
+    def _seek(self, position: cython.longlong, whence: cython.int) -> cython.longlong:
+        code: cython.longlong = self.begin(position, 0)
+        fd: cython.int = self.fd
+        if code >= 0:
+            with cython.nogil:
+                code = seek_to(fd, position, whence)
+            self.end()
+        return good(code)
 
     # -- locks
 
@@ -317,42 +400,61 @@ class OpenFile:
         """
         mode = self.flags & os.O_ACCMODE
         if self.fd < 0 or (kind == WRITE and mode == os.O_RDONLY) or (kind == READ and mode == os.O_WRONLY):
-            raise _error(errno.EBADF)
-        return bool(self._tree.locks.lock(self.lock_key, self._lock_description, kind, start, length, owner))
+            raise failure(errno.EBADF)
+        return bool(self._share.locks.lock(self.lock_key, self._lock_description, kind, start, length, owner))
 
     def getlock(self, kind: int, start: int, length: int, owner: LockOwner) -> Lock | None:
         """A lock that is in the way of this one, or None."""
         if self.fd < 0:
-            raise _error(errno.EBADF)
-        return self._tree.locks.conflict(self.lock_key, self.fd, kind, start, length, owner)  # type: ignore[no-any-return]
+            raise failure(errno.EBADF)
+        return self._share.locks.conflict(self.lock_key, self.fd, kind, start, length, owner)
 
     @property
     def lock_key(self) -> FileKey:
         """The file, for `LockTable`."""
-        return self._node.dev, self._node.ino
+        return self.file.dev, self.file.ino
 
     def _lock_description(self) -> int:
-        """The file, opened once more: by itself where the server may, else this open file."""
-        return self._tree.open_for_locks(self._node, self.fd)  # type: ignore[no-any-return]
+        return self.file.open_for_locks(self.fd)
 
     # -- directories
 
-    def read_entries(self, offset: int, buffer: bytearray) -> int:
+    @cython.cfunc
+    @cython.exceptval(-1000)
+    def entries_to(self, out: cython.p_uchar, size: cython.int, offset: cython.longlong) -> cython.int:
+        """As `read_entries`, to memory that is there until this returns; a negative errno in place of an exception."""
+        code: cython.int = self.begin(offset, 0)
+        start: cython.longlong = -1 if offset == self._at else offset
+        fd: cython.int = self.fd
+        if code < 0:
+            return code
+        with cython.nogil:
+            code = read_directory(fd, start, out, size)
+        self._at = last_offset(out, code) if code > 0 else -1
+        self.end()
+        return code
+
+    def read_entries(self, offset: cython.longlong, buffer: bytearray) -> int:
         """Entries from `offset` on as linux_dirent64 records, as many as `buffer` has room for; bytes of them.
 
-        0 is the end. EINVAL: not even one fits, or `offset` is none that a file system gives.
+        0 is the end. EINVAL: not even one fits, or `offset` is none that the file system gives.
         """
-        self._enter(offset, 0)
-        try:
-            start = -1 if offset == self._at else offset
-            code = read_directory(self.fd, start, pointer(buffer), len(buffer))
-            if code > 0:
-                self._at = _last_offset(buffer, code)
-            elif code < 0:
-                self._at = -1
-        finally:
-            self._leave()
-        return _good(code)
+        return good(self.entries_to(pointer(buffer), len(buffer), offset))
+
+    @cython.cfunc
+    @cython.exceptval(0, check=True)
+    def entry_path(self, inode: cython.ulonglong, is_parent: cython.bint) -> cython.ulonglong:
+        """The `Stat.path` of an entry; ".." of the root is the root, whatever is above it."""
+        share: Share = self._share
+        if is_parent and self.file.dev == share.root_dev and self.file.ino == share.root_ino:
+            inode = share.root_ino
+        return share.numbers.path_of(self.file.dev, inode)
+
+    @cython.cfunc
+    @cython.exceptval(check=False)
+    def entry_kind(self, kind: cython.int) -> cython.int:
+        """The DT_ type of an entry; 0 is unknown: what is mapped says only by itself what it is."""
+        return _MAPPED_KIND if self._share.identity.mapped and kind == _REGULAR else kind
 
     def readdir(self, offset: int = 0, limit: int = 256) -> list[DirEntry]:
         """Up to `limit` entries from `offset` on, which is 0 or an entry's `next_offset`; none is the end.
@@ -361,26 +463,32 @@ class OpenFile:
         """
         entries: list[DirEntry] = []
         buffer = bytearray(DIRECTORY_BYTES)
+        base: cython.p_uchar = pointer(buffer)
+        at: cython.int
+        size: cython.int
+        length: cython.int
         while len(entries) < limit:
             size = self.read_entries(offset, buffer)
-            if not size:
+            if size == 0:
                 break
             at = 0
             while at < size and len(entries) < limit:
-                base = pointer(buffer)
                 length = get16(base, at + 16)
                 offset = get64(base, at + 8)
                 name = bytes(buffer[at + _ENTRY : at + length]).split(b"\0", 1)[0]
-                path = self._tree.entry_path(self._node, get64(base, at), name == b"..")
-                entries.append(DirEntry(name, path, ld8(base, at + 18), offset))
+                path = self.entry_path(get64(base, at), name == b"..")
+                entries.append(DirEntry(name, path, self.entry_kind(ld8(base, at + 18)), offset))
                 at += length
         return entries
 
     # -- the file
 
+    @cython.ccall
     def stat(self) -> Stat:
         """As `Node.stat`; it goes on after the file has lost its last name."""
-        return self._node.stat_by(self.fd)  # type: ignore[no-any-return]
+        if self.fd < 0:
+            raise failure(errno.EBADF)
+        return self.file.stat_by(self.fd)
 
     def close(self) -> None:
         """Let go; a second call does nothing. Locks that were taken through this one stay (`Tree.locks`)."""
@@ -390,28 +498,41 @@ class OpenFile:
         if self._pins == 0:
             self._end()
 
-    def _end(self) -> None:
-        close_file(self.fd)
+    @cython.cfunc
+    @cython.exceptval(check=False)
+    def _end(self) -> cython.void:
+        fd: cython.int = self.fd
         self.fd = -1
-        self._tree.closed(self)
-        self._node.close()
+        self._share.open_count -= 1
+        with cython.nogil:
+            close_file(fd)
+        self.file.let_go()
 
 
-def _last_offset(buffer: bytearray, size: int) -> int:
-    base = pointer(buffer)
-    at = 0
-    offset = -1
+@cython.cfunc
+def open_file(file: File, fd: cython.int, flags: cython.int, caller: Caller) -> OpenFile:
+    """An open file, whose descriptor and reference to the file are its own from now on."""
+    opened: OpenFile = OpenFile.__new__(OpenFile)
+    opened.fd = fd
+    opened.flags = flags
+    opened.file = file
+    opened._share = file.share
+    opened._caller = caller
+    opened._pins = 0
+    opened._closing = False
+    opened._at = -1
+    opened._backing = None
+    file.share.open_count += 1
+    return opened
+
+
+@cython.cfunc
+@cython.exceptval(check=False)
+def last_offset(base: cython.p_uchar, size: cython.int) -> cython.longlong:
+    """Where the last of these entries says to go on."""
+    at: cython.int = 0
+    offset: cython.longlong = -1
     while at < size:
-        offset = get64(base, at + 8)
+        offset = cython.cast(cython.longlong, get64(base, at + 8))
         at += get16(base, at + 16)
     return offset
-
-
-def _error(code: int) -> OSError:
-    return OSError(code, os.strerror(code))
-
-
-def _good(code: int) -> int:
-    if code < 0:
-        raise _error(-code)
-    return code

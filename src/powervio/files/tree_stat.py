@@ -10,17 +10,18 @@ import hashlib
 import os
 
 import cython
+from cython.cimports.powervio.files.calls import wall_clock
+from cython.cimports.powervio.memory.hw import get16, get32, get64
 
-from powervio.files.calls import wall_clock
-from powervio.memory.hw import get32, get64, pointer
-
-_DEVICE_SHIFT = cython.declare(cython.int, 56)
+_DEVICE_SHIFT = cython.declare(cython.ulonglong, 56)
 _INODES = cython.declare(cython.ulonglong, 1 << 56)
 _DEVICES = 127
 _HASHED = 1 << 63
 _KIND = cython.declare(cython.uint, 0xF000)
 _ALL = cython.declare(cython.ulonglong, 0xFFFF_FFFF_FFFF_FFFF)
 _LOW = cython.declare(cython.ulonglong, 0xFFFF_FFFF)
+_HIGH_MINOR = cython.declare(cython.ulonglong, 0xFFFF_FF00)
+_HIGH_MAJOR = cython.declare(cython.ulonglong, 0xFFFF_F000)
 _SIGN = cython.declare(cython.ulonglong, 1 << 63)
 _SECOND = cython.declare(cython.longlong, 1_000_000_000)
 _SETTLED = cython.declare(cython.longlong, 20_000_000)
@@ -45,8 +46,8 @@ class Numbers:
         self._others = {}
         self._secret = os.urandom(16)
 
-    @cython.cfunc
-    @cython.exceptval(check=False)
+    @cython.ccall
+    @cython.exceptval(0, check=True)
     def path_of(self, device: cython.ulonglong, inode: cython.ulonglong) -> cython.ulonglong:
         """The number of a file."""
         if device == self.device and inode < _INODES:
@@ -54,11 +55,13 @@ class Numbers:
         return self._elsewhere(device, inode)
 
     @cython.cfunc
-    @cython.exceptval(check=False)
+    @cython.exceptval(0, check=True)
     def _elsewhere(self, device: cython.ulonglong, inode: cython.ulonglong) -> cython.ulonglong:
-        number = 0 if device == self.device else self._others.get(device, 0)
-        if not number and device != self.device and len(self._others) < _DEVICES:
-            number = self._others[device] = len(self._others) + 1
+        number: cython.ulonglong = 0
+        if device != self.device:
+            if device not in self._others and len(self._others) < _DEVICES:
+                self._others[device] = len(self._others) + 1
+            number = self._others.get(device, 0)
         if number and inode < _INODES:
             return number << _DEVICE_SHIFT | inode
         key = int(device).to_bytes(8, "little") + int(inode).to_bytes(8, "little")
@@ -67,6 +70,7 @@ class Numbers:
 
 
 @cython.final
+@cython.no_gc
 @cython.freelist(64)
 @cython.cclass
 class Stat:
@@ -89,7 +93,6 @@ class Stat:
     size: cython.ulonglong
     blocks: cython.ulonglong
     path: cython.ulonglong
-    mount: cython.ulonglong
     atime_sec: cython.longlong
     mtime_sec: cython.longlong
     ctime_sec: cython.longlong
@@ -126,15 +129,14 @@ class Stat:
 
 
 @cython.cfunc
-def stat_from(raw: bytearray, numbers: Numbers) -> Stat:
+def stat_from(base: cython.p_uchar, numbers: Numbers) -> Stat:
     """What `calls.stat_of` gave; owners are the host's."""
-    base: cython.p_uchar = pointer(raw)
     facts: Stat = Stat.__new__(Stat)
     facts.blksize = get32(base, 4)
     facts.nlink = get32(base, 16)
     facts.uid = get32(base, 20)
     facts.gid = get32(base, 24)
-    facts.mode = get32(base, 28) & 0xFFFF
+    facts.mode = get16(base, 28)
     facts.ino = get64(base, 32)
     facts.size = get64(base, 40)
     facts.blocks = get64(base, 48)
@@ -146,12 +148,35 @@ def stat_from(raw: bytearray, numbers: Numbers) -> Stat:
     facts.ctime_nsec = get32(base, 104)
     facts.mtime_sec = _signed(get64(base, 112))
     facts.mtime_nsec = get32(base, 120)
-    facts.rdev = device_number(get32(base, 128), get32(base, 132))
-    facts.dev = device_number(get32(base, 136), get32(base, 140))
-    facts.mount = get64(base, 144)
+    facts.rdev = _device_number(get32(base, 128), get32(base, 132))
+    facts.dev = device_of(base)
     facts.path = numbers.path_of(facts.dev, facts.ino)
-    facts.version = _version(facts, numbers)
+    facts.version = version_of(base, numbers)
     return facts
+
+
+@cython.cfunc
+@cython.exceptval(check=False)
+def device_of(base: cython.p_uchar) -> cython.ulonglong:
+    """The device that a file is on."""
+    return _device_number(get32(base, 136), get32(base, 140))
+
+
+@cython.cfunc
+@cython.exceptval(check=False)
+def version_of(base: cython.p_uchar, numbers: Numbers) -> cython.uint:
+    """See `Stat.version`."""
+    value: cython.ulonglong = get64(base, 32)
+    nanoseconds: cython.longlong = get32(base, 104)
+    age: cython.longlong = wall_clock() - (_signed(get64(base, 96)) * _SECOND + nanoseconds)
+    value = _mixed(value, get64(base, 96))
+    value = _mixed(value, get32(base, 104))
+    value = _mixed(value, get64(base, 112))
+    value = _mixed(value, get32(base, 120))
+    if age < _SETTLED:
+        numbers.changes += 1
+        value = _mixed(value, numbers.changes)
+    return cython.cast(cython.uint, value >> 32 & _LOW)
 
 
 @cython.cfunc
@@ -164,25 +189,11 @@ def _signed(value: cython.ulonglong) -> cython.longlong:
 
 
 @cython.cfunc
+@cython.inline
 @cython.exceptval(check=False)
-def device_number(major: cython.ulonglong, minor: cython.ulonglong) -> cython.ulonglong:
-    """A device number as Linux's C library has it."""
-    return (minor & 0xFF) | (major & 0xFFF) << 8 | (minor & 0xFFFFFF00) << 12 | (major & 0xFFFFF000) << 32
-
-
-@cython.cfunc
-@cython.exceptval(check=False)
-def _version(facts: Stat, numbers: Numbers) -> cython.uint:
-    value: cython.ulonglong = facts.ino & _ALL
-    age: cython.longlong = wall_clock() - (facts.ctime_sec * _SECOND + facts.ctime_nsec)
-    value = _mixed(value, facts.ctime_sec & _ALL)
-    value = _mixed(value, facts.ctime_nsec)
-    value = _mixed(value, facts.mtime_sec & _ALL)
-    value = _mixed(value, facts.mtime_nsec)
-    if age < _SETTLED:
-        numbers.changes += 1
-        value = _mixed(value, numbers.changes)
-    return value >> 32 & _LOW
+def _device_number(major: cython.ulonglong, minor: cython.ulonglong) -> cython.ulonglong:
+    """As Linux's C library has it."""
+    return (minor & 0xFF) | (major & 0xFFF) << 8 | (minor & _HIGH_MINOR) << 12 | (major & _HIGH_MAJOR) << 32
 
 
 @cython.cfunc
