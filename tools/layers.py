@@ -31,7 +31,7 @@ KNOWS: dict[str, set[str]] = {
     "network": {"memory"},
     "files": {"memory"},
     "devices": {"virtio", "memory", "storage", "network", "files"},
-    "drivers": {"virtio", "memory"},
+    "drivers": {"virtio", "memory", "files"},  # the codecs of files are the contract of both ends
     "transport.crq": {"papr", "virtio", "memory", "vio"},
     "transport.vhost_user": {"virtio", "memory"},
     "native": {"papr", "phyp", "storage", "network", "vio", "memory"},

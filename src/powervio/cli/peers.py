@@ -74,6 +74,11 @@ PEERS = (
     Peer("tcpdump", "tcpdump", "what a network adapter's interface sees", tests=True),
     Peer("tshark", "tshark", "reading captures of ports", tests=True),
     Peer("ping", "iputils-ping", "a kernel's own network stack behind a TAP", tests=True),
+    Peer("diod", "diod", "a 9P server that does not know us, behind a mount", tests=True),
+    Peer("git", "git", "clones and their checks on a mounted share", tests=True),
+    Peer("rsync", "rsync", "copies with hard links, ACLs and attributes on a mounted share", tests=True),
+    Peer("setfacl", "acl", "POSIX ACLs on a mounted share", tests=True),
+    Peer("/dev/fuse", "", "mounting shares (needs the kernel's FUSE, and root)", file=Path("/dev/fuse")),
     Peer("nbd-client", "nbd-client", "attached disks as /dev/nbdN (needs the kernel's nbd)"),
 )
 
