@@ -28,4 +28,6 @@ cdef class Identity:
     cdef int enter(self, Caller caller) except? -1000
     cdef int enter_own(self) noexcept
     cdef void leave(self) noexcept
+    cpdef void keep(self) noexcept
+    cpdef void rest(self) noexcept
     cdef int _resolve(self, Caller caller) except? -1

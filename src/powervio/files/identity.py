@@ -8,8 +8,7 @@ and no others. What a share does with its callers is one of `IDENTITIES`:
 - `passthrough`: they are whom they say they are, with `translate` as a user namespace has its map: ids that are in no
   row act, and are shown, as nobody (65534), and no file can be given to them (EINVAL).
 - `squash`: all act as one user and group; files have the owners that they have.
-- `mapped`: all act as the server; owner, group, mode and device number of a file are in its attribute
-  `OWNER_ATTRIBUTE`.
+- `mapped`: all act as the server; owner, group, mode and device number of a file are in an attribute of it (`mapped`).
 
 This file is compiled (Cython pure mode) and also runs interpreted.
 """
@@ -32,8 +31,6 @@ from cython.cimports.powervio.memory.hw import pointer
 from powervio.errors import LocalError
 
 IDENTITIES = ("passthrough", "squash", "mapped")
-OWNER_ATTRIBUTE = b"user.powervio.owner"
-"""`uid:gid:mode:device`: decimal, decimal, octal with the type, decimal."""
 NOBODY = 65534
 GROUP_LIMIT = 64
 """Supplementary groups of a caller; what is beyond does not count."""
@@ -183,18 +180,29 @@ class Identity:
         if self.switches and hold_identity(0) == 0:
             _take(self._own)
 
-    @contextmanager
-    def held(self) -> Iterator[None]:
-        """A scope whose file operations leave the thread's identity as it is, for the next may have the same caller.
-
-        The thread does nothing else meanwhile, and starts no other thread.
+    @cython.ccall
+    @cython.exceptval(check=False)
+    def keep(self) -> cython.void:
+        """Until `rest`, file operations of this thread leave its identity as it is, for the next may be by the same
+        caller. The thread does nothing else meanwhile, and starts no other thread.
         """
         hold_identity(1)
+
+    @cython.ccall
+    @cython.exceptval(check=False)
+    def rest(self) -> cython.void:
+        """The thread is the server again."""
+        hold_identity(-1)
+        self.leave()
+
+    @contextmanager
+    def held(self) -> Iterator[None]:
+        """`keep` and `rest` around a block."""
+        self.keep()
         try:
             yield
         finally:
-            hold_identity(-1)
-            self.leave()
+            self.rest()
 
     @cython.cfunc
     @cython.exceptval(-1)

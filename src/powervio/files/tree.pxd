@@ -18,6 +18,9 @@ cdef class Node(File):
     cpdef OpenFile open(self, int flags, Caller caller)
     cdef object _made(self, int fd, int flags, Caller maker)
     cdef int _check_new(self, bytes name) except? -1
+    cdef int _make_mapped(self, bytes name, Caller maker, unsigned int mode, object device, bytes target, int flags) except? -1000
+    cdef int _change_mapped(self, int valid, object mode, object uid, object gid) except? -1
+    cdef bytes _mapped_link(self)
     cdef Node _make(self, bytes name, Caller caller, object gid, unsigned int mode, unsigned long long device, bytes target)
 
 @cython.final

@@ -54,6 +54,7 @@ from cython.cimports.powervio.files.tree_share import File, Share, failure, good
 from cython.cimports.powervio.files.tree_stat import Stat, device_of, version_of
 from cython.cimports.powervio.memory.hw import get16, get64, pointer, pointer_to_read
 
+from powervio.files import acl, mapped
 from powervio.files.sizes import ATTRIBUTE_BYTES, FILE_SYSTEM_WORDS, NAME_BYTES, PATH_BYTES
 from powervio.files.tree_share import TreeOptions
 
@@ -272,21 +273,12 @@ class Node(File):
     @cython.ccall
     def stat(self) -> Stat:
         """What it is now."""
-        share: Share = self.share
         code: cython.int = self.begin_own()
-        fd: cython.int = self.fd
-        book: bytearray = share.take_scratch()
-        base: cython.p_uchar = pointer(book)
-        if code >= 0:
-            with cython.nogil:
-                code = stat_of(fd, base)
-        self.end()
-        if code < 0:
-            share.give_scratch(book)
-            raise failure(-code)
-        facts: Stat = share.client_stat(base)
-        share.give_scratch(book)
-        return facts
+        try:
+            good(code)
+            return self.stat_by(self.fd)
+        finally:
+            self.end()
 
     @cython.ccall
     def open(self, flags: cython.int, caller: Caller) -> OpenFile:
@@ -327,6 +319,8 @@ class Node(File):
         """Where a symbolic link points to; EINVAL for anything else."""
         if self.kind != _LINK:
             raise failure(errno.EINVAL)
+        if self.share.identity.mapped:
+            return self._mapped_link()
         book: bytearray = bytearray(PATH_BYTES)
         base: cython.p_uchar = pointer(book)
         code: cython.int = self.begin_own()
@@ -376,6 +370,9 @@ class Node(File):
         if cuts and opened is not None and opened.flags & _ACCESS_MODE:
             opened.truncate(size)
             cuts = False
+        if share.identity.mapped:
+            self._change_mapped(valid, mode, uid, gid)
+            valid &= ~(_SET_MODE | _SET_UID | _SET_GID)
         code = self.begin(caller)
         fd = self.fd
         if code >= 0:
@@ -400,9 +397,13 @@ class Node(File):
         """Whether the caller may: R_OK, W_OK, X_OK; raises EACCES if not."""
         if mode & ~7:
             raise failure(errno.EINVAL)
+        if self.share.identity.mapped:
+            facts: Stat = self.stat()
+            if not mapped.permits(mapped.Owner(facts.uid, facts.gid, facts.mode), caller, mode):
+                raise failure(errno.EACCES)
         code: cython.int = self.begin(caller)
         fd: cython.int = self.fd
-        if code >= 0:
+        if code >= 0 and not self.share.identity.mapped:
             with cython.nogil:
                 code = access_of(fd, mode)
         self.end()
@@ -428,6 +429,8 @@ class Node(File):
     def getxattr(self, name: bytes, caller: Caller) -> bytes:
         """The value of an attribute; ENODATA if there is none."""
         check_attribute(name)
+        if self.share.identity.mapped:
+            mapped.check_attribute(name, self.kind, reads=True)
         book = bytearray(ATTRIBUTE_BYTES)
         base: cython.p_uchar = pointer(book)
         text: cython.p_uchar = pointer_to_read(name)
@@ -437,7 +440,10 @@ class Node(File):
             with cython.nogil:
                 code = get_attribute(fd, text, base, _ATTRIBUTE)
         self.end()
-        return bytes(book[: good(code)])
+        result = bytes(book[: good(code)])
+        if self.share.identity.translates and name in acl.ATTRIBUTES:
+            result = acl.translated(result, self.share.identity.client_uid, self.share.identity.client_gid)
+        return result
 
     def setxattr(self, name: bytes, value: bytes, flags: cython.int, caller: Caller) -> None:
         """Set an attribute; flags are XATTR_CREATE and XATTR_REPLACE."""
@@ -445,6 +451,10 @@ class Node(File):
         if len(value) > ATTRIBUTE_BYTES:
             raise failure(errno.E2BIG)
         self.share.writable()
+        if self.share.identity.mapped:
+            mapped.check_attribute(name, self.kind, reads=False)
+        elif self.share.identity.translates and name in acl.ATTRIBUTES and value:
+            value = acl.translated(value, self.share.identity.host_uid, self.share.identity.host_gid)
         text: cython.p_uchar = pointer_to_read(name)
         data: cython.p_uchar = pointer_to_read(value)
         size: cython.int = len(value)
@@ -466,12 +476,17 @@ class Node(File):
             with cython.nogil:
                 code = list_attributes(fd, base, _ATTRIBUTE)
         self.end()
-        return [text for text in bytes(book[: good(code)]).split(b"\0") if text]
+        names = [text for text in bytes(book[: good(code)]).split(b"\0") if text]
+        if self.share.identity.mapped:
+            names = [text for text in names if text.startswith(b"user.") and text != mapped.OWNER_ATTRIBUTE]
+        return names
 
     def removexattr(self, name: bytes, caller: Caller) -> None:
         """Remove an attribute."""
         check_attribute(name)
         self.share.writable()
+        if self.share.identity.mapped:
+            mapped.check_attribute(name, self.kind, reads=False)
         text: cython.p_uchar = pointer_to_read(name)
         code: cython.int = self.begin(caller)
         fd: cython.int = self.fd
@@ -501,6 +516,8 @@ class Node(File):
                 fd = self.fd
                 if code >= 0 and share.readonly:
                     code = _refusal(fd, text)
+                elif code >= 0 and share.identity.mapped:
+                    code = self._make_mapped(name, maker, _REGULAR | mode & 0o7777, 0, b"", wanted)
                 elif code >= 0:
                     with cython.nogil:
                         code = open_at(fd, text, wanted, mode & 0o7777)
@@ -602,6 +619,10 @@ class Node(File):
         fd = self.fd
         if code >= 0 and share.readonly:
             code = _refusal(fd, text)
+        elif code >= 0 and share.identity.mapped:
+            code = self._make_mapped(name, maker, mode, device, target, os.O_RDONLY)
+            if code >= 0:
+                held = hold_at(fd, text, base)
         elif code >= 0:
             with cython.nogil:
                 if kind == _DIRECTORY:
@@ -620,6 +641,55 @@ class Node(File):
             share.give_scratch(book)
             raise failure(-code if code < 0 else -held)
         return node_from(share, held, book)
+
+    # -- what is kept in attributes (`mapped`)
+
+    @cython.cfunc
+    @cython.exceptval(-1000)
+    def _make_mapped(
+        self, name: bytes, maker: Caller, mode: cython.uint, device: object, target: bytes, flags: cython.int
+    ) -> cython.int:
+        """Make a file of any kind; an open descriptor if its kind is regular, else 0, or the negative errno."""
+        fd: cython.int
+        try:
+            owner = mapped.born(self.fd, maker, mode, device)
+            if mode & _KIND == _DIRECTORY:
+                mapped.make_directory(self.fd, name, owner)
+                return 0
+            fd = mapped.make_file(self.fd, name, owner, target, flags)
+        except OSError as error:
+            return -(error.errno or errno.EIO)
+        if mode & _KIND == _REGULAR and flags & _O_EXCL:
+            return fd
+        close_file(fd)
+        return 0
+
+    @cython.cfunc
+    @cython.exceptval(-1)
+    def _change_mapped(self, valid: cython.int, mode: object, uid: object, gid: object) -> cython.int:
+        if not valid & (_SET_MODE | _SET_UID | _SET_GID):
+            return 0
+        try:
+            good(self.begin_own())
+            mapped.change(
+                self.fd,
+                mode if valid & _SET_MODE else None,
+                uid if valid & _SET_UID else None,
+                gid if valid & _SET_GID else None,
+            )
+        finally:
+            self.end()
+        return 0
+
+    @cython.cfunc
+    def _mapped_link(self) -> bytes:
+        try:
+            good(self.begin_own())
+            if stat.S_ISREG(os.fstat(self.fd).st_mode):
+                return mapped.read_link(self.fd)
+            return os.readlink(b"", dir_fd=self.fd)
+        finally:
+            self.end()
 
     def link(self, node: Node, name: bytes, caller: Caller) -> None:
         """One more name, in this directory, for a file of the same share."""
@@ -768,6 +838,10 @@ def node_from(share: Share, fd: cython.int, book: bytearray) -> Node:
     node.dev = device_of(base)
     node.version = version_of(base, share.numbers)
     node.path = share.numbers.path_of(node.dev, node.ino)
+    if share.identity.mapped and node.kind == _REGULAR:
+        owner = mapped.owner_of(fd, _REGULAR)
+        if owner is not None:
+            node.kind = owner.mode & _KIND
     share.give_scratch(book)
     share.cache.adopt(node, fd)
     return node

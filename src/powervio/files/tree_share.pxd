@@ -21,7 +21,8 @@ cdef class Share:
     cdef bint relieved(self, int code) noexcept
     cdef bytearray take_scratch(self)
     cdef void give_scratch(self, bytearray book) noexcept
-    cdef Stat client_stat(self, unsigned char *base)
+    cdef Stat client_stat(self, unsigned char *base, int fd)
+    cdef int _map(self, Stat facts, int fd) except? -1
 
 cdef class File(Held):
     cdef readonly Share share

@@ -22,6 +22,7 @@ from cython.cimports.powervio.files.tree_stat import Numbers, Stat, stat_from
 from cython.cimports.powervio.memory.hw import get64, pointer
 
 from powervio.errors import LocalError
+from powervio.files import mapped
 from powervio.files.identity import IdRange
 from powervio.files.locks import LockTable
 from powervio.files.sizes import PATH_BYTES, STATX_BYTES
@@ -32,6 +33,7 @@ _SPARE = 256
 """Descriptors that are left to the rest of the process."""
 _HELD = 16384
 _RELIEF = 16
+_KIND = cython.declare(cython.uint, 0xF000)
 _SCRATCH = cython.declare(cython.int, STATX_BYTES)
 
 
@@ -141,13 +143,24 @@ class Share:
         self._scratch.append(book)
 
     @cython.cfunc
-    def client_stat(self, base: cython.p_uchar) -> Stat:
-        """What statx gave, with the client's owners."""
+    def client_stat(self, base: cython.p_uchar, fd: cython.int) -> Stat:
+        """What statx gave of the file of a descriptor, with the client's owners."""
         facts: Stat = stat_from(base, self.numbers)
+        if self.identity.mapped:
+            self._map(facts, fd)
         if self.identity.translates:
             facts.uid = self.identity.client_uid(facts.uid)
             facts.gid = self.identity.client_gid(facts.gid)
         return facts
+
+    @cython.cfunc
+    @cython.exceptval(-1)
+    def _map(self, facts: Stat, fd: cython.int) -> cython.int:
+        owner = mapped.owner_of(fd, facts.mode & _KIND)
+        if owner is not None:
+            facts.uid, facts.gid = owner.uid, owner.gid
+            facts.mode, facts.rdev = owner.mode, owner.device
+        return 0
 
     def check_inside(self, fd: int) -> None:
         """Raises ESTALE when a directory is not in the share any more: somebody moved it, or what it is in, out.
@@ -211,7 +224,7 @@ class File(Held):
         with cython.nogil:
             code = stat_of(fd, base)
         good(code)
-        facts: Stat = share.client_stat(base)
+        facts: Stat = share.client_stat(base, fd)
         share.give_scratch(book)
         return facts
 
