@@ -12,11 +12,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from powervio.drivers import p9_wire as p9
-from powervio.drivers.p9_core import MOST_CALLS, All, Connected, P9Call, P9Channel, P9Core, P9Error, P9Lost, Work
+from powervio.drivers.p9_core import MOST_CALLS, All, Connected, P9Call, P9Core, P9Error, P9Lost, Work
 from powervio.errors import RemoteError, Verdict
 
 
-class Recorder(P9Channel):
+class Recorder:
     """A channel whose other end is the test."""
 
     most_bytes = 1 << 16

@@ -15,9 +15,8 @@ from pathlib import Path
 from powervio.attach import mount
 from powervio.attach.fuse import FuseSession
 from powervio.attach.fuse_p9 import TIMEOUT, P9FileSystem
-from powervio.attach.p9_socket import PATIENCE, Address, P9Connection
-from powervio.drivers.p9_core import P9Core
-from powervio.drivers.p9_tree import WRITE_HEADER, P9Tree
+from powervio.attach.p9_link import P9Link
+from powervio.drivers.p9_tree import HEADROOM, P9Tree
 
 log = logging.getLogger(__name__)
 
@@ -40,21 +39,17 @@ class MountOptions:
     """Whether users other than the one who mounts may use it (allow_other)."""
     timeout: float = TIMEOUT
     """Seconds for which names and attributes are kept."""
-    msize: int = 1 << 20
-    """Longest message in bytes that is proposed to the server."""
-    patience: float = PATIENCE
-    """Seconds that operations wait for a server that is not there."""
 
 
 class P9Mount:
     """One mount, in the running event loop."""
 
-    def __init__(self, address: Address, path: str | Path, options: MountOptions | None = None) -> None:
-        """Nothing happens before `start`."""
+    def __init__(self, link: P9Link, path: str | Path, options: MountOptions | None = None) -> None:
+        """`link` is the way to the server, and is started and closed with the mount: nothing happens before `start`."""
         self.options = options or MountOptions()
         self.path = Path(path)
-        self.core = P9Core(msize=self.options.msize)
-        self.connection = P9Connection(self.core, address, patience=self.options.patience)
+        self.core = link.core
+        self.link = link
         client = f"{socket.gethostname()}:{os.getpid()}:{os.urandom(4).hex()}"
         self.tree = P9Tree(
             self.core,
@@ -72,16 +67,16 @@ class P9Mount:
         loop = asyncio.get_running_loop()
         path = await loop.run_in_executor(None, mount.place, self.path)
         self.path = path
-        await self.connection.start()
+        await self.link.start()
         try:
-            max_write = max((self.core.msize - WRITE_HEADER - 1) & ~4095, 4096)
+            max_write = max((self.core.msize - HEADROOM) & ~4095, 4096)
             files = P9FileSystem(self.tree, max_write=max_write, timeout=self.options.timeout)
             device = mount.open_device()
             session = FuseSession(device, files.handlers(), max_write, self._ended.set)
             files.session = session
             self.session = session
             try:
-                source = f"9p:{self.connection.place}"
+                source = f"9p:{self.link.place}"
                 await loop.run_in_executor(
                     None,
                     partial(
@@ -101,7 +96,7 @@ class P9Mount:
             self._mounted = True
             await loop.run_in_executor(None, mount.set_read_ahead, path, max_write)
         except BaseException:
-            await self.connection.close()
+            await self.link.close()
             raise
 
     async def ended(self) -> None:
@@ -124,4 +119,4 @@ class P9Mount:
         self._mounted = False
         if session is not None:
             session.close()
-        await self.connection.close()
+        await self.link.close()

@@ -12,15 +12,14 @@ from collections.abc import Callable
 from contextlib import suppress
 from typing import TypeAlias
 
-from powervio.drivers.p9_core import P9Channel, P9Core
+from powervio.attach.p9_link import P9Link, Patience
+from powervio.drivers.p9_core import P9Core
 from powervio.errors import LocalError, RemoteError
 
 log = logging.getLogger(__name__)
 
 HANDSHAKE = 10.0
 """Seconds that a server has to answer Tversion."""
-PATIENCE = 30.0
-"""Seconds that operations wait for a server that is not there, before they fail with EIO."""
 _FIRST_PAUSE, _LONGEST_PAUSE = 0.05, 2.0
 MOST_BYTES = 1 << 20
 Address: TypeAlias = tuple[int, str | tuple[str, int]]
@@ -39,7 +38,7 @@ def parse_address(text: str) -> Address:
     return socket.AF_UNIX, rest if kind == "unix" else text
 
 
-class SocketChannel(P9Channel):
+class SocketChannel:
     """A connected socket in the running loop."""
 
     def __init__(self, made: socket.socket, core: P9Core, on_lost: Callable[[str], None]) -> None:
@@ -57,7 +56,7 @@ class SocketChannel(P9Channel):
         self._loop.add_reader(made, self._readable)
 
     def send(self, message: bytes, payload: memoryview | bytes | None) -> None:
-        """See `P9Channel`."""
+        """See `p9_core.P9Channel`."""
         if self._closed:
             return
         parts = [memoryview(message)] if payload is None else [memoryview(message), memoryview(payload)]
@@ -147,20 +146,19 @@ class SocketChannel(P9Channel):
             self._backlog.clear()
 
 
-class P9Connection:
+class P9Socket(P9Link):
     """Keeps a `P9Core` connected to the server at an address."""
 
-    def __init__(self, core: P9Core, address: Address, *, patience: float = PATIENCE) -> None:
-        """`patience`: see `PATIENCE`."""
+    def __init__(self, core: P9Core, address: Address, *, patience: float = Patience.SECONDS) -> None:
+        """`patience`: seconds that operations wait for a server that is not there, before they fail with EIO."""
         self.core = core
         self.address = address
         self.connections = 0
         """How many there were."""
-        self._patience = patience
+        self._patience = Patience(core, patience)
         self._channel: SocketChannel | None = None
         self._task: asyncio.Task[None] | None = None
         self._closed = False
-        self._alarm: asyncio.TimerHandle | None = None
 
     async def start(self) -> None:
         """Connect. Raises `LocalError` when there is no server, or one that speaks something else."""
@@ -223,16 +221,8 @@ class P9Connection:
             return
         log.warning("9P server at %s: %s; trying again", self.place, reason)
         self._task = asyncio.get_running_loop().create_task(self._again())
-        self._arm()
+        self._patience.begin()
         self.core.lost()
-
-    def _arm(self) -> None:
-        self._alarm = asyncio.get_running_loop().call_later(self._patience, self._impatient)
-
-    def _impatient(self) -> None:
-        self.core.impatient()
-        if not self.core.msize and not self._closed:
-            self._arm()
 
     async def _again(self) -> None:
         pause = _FIRST_PAUSE
@@ -245,15 +235,13 @@ class P9Connection:
                 pause = min(2 * pause, _LONGEST_PAUSE)
             else:
                 log.warning("9P server at %s is there again", self.place)
-                if self._alarm is not None:
-                    self._alarm.cancel()
+                self._patience.end()
                 return
 
     async def close(self) -> None:
         """End the connection; every operation that waits fails."""
         self._closed = True
-        if self._alarm is not None:
-            self._alarm.cancel()
+        self._patience.end()
         if self._task is not None:
             self._task.cancel()
             with suppress(asyncio.CancelledError):

@@ -78,8 +78,8 @@ def mount_9p(
             readonly=readonly,
             everybody=not private,
             timeout=timeout,
-            msize=msize,
-            patience=patience,
         ),
-        lambda: click.echo(f"{server}: mounted at {directory}; Ctrl-C or SIGTERM ends it", err=True),
+        msize=msize,
+        patience=patience,
+        on_ready=lambda: click.echo(f"{server}: mounted at {directory}; Ctrl-C or SIGTERM ends it", err=True),
     )

@@ -17,7 +17,6 @@ from __future__ import annotations
 
 import errno
 import os
-from abc import ABC, abstractmethod
 from collections import deque
 from collections.abc import Callable, Generator, Sequence
 from typing import Any, Protocol, TypeAlias
@@ -60,13 +59,13 @@ class Waiting(Protocol):
 Work: TypeAlias = Generator[Waiting, Any, Any]
 
 
-class P9Channel(ABC):
+class P9Channel(Protocol):
     """What carries the messages of one connection, in order or not."""
 
-    most_bytes: int
-    """Longest message that it can carry, in bytes."""
+    @property
+    def most_bytes(self) -> int:
+        """Longest message that it can carry, in bytes."""
 
-    @abstractmethod
     def send(self, message: bytes, payload: memoryview | bytes | None) -> None:
         """Send a T-message. `payload` are the data of a Twrite, which follow; they stay as they are until it ends."""
 

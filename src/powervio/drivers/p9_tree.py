@@ -30,10 +30,8 @@ HAS_BTIME = 0x800
 HAS_GEN = 0x1000
 MOST_NAMES = 16
 """Names in one Twalk."""
-READ_HEADER = 11
-"""Bytes of an Rread or Rreaddir before the data."""
-WRITE_HEADER = 23
-"""Bytes of a Twrite before the data."""
+HEADROOM = 24
+"""Bytes of a message beside its data. A Twrite has 23, an Rread 11; but some servers refuse more than Linux asks for."""
 MOST_DEPTH = 4096
 """Directories between a node and the root; more are a loop that the server made up."""
 
@@ -679,7 +677,7 @@ class P9Tree:
     def read(self, file: OpenFile, offset: int, count: int) -> Work:
         """Up to `count` bytes: a view that is good until this generator has returned. Fewer are there at the end."""
         number = yield from self._file(file)
-        most = self.core.msize - READ_HEADER
+        most = self.core.msize - HEADROOM
         if count <= most:
             (data,) = yield self.core.call(p9.TREAD, number, offset, count)
             if len(data) > count:
@@ -700,7 +698,7 @@ class P9Tree:
         done = 0
         while done < len(data):
             number = yield from self._file(file)
-            part = data[done : done + self.core.msize - WRITE_HEADER]
+            part = data[done : done + self.core.msize - HEADROOM]
             try:
                 (count,) = yield self.core.call(p9.TWRITE, number, offset + done, payload=part)
             except P9Lost as lost:
@@ -738,7 +736,7 @@ class P9Tree:
     def readdir(self, file: OpenFile, offset: int, count: int) -> Work:
         """A list of `Entry` behind `offset` (0 at first), in at most `count` bytes of message; empty at the end."""
         number = yield from self._file(file)
-        (data,) = yield self.core.call(p9.TREADDIR, number, offset, min(count, self.core.msize - READ_HEADER))
+        (data,) = yield self.core.call(p9.TREADDIR, number, offset, min(count, self.core.msize - HEADROOM))
         return [Entry._make(entry) for entry in p9.entries(data)]
 
     @steady
@@ -792,7 +790,7 @@ class P9Tree:
                 raise OSError(errno.E2BIG, os.strerror(errno.E2BIG))
             value = bytearray()
             while len(value) < size:
-                count = min(size - len(value), core.msize - READ_HEADER)
+                count = min(size - len(value), core.msize - HEADROOM)
                 (data,) = yield core.call(p9.TREAD, fid.number, len(value), count)
                 if not len(data) or len(data) > count:
                     raise OSError(errno.EIO, "the server gave another length of an attribute than it said")
@@ -811,7 +809,7 @@ class P9Tree:
             yield core.call(p9.TXATTRCREATE, fid.number, name, len(value), flags)
             at = 0
             while at < len(value):
-                part = value[at : at + core.msize - WRITE_HEADER]
+                part = value[at : at + core.msize - HEADROOM]
                 (count,) = yield core.call(p9.TWRITE, fid.number, at, payload=part)
                 if not 0 < count <= len(part):
                     raise OSError(errno.EIO, "the server took no more of an attribute")
