@@ -31,7 +31,7 @@ HAS_GEN = 0x1000
 MOST_NAMES = 16
 """Names in one Twalk."""
 HEADROOM = 24
-"""Bytes of a message beside its data. A Twrite has 23, an Rread 11; but some servers refuse more than Linux asks for."""
+"""Bytes of a message beside its data. A Twrite has 23, an Rread 11; some servers refuse more than Linux asks for."""
 MOST_DEPTH = 4096
 """Directories between a node and the root; more are a loop that the server made up."""
 
