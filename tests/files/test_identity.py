@@ -114,12 +114,14 @@ def identity_is_the_threads_and_is_kept_within_a_scope(folder: Path) -> None:
             assert own_identity() != before
             root.create(b"g", os.O_RDWR, 0o600, BOB)
             seen: list[list[str]] = []
-            threads = [
-                threading.Thread(target=lambda: (root.lookup(b"f", SUPERUSER).close(), seen.append(own_identity())))
-            ]
-            for thread in threads:
-                thread.start()
-                thread.join()
+
+            def look() -> None:
+                root.lookup(b"f", SUPERUSER).close()
+                seen.append(own_identity())
+
+            thread = threading.Thread(target=look)
+            thread.start()
+            thread.join()
         assert own_identity() == before
         assert seen == [before]  # although the thread was born as BOB
         assert [root.lookup(name, SUPERUSER).stat().uid for name in (b"f", b"g")] == [10001, 10002]

@@ -647,7 +647,7 @@ class Node(File):
     @cython.cfunc
     @cython.exceptval(-1000)
     def _make_mapped(
-        self, name: bytes, maker: Caller, mode: cython.uint, device: object, target: bytes, flags: cython.int
+        self, name: bytes, maker: Caller, mode: cython.uint, device: Any, target: bytes, flags: cython.int
     ) -> cython.int:
         """Make a file of any kind; an open descriptor if its kind is regular, else 0, or the negative errno."""
         fd: cython.int
@@ -666,7 +666,7 @@ class Node(File):
 
     @cython.cfunc
     @cython.exceptval(-1)
-    def _change_mapped(self, valid: cython.int, mode: object, uid: object, gid: object) -> cython.int:
+    def _change_mapped(self, valid: cython.int, mode: Any, uid: Any, gid: Any) -> cython.int:
         if not valid & (_SET_MODE | _SET_UID | _SET_GID):
             return 0
         try:
