@@ -52,8 +52,8 @@ class Result:
     processor: str
     revision: int
     mtu: int
-    thread: bool
-    """Whether the VIO server has a thread of its own."""
+    thread: bool | None
+    """Whether the VIO server has a thread of its own; None: as if a system file did not say."""
     seconds: float
     """Of each measurement."""
     rounds: list[Round] = field(default_factory=list)
@@ -94,7 +94,7 @@ def measure(
     *,
     revision: int = 1,
     mtu: int = 1500,
-    thread: bool = True,
+    thread: bool | None = None,
     progress: Callable[[str, float], None] = lambda what, part: None,
 ) -> Result:
     """Measure so many rounds, each way for `seconds`. Raises `LocalError`."""
@@ -109,7 +109,9 @@ def measure(
 
 
 def _file(result: Result, spaces: list[str]) -> str:
-    text = f'[[vios]]\nname = "vios1"\nthread = {str(result.thread).lower()}\n'
+    text = '[[vios]]\nname = "vios1"\n'
+    if result.thread is not None:
+        text += f"thread = {str(result.thread).lower()}\n"
     for number, space in enumerate(spaces, 1):
         text += (
             f'[[lpar]]\nname = "client{number}"\n[[lpar.net]]\nvios = "vios1"\nrevision = {result.revision}\n'

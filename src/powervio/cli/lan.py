@@ -16,8 +16,12 @@ from powervio.bench.net import Result, measure
 @click.option("--rounds", type=click.IntRange(1, 100), default=3, show_default=True, help="Both ways, in turn.")
 @click.option("--revision", type=click.IntRange(0, 1), default=1, show_default=True, help="Of the protocol.")
 @click.option("--mtu", type=click.IntRange(576, 65535), default=1500, show_default=True, help="Bytes.")
-@click.option("--thread/--no-thread", default=True, help="Whether the VIO server has a thread of its own.")
-def net(as_json: bool, seconds: int, rounds: int, revision: int, mtu: int, thread: bool) -> None:
+@click.option(
+    "--thread/--no-thread",
+    default=None,
+    help="Whether the VIO server has a thread of its own; not given: as in a file.",
+)
+def net(as_json: bool, seconds: int, rounds: int, revision: int, mtu: int, thread: bool | None) -> None:
     """TCP between two client partitions, by iperf3 in their network namespaces; as root.
 
     Beside it, in turn, a compiled loop copies frames between the same two TAP interfaces: less cannot be done by

@@ -57,7 +57,7 @@ def config_problems(config: Config) -> Iterator[str]:
                 yield f"{where}.slot: slot {disk.slot} of {lpar.name} is taken by {other}"
     apart = {vios.name for vios in config.vios if vios.process}
     for number, vios in enumerate(config.vios):
-        if vios.process and not vios.thread:
+        if vios.process and vios.thread is False:
             yield f"vios[{number}].thread: a VIO server in a process of its own has a thread of its own"
     for where, lpar, row, declared in config.devices():
         if declared.vios in apart:

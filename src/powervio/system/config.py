@@ -82,9 +82,10 @@ class Vios(_Section):
     """No other partition may have it."""
     memory: Size = Size(64 << 20)
     """From 4M; a multiple of 4096 bytes. What its disks need is checked."""
-    thread: bool = True
+    thread: bool | None = None
     """Whether the partition has a thread of its own. Without, it shares the clients' one: a single small request takes
-    about a fifth less time, and everything waits while one of its images does."""
+    about a fifth less time, and everything waits while one of its images does. If it is not given it has one, unless
+    it has virtio-net devices of clients and nothing else in the file, for these wait for nothing."""
     redirect: bool = True
     """Whether the partition has a physical storage adapter, whose DMA engine moves large transfers straight between
     images and client memory (redirected DMA). Without, all is copied through the partition's own memory."""
@@ -233,6 +234,17 @@ class Config:
         for at, lpar in enumerate(self.lpar):
             for row, number, declared in devices_of(lpar):
                 yield f"lpar[{at}].{row.section}[{number}]", lpar, row, declared
+
+    def has_thread(self, vios: Vios) -> bool:
+        """Whether a VIO server is to run in a thread of its own."""
+        if vios.thread is not None:
+            return vios.thread
+        if any(sea.vios == vios.name for sea in self.sea):
+            return True
+        if any(vios.name in ([disk.vios] if isinstance(disk.vios, str) else disk.vios) for _, _, disk in self.disks()):
+            return True
+        served = [(lpar, row) for _, lpar, row, declared in self.devices() if declared.vios == vios.name]
+        return not served or any(lpar.guest or row.section != "net" for lpar, row in served)
 
     def disks(self) -> Iterator[tuple[str, Lpar, Disk]]:
         """Every disk with its path in the file and its client."""

@@ -357,7 +357,7 @@ class System:
         for server in self._served_by(name):
             server.start()
         await self.seas.run(name)
-        if next(vios.thread for vios in self.config.vios if vios.name == name):
+        if self.config.has_thread(next(vios for vios in self.config.vios if vios.name == name)):
             kernel.start(self._host())
         else:
             kernel.attach(asyncio.get_running_loop())
@@ -572,7 +572,7 @@ class System:
                 {
                     "name": vios.name,
                     "memory": vios.memory,
-                    "thread": vios.thread,
+                    "thread": vios.name not in self.kernels or self.kernels[vios.name].threaded,
                     "redirect": vios.redirect and not vios.process,
                     "state": self.servers.state(vios.name).value,
                     "process": vios.process,
