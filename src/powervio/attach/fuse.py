@@ -145,7 +145,8 @@ class FuseSession:
         self._on_end()
 
     def _readable(self) -> None:
-        for _ in range(TURN):
+        # with one request at a time there is no second, and to ask for it costs as much as to read one
+        for _ in range(TURN if len(self._operations) > 1 else 1):
             if self._device < 0:
                 return
             buffer = self._idle.pop() if self._idle else bytearray(self._buffer_size)

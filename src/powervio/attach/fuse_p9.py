@@ -11,7 +11,7 @@ be the kernel's and not the server's, two clients' appends would overwrite each 
 at close(2) or never.
 
 **Who may do what** is checked twice: by the kernel here (default_permissions, POSIX ACLs), which knows the caller's
-groups, and by the server for the caller's user (`P9Tree.user`).
+groups, and by the server for the caller's user (`P9Tree.user`) and, if it understands that, the groups.
 """
 
 from __future__ import annotations
@@ -52,6 +52,9 @@ FLAGS = (
     | fuse.INIT_EXT
 )
 DEFAULT_ACL = b"system.posix_acl_default"
+_GROUPS_GOOD = 1.0
+"""Seconds for which a process is taken to have the groups that it had."""
+_MOST_PROCESSES = 4096
 _LOCK_PAUSE, _LOCK_LONGEST = 0.005, 0.25
 _BYTES_OF_ENTRY = 24
 """Of Rreaddir, beside the name."""
@@ -80,6 +83,7 @@ class P9FileSystem:
         self._files: dict[int, OpenFile] = {}
         self._next_file = 0
         self._entries: dict[int, tuple[int, list[Entry]]] = {}
+        self._processes: dict[tuple[int, int, int], tuple[int, float]] = {}
 
     def handlers(self) -> dict[int, Handler]:
         """The table for a `FuseSession`."""
@@ -149,6 +153,22 @@ class P9FileSystem:
             ),
         )
 
+    def _user(self, request: Request) -> int:
+        """Who asks, with the groups that the process has: the kernel tells the first of them only."""
+        header = request.header
+        if not header.uid or self.tree.user is not None:
+            return header.uid
+        now = time.monotonic()
+        process = (header.pid, header.uid, header.gid)
+        known = self._processes.get(process)
+        if known is not None and now < known[1]:
+            return known[0]
+        if len(self._processes) >= _MOST_PROCESSES:
+            self._processes.clear()
+        user = self.tree.caller(header.uid, header.gid, _groups_of(header.pid))
+        self._processes[process] = (user, now + _GROUPS_GOOD)
+        return user
+
     def _node(self, nodeid: int) -> Node:
         node = self._nodes.get(nodeid)
         if node is None:
@@ -187,13 +207,13 @@ class P9FileSystem:
 
     def _lookup(self, request: Request) -> Operation:
         parent = self._node(request.header.nodeid)
-        node, attr = yield from self.tree.lookup(parent, request.names[0], request.header.uid)
+        node, attr = yield from self.tree.lookup(parent, request.names[0], self._user(request))
         return (self._entry(node, attr),)
 
     def _getattr(self, request: Request) -> Operation:
         node = self._node(request.header.nodeid)
         file = self._files.get(request.body.fh) if request.body.flags & fuse.GETATTR_FH else None
-        attr = yield from self.tree.getattr(node, request.header.uid, file)
+        attr = yield from self.tree.getattr(node, self._user(request), file)
         return (self._attributes(attr),)
 
     def _attributes(self, attr: Attributes) -> bytes:
@@ -202,43 +222,42 @@ class P9FileSystem:
     def _setattr(self, request: Request) -> Operation:
         node = self._node(request.header.nodeid)
         body = request.body
-        uid = request.header.uid
+        uid = self._user(request)
         given = body.valid
         file = self._files.get(body.fh) if given & fuse.FATTR_FH else None
         valid = 0
-        mode = body.mode & 0o7777
-        if given & fuse.FATTR_KILL_SUIDGID and not given & fuse.FATTR_MODE and node.mode & 0o6000:
-            killed = _without_privileges(node.mode)
-            if killed != node.mode:
-                mode = killed & 0o7777
-                valid |= p9_tree.SET_MODE
         for theirs, ours in _SETATTR:
             if given & theirs:
                 valid |= ours
-        if valid & ~p9_tree.SET_SIZE:
-            # what is not of a size is the caller's right, not the open file's
-            first = valid if file is None else valid & ~p9_tree.SET_SIZE
+        if given & fuse.FATTR_ATIME_NOW:
+            valid &= ~p9_tree.SET_ATIME_GIVEN
+        if given & fuse.FATTR_MTIME_NOW:
+            valid &= ~p9_tree.SET_MTIME_GIVEN
+        # the size is the open file's right, the rest the caller's
+        first = valid if file is None else valid & ~p9_tree.SET_SIZE
+        if first:
             yield from self.tree.setattr(
                 node,
                 uid,
                 first,
-                mode=mode,
+                mode=body.mode & 0o7777,
                 owner=body.uid,
                 group=body.gid,
                 size=body.size,
                 atime=(body.atime, body.atimensec),
                 mtime=(body.mtime, body.mtimensec),
             )
-            valid &= ~first
-        if valid & p9_tree.SET_SIZE:
+        if valid & ~first:
             yield from self.tree.setattr(node, uid, p9_tree.SET_SIZE, size=body.size, file=file)
         if given & fuse.FATTR_SIZE:
             node.cached = None
         attr = yield from self.tree.getattr(node, uid, file)
+        if given & fuse.FATTR_KILL_SUIDGID and not given & fuse.FATTR_MODE:
+            attr = yield from self._kill_privileges(node, attr, file)
         return (self._attributes(attr),)
 
     def _readlink(self, request: Request) -> Operation:
-        target = yield from self.tree.readlink(self._node(request.header.nodeid), request.header.uid)
+        target = yield from self.tree.readlink(self._node(request.header.nodeid), self._user(request))
         return (target,)
 
     def _mode(self, parent: Node, mode: int, umask: int, uid: int) -> Generator[Waiting, Any, int]:
@@ -257,45 +276,46 @@ class P9FileSystem:
     def _mkdir(self, request: Request) -> Operation:
         header, body = request.header, request.body
         parent = self._node(header.nodeid)
-        mode = yield from self._mode(parent, body.mode & 0o7777, body.umask, header.uid)
-        node, attr = yield from self.tree.mkdir(parent, request.names[0], mode, header.uid, header.gid)
+        mode = yield from self._mode(parent, body.mode & 0o7777, body.umask, self._user(request))
+        node, attr = yield from self.tree.mkdir(parent, request.names[0], mode, self._user(request), header.gid)
         return (self._entry(node, attr),)
 
     def _mknod(self, request: Request) -> Operation:
         header, body = request.header, request.body
         parent = self._node(header.nodeid)
-        mode = yield from self._mode(parent, body.mode, body.umask, header.uid)
+        user = self._user(request)
+        mode = yield from self._mode(parent, body.mode, body.umask, user)
         major, minor = body.rdev >> 8 & 0xFFF, body.rdev & 0xFF | body.rdev >> 12 & 0xFFF00
-        node, attr = yield from self.tree.mknod(parent, request.names[0], mode, major, minor, header.uid, header.gid)
+        node, attr = yield from self.tree.mknod(parent, request.names[0], mode, major, minor, user, header.gid)
         return (self._entry(node, attr),)
 
     def _symlink(self, request: Request) -> Operation:
         header = request.header
         name, target = request.names
         parent = self._node(header.nodeid)
-        node, attr = yield from self.tree.symlink(parent, name, target, header.uid, header.gid)
+        node, attr = yield from self.tree.symlink(parent, name, target, self._user(request), header.gid)
         return (self._entry(node, attr),)
 
     def _link(self, request: Request) -> Operation:
         parent = self._node(request.header.nodeid)
         node = self._node(request.body.oldnodeid)
-        made, attr = yield from self.tree.link(node, parent, request.names[0], request.header.uid)
+        made, attr = yield from self.tree.link(node, parent, request.names[0], self._user(request))
         return (self._entry(made, attr),)
 
     def _unlink(self, request: Request) -> Operation:
         parent = self._node(request.header.nodeid)
         directory = request.header.opcode == Opcode.RMDIR
-        yield from self.tree.unlink(parent, request.names[0], request.header.uid, directory=directory)
+        yield from self.tree.unlink(parent, request.names[0], self._user(request), directory=directory)
         return ()
 
     def _rename(self, request: Request) -> Operation:
         parent = self._node(request.header.nodeid)
         target = self._node(request.body.newdir)
-        yield from self.tree.rename(parent, request.names[0], target, request.names[1], request.header.uid)
+        yield from self.tree.rename(parent, request.names[0], target, request.names[1], self._user(request))
         return ()
 
     def _statfs(self, request: Request) -> Operation:
-        found = yield from self.tree.statfs(self._node(request.header.nodeid), request.header.uid)
+        found = yield from self.tree.statfs(self._node(request.header.nodeid), self._user(request))
         _, bsize, blocks, bfree, bavail, files, ffree, _, namelen = found
         return (self._codec.pack(fuse.StatfsOut(blocks, bfree, bavail, files, ffree, bsize, namelen, bsize)),)
 
@@ -307,9 +327,10 @@ class P9FileSystem:
         directory = header.opcode == Opcode.OPENDIR
         flags = body.flags | (os.O_DIRECTORY if directory else 0)
         before = node.version
-        file = yield from self.tree.open(node, flags, header.uid)
+        file = yield from self.tree.open(node, flags, self._user(request))
         if body.open_flags & fuse.OPEN_KILL_SUIDGID and body.flags & os.O_TRUNC:
-            yield from self._kill_privileges(node, file)
+            attr = yield from self.tree.getattr(node, file.who, file)
+            yield from self._kill_privileges(node, attr, file)
         version = node.version
         opened = 0
         if not directory:
@@ -332,9 +353,9 @@ class P9FileSystem:
     def _create(self, request: Request) -> Operation:
         header, body = request.header, request.body
         parent = self._node(header.nodeid)
-        mode = yield from self._mode(parent, body.mode & 0o7777, body.umask, header.uid)
+        mode = yield from self._mode(parent, body.mode & 0o7777, body.umask, self._user(request))
         node, attr, file = yield from self.tree.create(
-            parent, request.names[0], body.flags, mode, header.uid, header.gid
+            parent, request.names[0], body.flags, mode, self._user(request), header.gid
         )
         node.cached = None
         return (self._entry(node, attr), self._codec.pack(OpenOut(self._keep(file), 0)))
@@ -355,16 +376,23 @@ class P9FileSystem:
         node.cached = None
         count = yield from self.tree.write(file, body.offset, request.data)
         if body.write_flags & fuse.WRITE_KILL_SUIDGID and node.mode & 0o6000:
-            yield from self._kill_privileges(node, file)
+            attr = yield from self.tree.getattr(node, file.who, file)
+            yield from self._kill_privileges(node, attr, file)
         return (self._codec.pack(WriteOut(count)),)
 
-    def _kill_privileges(self, node: Node, file: OpenFile) -> Generator[Waiting, Any, None]:
-        """Somebody without CAP_FSETID has written: set-user-ID and set-group-ID go (HANDLE_KILLPRIV_V2)."""
-        attr = yield from self.tree.getattr(node, file.who, file)
+    def _kill_privileges(
+        self, node: Node, attr: Attributes, file: OpenFile | None
+    ) -> Generator[Waiting, Any, Attributes]:
+        """Somebody without CAP_FSETID has changed a file: set-user-ID and set-group-ID go (HANDLE_KILLPRIV_V2).
+
+        Most servers have done that themselves by now; it is done as the owner, who may.
+        """
         mode = _without_privileges(attr.mode)
-        if mode != attr.mode:
-            yield from self.tree.setattr(node, attr.uid, p9_tree.SET_MODE, mode=mode & 0o7777, file=file)
-            node.mode = mode
+        if mode == attr.mode:
+            return attr
+        yield from self.tree.setattr(node, attr.uid, p9_tree.SET_MODE, mode=mode & 0o7777)
+        changed: Attributes = yield from self.tree.getattr(node, attr.uid, file)
+        return changed
 
     def _release(self, request: Request) -> Parts:
         file = self._files.pop(request.body.fh, None)
@@ -420,7 +448,7 @@ class P9FileSystem:
 
     def _readdirplus(self, request: Request) -> Operation:
         body = request.body
-        uid = request.header.uid
+        uid = self._user(request)
         file = self._file(body.fh)
         count = max(body.size // 152 * _BYTES_OF_ENTRY, _LARGEST_ENTRY)
         found = yield from self._listing(file, body.fh, body.offset, count)
@@ -448,7 +476,7 @@ class P9FileSystem:
 
     def _getxattr(self, request: Request) -> Operation:
         name = request.names[0] if request.names else b""
-        value = yield from self.tree.getxattr(self._node(request.header.nodeid), name, request.header.uid)
+        value = yield from self.tree.getxattr(self._node(request.header.nodeid), name, self._user(request))
         if not request.body.size:
             return (self._codec.pack(fuse.GetxattrOut(len(value))),)
         if len(value) > request.body.size:
@@ -459,12 +487,12 @@ class P9FileSystem:
         node = self._node(request.header.nodeid)
         value = bytes(request.data[: request.body.size])
         node.acl_seen = -1.0
-        yield from self.tree.setxattr(node, request.names[0], value, request.body.flags, request.header.uid)
+        yield from self.tree.setxattr(node, request.names[0], value, request.body.flags, self._user(request))
         return ()
 
     def _removexattr(self, request: Request) -> Operation:
         node = self._node(request.header.nodeid)
-        yield from self.tree.removexattr(node, request.names[0], request.header.uid)
+        yield from self.tree.removexattr(node, request.names[0], self._user(request))
         return ()
 
     # Byte-range locks
@@ -512,6 +540,18 @@ _SETATTR = (
     (fuse.FATTR_ATIME, p9_tree.SET_ATIME | p9_tree.SET_ATIME_GIVEN),
     (fuse.FATTR_MTIME, p9_tree.SET_MTIME | p9_tree.SET_MTIME_GIVEN),
 )
+
+
+def _groups_of(thread: int) -> tuple[int, ...]:
+    """Supplementary groups of a thread; none of one that is gone, or that this process may not see."""
+    try:
+        with open(f"/proc/{thread}/status", "rb") as status:
+            for line in status:
+                if line.startswith(b"Groups:"):
+                    return tuple(sorted(map(int, line.split()[1:])))
+    except (OSError, ValueError):
+        pass
+    return ()
 
 
 def _without_privileges(mode: int) -> int:

@@ -32,6 +32,10 @@ MOST_NAMES = 16
 """Names in one Twalk."""
 HEADROOM = 24
 """Bytes of a message beside its data. A Twrite has 23, an Rread 11; some servers refuse more than Linux asks for."""
+GROUPS = b"groups="
+"""Begins the name of a user (uname) that says which groups it has: numbers with commas, its own group first."""
+MOST_CALLERS = 4096
+"""Users with their groups that are told apart; beyond, the server says which groups a user has."""
 MOST_DEPTH = 4096
 """Directories between a node and the root; more are a loop that the server made up."""
 
@@ -183,7 +187,7 @@ def steady(method: Callable[P, Work]) -> Callable[P, Work]:
 
 
 class P9Tree:
-    """A share. `uid` below is the user on whose behalf something is done."""
+    """A share. `uid` below is the user on whose behalf something is done, or a number of `caller`."""
 
     def __init__(
         self,
@@ -207,11 +211,31 @@ class P9Tree:
         self.root = Node((0, stat.S_IFDIR, 0))
         self.nodes: dict[tuple[int, int, int], Node] = {}
         self._root_path: int | None = None
+        self._users: dict[tuple[int, int, tuple[int, ...]], int] = {}
+        self._identities: dict[int, tuple[int, bytes]] = {}
         self._has_at = True
 
     def who(self, uid: int) -> int:
         """The user that the server is told."""
         return uid if self.user is None else self.user
+
+    def caller(self, uid: int, gid: int, groups: tuple[int, ...]) -> int:
+        """A number that stands for a user with just these groups, wherever `uid` is asked for here.
+
+        9P has a user's number only. A server that knows us reads the groups in the user's name (`GROUPS`), another
+        one takes those that it has for the user. The number of root is 0 whatever its groups.
+        """
+        if not uid or self.user is not None or self.user_name:
+            return uid
+        known = self._users.get((uid, gid, groups))
+        if known is None:
+            if len(self._users) >= MOST_CALLERS:
+                return uid
+            known = -1 - len(self._users)
+            self._users[uid, gid, groups] = known
+            name = GROUPS + b",".join(b"%d" % number for number in (gid, *groups))
+            self._identities[known] = (uid, name)
+        return known
 
     # Fids
 
@@ -288,8 +312,9 @@ class P9Tree:
 
     def _attach(self, who: int) -> Work:
         number, epoch = self.core.new_fid(), self.core.epoch
+        uid, name = self._identities.get(who, (who, self.user_name))
         try:
-            (qid,) = yield self.core.call(p9.TATTACH, number, NO_FID, self.user_name, self.share, who)
+            (qid,) = yield self.core.call(p9.TATTACH, number, NO_FID, name, self.share, uid)
         except P9Error:
             self.core.free_fid(number, epoch)
             raise
@@ -799,9 +824,15 @@ class P9Tree:
         finally:
             core.clunk(*fid)
 
-    @steady
     def setxattr(self, node: Node, name: bytes, value: bytes, flags: int, uid: int) -> Work:
         """Set an attribute; flags are setxattr(2)'s."""
+        if not value and flags & os.XATTR_REPLACE:
+            yield from self.getxattr(node, name, uid)  # it has to be there, and the message would take it away
+            flags &= ~os.XATTR_REPLACE
+        return (yield from self._setxattr(node, name, value, flags, uid))
+
+    @steady
+    def _setxattr(self, node: Node, name: bytes, value: bytes, flags: int, uid: int) -> Work:
         core = self.core
         number = yield from self._fid(node, self.who(uid))
         fid, _ = yield from self._walk(number, ())
@@ -824,8 +855,8 @@ class P9Tree:
             core.free_fid(*fid)
 
     def removexattr(self, node: Node, name: bytes, uid: int) -> Work:
-        """Take an attribute away: one of size 0 is set, which 9P2000.L has for it."""
-        return (yield from self.setxattr(node, name, b"", 0, uid))
+        """Take an attribute away: it is replaced by one of size 0, which is 9P2000.L's way to say that."""
+        return (yield from self._setxattr(node, name, b"", os.XATTR_REPLACE, uid))
 
 
 def _first_lost(results: Sequence[Any]) -> None:
