@@ -8,7 +8,7 @@ import os
 import re
 import stat
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from pathlib import Path
 from typing import TypeVar
 
@@ -212,6 +212,38 @@ def test_cancelled_operation_lets_the_connection_go_on(server: Diod) -> None:
             assert len(await file.read(1000, 0)) == 1000
 
     with_client(server, body)
+
+
+def test_server_that_answers_nothing_is_left(tmp_path: Path) -> None:
+    place = tmp_path / "socket"
+    connections = 0
+
+    async def silent(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        nonlocal connections
+        connections += 1
+        size = int.from_bytes(await reader.readexactly(4), "little")
+        said = await reader.readexactly(size - 4)
+        writer.write(size.to_bytes(4, "little") + bytes([said[0] + 1]) + said[1:])
+        with suppress(asyncio.CancelledError):
+            await reader.read()
+        writer.close()
+
+    async def run() -> None:
+        server = await asyncio.start_unix_server(silent, place)
+        link = P9Socket(P9Core(), parse_address(str(place)), patience=0.05)
+        async with asyncio.timeout(10), server:
+            await link.start()
+            reading = asyncio.create_task(P9Client(P9Tree(link.core)).stat("file"))
+            while connections < 3:
+                await asyncio.sleep(0.01)
+            assert not reading.done()
+            reading.cancel()
+            await link.close()
+            with suppress(asyncio.CancelledError, OSError):
+                await reading
+
+    asyncio.run(run())
+    assert connections >= 3
 
 
 def test_no_server_is_a_local_error(tmp_path: Path) -> None:

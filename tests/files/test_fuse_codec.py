@@ -187,6 +187,12 @@ def test_replies_and_entries_of_directories() -> None:
         list(codec.dirents(memoryview(plain[:20])))
 
 
+def test_statx_has_the_size_of_the_kernels() -> None:
+    # struct fuse_statx_out of 7.39: 32 bytes, and struct fuse_statx with 256
+    assert FuseCodec().size(fuse.StatxOut) == 32 + 256
+    assert FuseCodec().size(fuse.StatxIn) == 24
+
+
 def test_times_before_1970_are_negative() -> None:
     codec = FuseCodec()
     attr = fuse.Attr(1, 2, 3, -1, -2, -(1 << 33), *range(9))
@@ -225,5 +231,5 @@ def test_any_bytes_are_a_request_or_a_remote_error(tail: bytes, opcode: int, ext
 
 def test_bodies_are_all_known_to_the_test_of_the_header_file() -> None:
     # what is not compared is cut differently here (an entry's head), or is of a newer kernel (7.39)
-    apart = {fuse.EntryHead, fuse.AttrHead, fuse.SetxattrIn, fuse.Dirent, fuse.StatxIn}
+    apart = {fuse.EntryHead, fuse.AttrHead, fuse.SetxattrIn, fuse.Dirent, fuse.StatxIn, fuse.StatxOut}
     assert set(BODIES) == set(STRUCTS) | apart

@@ -94,6 +94,7 @@ class P9FileSystem:
             Opcode.BATCH_FORGET: self._forget,
             Opcode.LOOKUP: self._lookup,
             Opcode.GETATTR: self._getattr,
+            Opcode.STATX: self._statx,
             Opcode.SETATTR: self._setattr,
             Opcode.READLINK: self._readlink,
             Opcode.SYMLINK: self._symlink,
@@ -218,6 +219,43 @@ class P9FileSystem:
 
     def _attributes(self, attr: Attributes) -> bytes:
         return self._codec.attributes(AttrHead(*self._valid), _attr(attr))
+
+    def _statx(self, request: Request) -> Operation:
+        """GETATTR with the birth time."""
+        node = self._node(request.header.nodeid)
+        file = self._files.get(request.body.fh) if request.body.getattr_flags & fuse.GETATTR_FH else None
+        attr = yield from self.tree.getattr(node, self._user(request), file)
+        has_btime = attr.valid & p9_tree.HAS_BTIME
+        plain = _attr(attr)
+        return (
+            self._codec.pack(
+                fuse.StatxOut(
+                    *self._valid,
+                    flags=0,
+                    mask=fuse.STATX_BASIC_STATS | (fuse.STATX_BTIME if has_btime else 0),
+                    blksize=plain.blksize,
+                    attributes=0,
+                    nlink=plain.nlink,
+                    uid=plain.uid,
+                    gid=plain.gid,
+                    mode=plain.mode & 0xFFFF,
+                    ino=plain.ino,
+                    size=plain.size,
+                    blocks=plain.blocks,
+                    attributes_mask=0,
+                    atime=plain.atime,
+                    atimensec=plain.atimensec,
+                    btime=_signed(attr.btime),
+                    btimensec=attr.btime_nsec % 1_000_000_000,
+                    ctime=plain.ctime,
+                    ctimensec=plain.ctimensec,
+                    mtime=plain.mtime,
+                    mtimensec=plain.mtimensec,
+                    rdev_major=os.major(attr.rdev),
+                    rdev_minor=os.minor(attr.rdev),
+                )
+            ),
+        )
 
     def _setattr(self, request: Request) -> Operation:
         node = self._node(request.header.nodeid)

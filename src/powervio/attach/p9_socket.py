@@ -52,12 +52,14 @@ class SocketChannel:
         self._space = memoryview(bytearray(2 * MOST_BYTES))
         self._start = 0
         self._end = 0
-        self._closed = False
+        self.closed = False
+        self.heard = 0
+        """Messages that came."""
         self._loop.add_reader(made, self._readable)
 
     def send(self, message: bytes, payload: memoryview | bytes | None) -> None:
         """See `p9_core.P9Channel`."""
-        if self._closed:
+        if self.closed:
             return
         parts = [memoryview(message)] if payload is None else [memoryview(message), memoryview(payload)]
         if self._backlog:
@@ -85,7 +87,7 @@ class SocketChannel:
         except (BlockingIOError, InterruptedError):
             return
         except OSError as error:
-            self._fail(error.strerror or str(error))
+            self.fail(error.strerror or str(error))
             return
         while self._backlog and sent >= len(self._backlog[0]):
             sent -= len(self._backlog.popleft())
@@ -101,15 +103,15 @@ class SocketChannel:
         except (BlockingIOError, InterruptedError):
             return
         except OSError as error:
-            self._fail(error.strerror or str(error))
+            self.fail(error.strerror or str(error))
             return
         if not count:
-            self._fail("the server closed the connection")
+            self.fail("the server closed the connection")
             return
         self._end += count
         core = self._core
         try:
-            while not self._closed and self._end - self._start >= 4:
+            while not self.closed and self._end - self._start >= 4:
                 start = self._start
                 size = int.from_bytes(space[start : start + 4], "little")
                 if not 7 <= size <= MOST_BYTES:
@@ -117,9 +119,10 @@ class SocketChannel:
                 if self._end - start < size:
                     break
                 self._start = start + size
+                self.heard += 1
                 core.received(space[start : start + size])
         except RemoteError as error:
-            self._fail(str(error))
+            self.fail(str(error))
             return
         left = self._end - self._start
         if not left:
@@ -129,17 +132,18 @@ class SocketChannel:
             self._start, self._end = 0, left
 
     def _fail_soon(self, reason: str) -> None:
-        self._loop.call_soon(self._fail, reason)
+        self._loop.call_soon(self.fail, reason)
 
-    def _fail(self, reason: str) -> None:
-        if not self._closed:
+    def fail(self, reason: str) -> None:
+        """The connection is of no use any more."""
+        if not self.closed:
             self.close()
             self._on_lost(reason)
 
     def close(self) -> None:
         """Close the socket; nothing is called any more."""
-        if not self._closed:
-            self._closed = True
+        if not self.closed:
+            self.closed = True
             self._loop.remove_reader(self._socket)
             self._loop.remove_writer(self._socket)
             self._socket.close()
@@ -150,7 +154,8 @@ class P9Socket(P9Link):
     """Keeps a `P9Core` connected to the server at an address."""
 
     def __init__(self, core: P9Core, address: Address, *, patience: float = Patience.SECONDS) -> None:
-        """`patience`: seconds that operations wait for a server that is not there, before they fail with EIO."""
+        """`patience`: seconds that operations wait for a server that is not there, before they fail with EIO, and after
+        which a server that answers nothing at all is left."""
         self.core = core
         self.address = address
         self.connections = 0
@@ -180,6 +185,8 @@ class P9Socket(P9Link):
             made.setblocking(False)
             if self.address[0] != socket.AF_UNIX:
                 made.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+                made.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, int(self._patience.seconds * 1000))
+                made.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
             async with asyncio.timeout(HANDSHAKE):
                 await loop.sock_connect(made, self.address[1])
         except TimeoutError:
@@ -215,6 +222,17 @@ class P9Socket(P9Link):
             self.core.lost()
             raise
         self.connections += 1
+        self._check(channel, 0, 0)
+
+    def _check(self, channel: SocketChannel, heard: int, oldest: int) -> None:
+        """Whether the server answered anything since the last look, if there was something to be answered."""
+        if self._closed or channel is not self._channel or channel.closed:
+            return
+        now = self.core.oldest
+        if oldest and oldest == now and channel.heard == heard:
+            channel.fail("the server has not answered for a long time")
+            return
+        asyncio.get_running_loop().call_later(self._patience.seconds, self._check, channel, channel.heard, now)
 
     def _lost(self, reason: str) -> None:
         if self._closed:

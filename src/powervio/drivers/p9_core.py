@@ -249,6 +249,11 @@ class P9Core:
         """Calls that the server has, or that wait here."""
         return len(self._in_flight) + len(self._waiting)
 
+    @property
+    def oldest(self) -> int:
+        """The number of the oldest call that the server has not answered; 0 if there is none."""
+        return next((call.number for call in self._in_flight.values() if call is not None), 0)
+
     # Fids
 
     def new_fid(self) -> int:
@@ -276,7 +281,7 @@ class P9Core:
             self._clunk_retired()
 
     def _clunk_retired(self) -> None:
-        oldest = next((call.number for call in self._in_flight.values() if call is not None), self.calls + 1)
+        oldest = self.oldest or self.calls + 1
         while self._retired and self._retired[0][0] < oldest and not self._waiting:
             _, fid = self._retired.popleft()
             self.clunk(fid, self.epoch)

@@ -140,6 +140,9 @@ RELEASE_FLOCK_UNLOCK = 1 << 1
 LK_FLOCK = 1 << 0
 SETXATTR_ACL_KILL_SGID = 1 << 0
 
+STATX_BASIC_STATS = 0x7FF
+STATX_BTIME = 0x800
+
 EXT_GROUPS = 32
 """The type of an extension: supplementary groups of the caller that the kernel thinks are of use."""
 
@@ -484,6 +487,37 @@ class AttrHead(NamedTuple):
     attr_valid_nsec: int
 
 
+class StatxOut(NamedTuple):
+    """Answer to STATX (7.39); `mask` says what is true."""
+
+    attr_valid: int
+    attr_valid_nsec: int
+    flags: int
+    mask: int
+    blksize: int
+    attributes: int
+    nlink: int
+    uid: int
+    gid: int
+    mode: int
+    ino: int
+    size: int
+    blocks: int
+    attributes_mask: int
+    atime: int
+    atimensec: int
+    btime: int
+    btimensec: int
+    ctime: int
+    ctimensec: int
+    mtime: int
+    mtimensec: int
+    rdev_major: int
+    rdev_minor: int
+    dev_major: int = 0
+    dev_minor: int = 0
+
+
 class OpenOut(NamedTuple):
     """Answer to OPEN and OPENDIR, and behind the entry in an answer to CREATE."""
 
@@ -613,6 +647,7 @@ BODIES: dict[type[Any], str] = {
     Attr: "QQQqqqIIIIIIIIII",
     EntryHead: "QQQQII",
     AttrHead: "QI4x",
+    StatxOut: "QII16xIIQIIIH2xQQQQqI4xqI4xqI4xqI4xIIII112x",
     OpenOut: "QI4x",
     WriteOut: "I4x",
     StatfsOut: "QQQQQIII28x",
