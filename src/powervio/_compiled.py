@@ -41,6 +41,8 @@ COMPILED = (
     "powervio.files.tree_share",
     "powervio.files.tree_open",
     "powervio.files.tree",
+    "powervio.files.p9_codec",
+    "powervio.files.p9_session",
     "powervio.phyp.lock",
     "powervio.phyp.redirect",
     "powervio.phyp.tce",
