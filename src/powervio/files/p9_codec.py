@@ -424,13 +424,22 @@ def fields_of(kind: cython.int, base: cython.p_uchar, size: cython.longlong, fie
         count += 1
 
 
+@cython.cfunc
+@cython.nogil
+@cython.exceptval(check=False)
+def is_question(kind: cython.int) -> cython.bint:
+    """Whether that is the type of a T-message."""
+    return kind & 1 == 0 and take8(_LAYOUTS, kind * _WIDTH) != 0
+
+
 def found(message: bytes) -> list[int] | None:
     """What `fields_of` makes of a message, for tests; None: it is none."""
+    if len(message) < HEADER_BYTES:
+        return None
     book = bytearray(8 * MOST_FIELDS)
     copy = bytearray(message)
     base: cython.p_uchar = pointer(copy)
     fields: cython.p_uchar = pointer(book)
-    if len(message) < 7:
-        return None
-    count: cython.int = fields_of(message[4], base, len(message), fields)
+    kind: cython.int = message[4]
+    count: cython.int = fields_of(kind, base, len(message), fields)
     return None if count < 0 else [take64(fields, 8 * index) for index in range(count)]

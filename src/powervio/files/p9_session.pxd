@@ -1,60 +1,58 @@
 cimport cython
 
 from powervio.files.identity cimport Caller
-from powervio.files.tree cimport Node, Tree
+from powervio.files.tree cimport Node
 from powervio.files.tree_open cimport OpenFile
+from powervio.files.tree_stat cimport Stat
 
 @cython.final
 cdef class Fid:
-    cdef Node node
-    cdef Node parent
-    cdef bytes name
-    cdef Caller caller
-    cdef OpenFile opened
-    cdef object attribute
-    cdef object locked
+    cdef readonly unsigned int number
+    cdef public Node node
+    cdef readonly Caller caller
+    cdef public OpenFile opened
+    cdef public object attribute
 
 @cython.final
 cdef class Session:
-    cdef readonly object options
+    cdef readonly object tree
     cdef readonly unsigned int msize
-    cdef readonly unsigned long long messages
-    cdef readonly unsigned long long errors
-    cdef readonly object key
-    cdef Tree _tree
-    cdef dict _fids
-    cdef dict _callers
-    cdef set _clients
+    cdef readonly bint versioned
+    cdef readonly dict fids
+    cdef readonly object operations
+    cdef readonly set lock_clients
+    cdef readonly unsigned int most_msize
+    cdef readonly unsigned int most_fids
+    cdef object _source
+    cdef object _target
+    cdef long long _apart
     cdef bytearray _book
     cdef unsigned char *_fields
     cdef bytearray _entries
+    cdef unsigned char *_records
     cdef bytearray _answer
-    cdef unsigned char *_message
-    cdef unsigned char *_out
-    cdef long long _room
-    cdef object _source
-    cdef object _target
-    cdef bint _apart
-    cdef unsigned int _most_msize
-    cdef int _most_fids
-    cdef long long _held
-    cdef long long carry_out(self, unsigned char *message, long long size, unsigned char *out, long long room) except? -1000
-    cdef long long _dispatch(self, int kind, unsigned long long declared) except? -1000
-    cdef long long _error(self, unsigned int tag, int code) noexcept
-    cdef unsigned long long _field(self, int index) noexcept
-    cdef bytes _text(self, int index)
-    cdef Fid _fid(self, int index)
-    cdef int _free(self, unsigned long long number) except -1
-    cdef void _qid(self, unsigned long long at, Node node) noexcept
-    cdef long long _walk(self) except? -1000
-    cdef long long _getattr(self) except? -1000
+    cdef unsigned char *_base
+    cdef long long serve(self, unsigned char *message, long long size, unsigned char *out, long long room) except? -1000
+    cdef long long _error(self, unsigned char *out, int code) noexcept
+    cdef long long _call(self, int kind, unsigned char *message, long long size, unsigned char *out, long long room) except? -1000
+    cdef long long _walk(self, unsigned char *message, unsigned char *out) except? -1000
+    cdef long long _getattr(self, unsigned char *out) except? -1000
     cdef long long _setattr(self) except? -1000
-    cdef long long _read(self) except? -1000
-    cdef long long _write(self, unsigned long long declared) except? -1000
-    cdef long long _readdir(self) except? -1000
-    cdef long long _open(self) except? -1000
-    cdef long long _create(self) except? -1000
-    cdef long long _say_open(self, Fid fid) except? -1000
-    cdef long long _append(self, Fid fid, unsigned long long position, bytes data) except? -1000
-    cdef long long _rare(self, int kind) except? -1000
-    cdef int _clunk(self, Fid fid, bint finish) except -1
+    cdef long long _lopen(self, unsigned char *out) except? -1000
+    cdef long long _opened(self, Fid fid, OpenFile opened, unsigned char *out) except? -1000
+    cdef long long _lcreate(self, unsigned char *message, unsigned char *out) except? -1000
+    cdef long long _read(self, unsigned char *out, long long room) except? -1000
+    cdef long long _write(self, unsigned char *message, long long size, unsigned char *out) except? -1000
+    cdef long long _readdir(self, unsigned char *out, long long room) except? -1000
+    cdef long long _clunk(self) except? -1000
+    cdef long long _other(self, int kind, unsigned char *message, long long size, unsigned char *out, long long room) except? -1000
+    cdef long long _read_attribute(self, Fid fid, unsigned char *out, unsigned long long position, long long count) except? -1000
+    cdef unsigned int _word(self, int index) noexcept
+    cdef bytes _text(self, int index, unsigned char *message)
+    cpdef Fid fid(self, unsigned int number)
+    cpdef Fid add(self, unsigned int number, Node node, Caller caller)
+    cdef object _check_free(self, unsigned int number)
+
+cdef void put_qid(unsigned char *out, long long at, unsigned int mode, unsigned int version, unsigned long long path) noexcept
+cdef object instant(unsigned long long seconds, unsigned long long nanoseconds)
+cdef int open_flags(unsigned int flags) noexcept

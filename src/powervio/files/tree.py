@@ -315,6 +315,19 @@ class Node(File):
         good(code)
         return open_file(self.duplicate(), code, flags, caller)
 
+    def place(self) -> list[bytes]:
+        """The names by which the kernel knows it at this moment, from the root on; none is the root itself.
+
+        Only a hint, for a client that has nothing but the file: it is looked up like any other path. ESTALE where it
+        has none, or is outside.
+        """
+        share: Share = self.share
+        good(self.begin_own())
+        try:
+            return share.names_below(self.fd)
+        finally:
+            self.end()
+
     def readlink(self) -> bytes:
         """Where a symbolic link points to; EINVAL for anything else."""
         if self.kind != _LINK:

@@ -175,6 +175,20 @@ class Share:
         elif before != self._path(self.directory) or not is_below(before, inside):
             raise failure(errno.ESTALE)
 
+    def path(self) -> bytes:
+        """Where the share is on this machine at this moment; empty if that is not known."""
+        return self._path(self.directory) or b""
+
+    def names_below(self, fd: int) -> list[bytes]:
+        """The names from the root to the file of a descriptor, as the kernel knows them; ESTALE when it knows none."""
+        root = self._path(self.directory)
+        path = self._path(fd)
+        if root is None or path is None:
+            raise failure(errno.ENAMETOOLONG)
+        if not is_below(root, path):
+            raise failure(errno.ESTALE)
+        return [name for name in path[len(root) :].split(b"/") if name]
+
     def _path(self, fd: int) -> bytes | None:
         out = bytearray(PATH_BYTES)
         size = path_of(self.proc, fd, pointer(out), _PATH)
