@@ -401,7 +401,43 @@ def test_lock_clients_have_a_bound(client: SessionClient) -> None:
         client.call(p9.TLOCK, 1, 1, 0, 0, 0, 7, b"one more")
 
 
+def test_locks_are_given_up_with_the_fid(client: SessionClient, tree: Tree) -> None:
+    client.walk(0, 1)
+    client.call(p9.TLCREATE, 1, b"f", RDWR, 0o600, 0)
+    client.walk(0, 2, b"f")
+    client.call(p9.TLOPEN, 2, RDWR)
+    assert client.call(p9.TLOCK, 1, 1, 0, 0, 10, 7, b"a") == (0,)
+    assert client.call(p9.TLOCK, 2, 1, 0, 10, 10, 8, b"a") == (0,)
+    client.call(p9.TCLUNK, 1)
+    assert client.call(p9.TGETLOCK, 2, 1, 0, 0, 9, b"a") == (1, 10, 10, 8, b"a")
+    client.call(p9.TCLUNK, 2)
+    assert tree.locks.count == 0
+
+
 # -- what is no message, and bounds
+
+
+def test_attributes_that_are_held_have_a_bound(client: SessionClient, folder: Path) -> None:
+    (folder / "f").write_bytes(b"x")
+    client.walk(0, 1, b"f")
+    for number in range(100, 228):
+        client.walk(1, number)
+        client.call(p9.TXATTRCREATE, number, b"user.a", 65536, 0)
+    client.walk(1, 2)
+    with fails(errno.ENOMEM):
+        client.call(p9.TXATTRCREATE, 2, b"user.a", 1, 0)
+    with fails(errno.EINVAL):
+        client.call(p9.TCLUNK, 100)
+    client.call(p9.TXATTRCREATE, 2, b"user.a", 1, 0)
+
+
+def test_groups_that_a_client_says(client: SessionClient) -> None:
+    client.call(p9.TATTACH, 1, p9.NO_FID, b"groups=30,31,32", b"", 1234)
+    caller = client.session.fid(1).caller
+    assert (caller.uid, caller.gid, caller.groups) == (1234, 30, (31, 32))
+    for name in (b"groups=", b"groups=-1", b"groups=4294967295", b"groups=1,99999999999", b"groups=x"):
+        with fails(errno.EPERM):
+            client.call(p9.TATTACH, 2, p9.NO_FID, name, b"", 1234)
 
 
 def test_messages_that_are_none(client: SessionClient) -> None:

@@ -22,6 +22,10 @@ LOCK_SUCCESS, LOCK_BLOCKED = 0, 1
 UNLOCKED = 2
 MOST_LOCK_CLIENTS = 1024
 """Different client ids in the locks of one session."""
+MOST_LOCK_OWNERS = 4096
+"""Processes that have taken locks through one fid, which are given up with it."""
+GROUPS = b"groups="
+"""Begins the name of a user that says which groups it has: numbers with commas, its own group first."""
 _XATTR_REPLACE = os.XATTR_REPLACE
 
 
@@ -79,9 +83,15 @@ def _way(session: Session, name: bytes) -> list[bytes]:
 
 def caller_of(session: Session, name: bytes, uid: int) -> Caller:
     """Who attaches. 9P says the user alone, so the groups are those that this machine has for it; one that it does not
-    know has a group of the same number, and so has everyone where ids are not this machine's."""
+    know has a group of the same number, and so has everyone where ids are not this machine's. A client may say them in
+    place of the user's name (`GROUPS`): who can say that he is any user is believed that, too."""
     identity = session.tree.identity
     try:
+        if uid != p9.NO_UID and name.startswith(GROUPS):
+            groups = [int(number) for number in name[len(GROUPS) :].split(b",")]
+            if not all(0 <= number < p9.NO_UID for number in groups):
+                raise ValueError
+            return Caller(uid, groups[0], groups[1:])
         if uid == p9.NO_UID:
             uid = pwd.getpwnam(os.fsdecode(name) or "nobody").pw_uid
         if uid and (identity.mapped or identity.translates or not identity.switches):
@@ -246,12 +256,21 @@ def lock(
     session: Session, number: int, kind: int, flags: int, start: int, length: int, process: int, client: bytes
 ) -> tuple[Any, ...]:
     """Take or give up a lock. Nobody waits here: BLOCKED says to ask again."""
-    opened = session.fid(number).opened
-    if opened is None:
+    fid = session.fid(number)
+    if fid.opened is None:
         raise _failure(errno.EBADF)
     if flags & ~3:
         raise _failure(errno.EINVAL)
-    done = opened.lock(kind, *_range(start, length), _owner(session, client, process))
+    owner = _owner(session, client, process)
+    known = fid.lock_owners
+    if known is not None and owner not in known and len(known) >= MOST_LOCK_OWNERS:
+        raise _failure(errno.ENOLCK)
+    done = fid.opened.lock(kind, *_range(start, length), owner)
+    if done and kind != UNLOCKED:
+        if known is None:
+            fid.lock_owners = {owner}
+        else:
+            known.add(owner)
     return (LOCK_SUCCESS if done else LOCK_BLOCKED,)
 
 
@@ -285,6 +304,7 @@ class ReadAttribute:
 
     def __init__(self, value: bytes) -> None:
         self.value = value
+        self.size = len(value)
 
     def read(self, position: int, count: int) -> bytes:
         """A part of it."""
@@ -343,6 +363,7 @@ def xattrwalk(session: Session, number: int, new: int, name: bytes) -> tuple[Any
         value = fid.node.getxattr(name, fid.caller)
     else:
         value = b"".join(text + b"\0" for text in fid.node.listxattr(fid.caller))
+    session.reserve(len(value))
     session.add(new, fid.node.duplicate(), fid.caller).attribute = ReadAttribute(value)
     return (len(value),)
 
@@ -358,6 +379,7 @@ def xattrcreate(session: Session, number: int, name: bytes, size: int, flags: in
         raise _failure(errno.ERANGE)
     if size > ATTRIBUTE_BYTES:
         raise _failure(errno.E2BIG)
+    session.reserve(size)
     fid.attribute = WrittenAttribute(name, size, flags)
     return ()
 

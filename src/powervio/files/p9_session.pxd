@@ -12,6 +12,7 @@ cdef class Fid:
     cdef readonly Caller caller
     cdef public OpenFile opened
     cdef public object attribute
+    cdef public object lock_owners
 
 @cython.final
 cdef class Session:
@@ -21,6 +22,7 @@ cdef class Session:
     cdef readonly dict fids
     cdef readonly object operations
     cdef readonly set lock_clients
+    cdef readonly long long attribute_bytes
     cdef readonly unsigned int most_msize
     cdef readonly unsigned int most_fids
     cdef object _source
@@ -45,6 +47,7 @@ cdef class Session:
     cdef long long _write(self, unsigned char *message, long long size, unsigned char *out) except? -1000
     cdef long long _readdir(self, unsigned char *out, long long room) except? -1000
     cdef long long _clunk(self) except? -1000
+    cdef int _end(self, Fid fid) except? -1
     cdef long long _other(self, int kind, unsigned char *message, long long size, unsigned char *out, long long room) except? -1000
     cdef long long _read_attribute(self, Fid fid, unsigned char *out, unsigned long long position, long long count) except? -1000
     cdef unsigned int _word(self, int index) noexcept

@@ -36,6 +36,8 @@ MSIZE = 1 << 20
 LEAST_MSIZE = 512
 """Bytes: all answers without strings and data fit, and the longest entry of a directory."""
 MOST_FIDS = 1 << 20
+MOST_ATTRIBUTE_BYTES = 8 << 20
+"""Bytes of extended attributes that the fids of one session hold together."""
 _ENTRY_ROOM = 65536
 _ANSWER_ROOM = 65536 + 512
 
@@ -83,8 +85,6 @@ _FLAGS = (
 _SAME_FLAGS = cython.declare(
     cython.bint, all(theirs == (ours & ~os.O_DSYNC if ours == os.O_SYNC else ours) for theirs, ours in _FLAGS)
 )
-    cython.bint, all(theirs == ours & ~os.O_DSYNC or theirs == ours for theirs, ours in _FLAGS)
-)
 
 
 @cython.final
@@ -100,6 +100,7 @@ class Fid:
     caller: Caller
     opened: OpenFile | None
     attribute: Any
+    lock_owners: Any
 
     def __repr__(self) -> str:
         return f"<Fid {self.number} {self.node}>"
@@ -116,6 +117,7 @@ class Session:
     fids: dict[int, Fid]
     operations: dict[int, Any]
     lock_clients: set[Any]
+    attribute_bytes: cython.longlong
     most_msize: cython.uint
     most_fids: cython.uint
     _source: Payload | None
@@ -136,6 +138,7 @@ class Session:
         self.versioned = False
         self.fids = {}
         self.lock_clients = set()
+        self.attribute_bytes = 0
         self.operations = OPERATIONS
         self._source = self._target = None
         self._apart = 0
@@ -316,6 +319,7 @@ class Session:
         fid.caller = caller
         fid.opened = None
         fid.attribute = None
+        fid.lock_owners = None
         self.fids[number] = fid
         return fid
 
@@ -333,11 +337,28 @@ class Session:
     def remove(self, number: cython.uint) -> Fid:
         """A fid is none any more: its files are let go of."""
         fid: Fid = self.fid(number)
-        del self.fids[number]
+        self._end(fid)
+        return fid
+
+    @cython.cfunc
+    @cython.exceptval(-1)
+    def _end(self, fid: Fid) -> cython.int:
+        del self.fids[fid.number]
+        if fid.attribute is not None:
+            self.attribute_bytes -= fid.attribute.size
+        if fid.lock_owners is not None and fid.opened is not None:
+            for client, process in fid.lock_owners:
+                self.tree.locks.release(client, process, fid.opened.lock_key)
         if fid.opened is not None:
             fid.opened.close()
         fid.node.close()
-        return fid
+        return 0
+
+    def reserve(self, size: int) -> None:
+        """A fid is going to hold so many bytes of an attribute; ENOMEM for too many."""
+        if self.attribute_bytes + size > MOST_ATTRIBUTE_BYTES:
+            raise failure(errno.ENOMEM)
+        self.attribute_bytes += size
 
     def restart(self, msize: int) -> None:
         """A new conversation with messages of up to `msize` bytes; 0: there is none."""
@@ -348,8 +369,8 @@ class Session:
     def close(self) -> None:
         """It is over: all fids are let go of, and locks given up. A second call does nothing."""
         self.versioned = False
-        for number in list(self.fids):
-            self.remove(number)
+        for fid in list(self.fids.values()):
+            self._end(fid)
         for client in self.lock_clients:
             self.tree.locks.release(client)
         self.lock_clients.clear()
@@ -401,16 +422,14 @@ class Session:
     @cython.cfunc
     @cython.exceptval(-1000)
     def _clunk(self) -> cython.longlong:
-        number: cython.uint = self._word(0)
-        fid: Fid = self.fid(number)
-        del self.fids[number]
+        fid: Fid = self.fid(self._word(0))
+        if fid.attribute is None:
+            self._end(fid)
+            return 7
         try:
-            if fid.attribute is not None:
-                fid.attribute.finish(fid)
+            fid.attribute.finish(fid)
         finally:
-            if fid.opened is not None:
-                fid.opened.close()
-            fid.node.close()
+            self._end(fid)
         return 7
 
     @cython.cfunc
