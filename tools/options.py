@@ -14,7 +14,7 @@ from pathlib import Path
 
 import msgspec
 
-from powervio.system import config, explain, machine_ports, net_section, sea_section
+from powervio.system import config, explain, fs_section, machine_ports, net_section, sea_section
 from powervio.system import types as device_types
 from powervio.system.config import Size, show_size
 
@@ -29,6 +29,7 @@ SECTIONS: tuple[tuple[str, type[msgspec.Struct]], ...] = (
     ("[[lpar.console.port]]", device_types.ConsolePort),
     ("[[lpar.rng]]", device_types.Rng),
     ("[[lpar.net]]", net_section.Net),
+    ("[[lpar.fs]]", fs_section.Fs),
     ("[[port]]", machine_ports.MachinePort),
     ("[[sea]]", sea_section.Sea),
     ("[[pool]]", config.StoragePool),

@@ -13,7 +13,8 @@ from pathlib import Path
 
 import pytest
 
-from powervio.bench.guest import MODES, PEERS, Measured, Result, Row, Slice, _Talk, hear_hello, parse_reads
+from powervio.bench.guest import MODES, PEERS, Measured, Result, Row, Slice, hear_hello, parse_reads
+from powervio.bench.talk import Talk
 from powervio.boot import machine
 from powervio.cli.guest import show
 from powervio.errors import LocalError
@@ -70,7 +71,7 @@ def test_what_is_read_is_a_rate_or_a_complaint() -> None:
 def test_a_guest_that_says_nothing_too_much_or_goodbye_is_told() -> None:
     ours, theirs = socket.socketpair()
     with ours, theirs:
-        talk = _Talk(ours)
+        talk = Talk(ours)
         theirs.sendall(b"one\ntwo\r\nthr")
         assert [talk.line(5), talk.line(5)] == ["one", "two"]
         with pytest.raises(LocalError, match=r"waited 0\.01 s"):
@@ -84,7 +85,7 @@ def test_a_guest_that_says_nothing_too_much_or_goodbye_is_told() -> None:
     with ours:
         theirs.close()
         with pytest.raises(LocalError, match="ended before"):
-            _Talk(ours).line(5)
+            Talk(ours).line(5)
 
 
 def test_a_figure_is_the_median_of_the_rounds_ratios() -> None:

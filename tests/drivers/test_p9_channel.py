@@ -7,7 +7,8 @@ from collections.abc import Callable
 
 import pytest
 
-from powervio.devices.p9 import READ_DATA, WRITE_DATA, P9Device
+from powervio.devices.p9 import P9Device
+from powervio.devices.p9_serve import READ_DATA, WRITE_DATA
 from powervio.drivers.p9_channel import ANSWER_BYTES, LARGE, LARGE_BUFFERS, MESSAGE_BYTES, SLOTS, P9Driver
 from powervio.errors import LocalError, RemoteError
 from powervio.memory.abstract import Payload
@@ -54,6 +55,7 @@ class Client:
         self.answers: list[bytes] = []
         self.connections = 0
         self.losses = 0
+        self.ends = 0
         self.driver = P9Driver(self, self.connected, soon=soon)
 
     def connected(self) -> None:
@@ -64,6 +66,9 @@ class Client:
 
     def lost(self) -> None:
         self.losses += 1
+
+    def ended(self) -> None:
+        self.ends += 1
 
     def write(self, tag: int, data: bytes) -> None:
         self.driver.send(message(118, tag, struct.pack("<IQI", 1, 0, len(data)), len(data)), memoryview(data))
@@ -119,6 +124,13 @@ def test_message_without_a_session_is_not_sent_and_a_loss_is_told_once() -> None
     link.run()
     assert (client.connections, client.losses, client.answers) == (2, 1, [message(121, 5, b"")])
     link.close()
+
+
+def test_client_is_told_that_the_device_is_gone_for_good() -> None:
+    client = Client()
+    client.driver.removed("unplugged")
+    client.driver.close()
+    assert client.ends == 2
 
 
 def test_one_kick_for_what_is_sent_together() -> None:

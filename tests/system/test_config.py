@@ -106,7 +106,7 @@ MISTAKES = [
         "memory =",
         "cpus =",
         "lpar[0].cpus: there is no such option; expected one of name, memory, guest, arch, exec, disk, console, rng,"
-        " net",
+        " net, fs",
     ),
     ("memory =", "memroy =", 'lpar[0].memroy: there is no such option; did you mean "memory"?'),
     (
@@ -159,7 +159,7 @@ MISTAKES = [
         "memory =",
         '"a\\nb" =',
         "lpar[0].a\\nb: there is no such option; expected one of name, memory, guest, arch, exec, disk, console, rng,"
-        " net",
+        " net, fs",
     ),
     (
         'vios = "vios1"',

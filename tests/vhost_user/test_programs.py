@@ -183,7 +183,7 @@ def test_network_gives_frames_back_and_says_at_the_end_what_was_lost(tmp_path: P
     process.stderr.close()
 
 
-@pytest.mark.parametrize("device", ["block", "net", "console", "rng"])
+@pytest.mark.parametrize("device", ["block", "net", "console", "rng", "p9"])
 def test_capabilities_are_json(device: str) -> None:
     result = run(device, "--print-capabilities")
     assert result.returncode == 0
@@ -204,6 +204,10 @@ def test_capabilities_are_json(device: str) -> None:
         (["net", "--socket-path", "s", "--tap", "much-too-long-a-name"], 1, "cannot be the name of an interface"),
         (["rng", "--fd", "77"], 1, "descriptor 77 is no socket"),
         (["rng", "--socket-path", "/nowhere/s"], 1, "cannot listen at /nowhere/s"),
+        (["p9", "--socket-path", "s"], 2, "expected FOLDER"),
+        (["p9", "/nowhere", "--socket-path", "s"], 1, "/nowhere is no folder"),
+        (["p9", "/tmp", "--tag", "a b", "--socket-path", "s"], 1, "mount tag 'a b'"),
+        (["p9", "/tmp", "--socket-path", "s", "--translate-uid", "0:1"], 1, "translate_uid: '0:1'; expected"),
         (["nothing"], 2, "No such command"),
     ],
 )

@@ -47,6 +47,10 @@ class P9Device(P9Link):
 
     async def close(self) -> None:
         """No more calls; the driver goes with its partition."""
+        self.ended()
+
+    def ended(self) -> None:
+        """See `p9_channel.P9Connection`."""
         self._closed = True
         self._patience.end()
         self.core.close()

@@ -30,8 +30,9 @@ from powervio.bench.cost import DEPTHS, cost_of
 from powervio.bench.folder import scratch_folder
 from powervio.bench.images import filesystem
 from powervio.bench.machine import busy_seconds, own_seconds, processor_name
-from powervio.bench.reads import BLOCK, write_numbered
+from powervio.bench.reads import write_numbered
 from powervio.bench.rig import costs_of
+from powervio.bench.talk import Talk
 from powervio.boot import qemu, run
 from powervio.boot.guest import BOOT_LIMIT, Terminal
 from powervio.boot.machine import Arch
@@ -338,7 +339,7 @@ class _Guest:
             ledgers = [disk.server_adapter.ledger, disk.client_adapter.ledger, *partitions]
             conductor = threading.Thread(
                 target=self._conduct,
-                args=(_Talk(ours), lambda: (costs_of(ledgers), disk.device.requests)),
+                args=(Talk(ours), lambda: (costs_of(ledgers), disk.device.requests)),
                 name="bench-guest",
                 daemon=True,
             )
@@ -368,7 +369,7 @@ class _Guest:
 
     # -- in a thread of its own, while `run` looks after the guest
 
-    def _conduct(self, talk: _Talk, count: Callable[[], tuple[Costs, int]]) -> None:
+    def _conduct(self, talk: Talk, count: Callable[[], tuple[Costs, int]]) -> None:
         try:
             self._found.kernel, disks = hear_hello(talk.line, BOOT_LIMIT + SLACK)
             for depth in DEPTHS:
@@ -386,7 +387,7 @@ class _Guest:
 
     def _round(
         self,
-        talk: _Talk,
+        talk: Talk,
         disks: dict[str, str],
         row: Row,
         count: Callable[[], tuple[Costs, int]],
@@ -404,50 +405,12 @@ class _Guest:
         row.requests += requests
         row.pairs.append((ours, theirs or self._slice(talk, disks[THEIRS], row.depth, self._seconds)))
 
-    def _slice(self, talk: _Talk, disk: str, depth: int, seconds: float) -> Slice:
+    def _slice(self, talk: Talk, disk: str, depth: int, seconds: float) -> Slice:
         busy, own = busy_seconds(), own_seconds()
         talk.say(f"/dev/{disk} numbers {depth} {round(seconds * 1000)}")
         reads, taken = parse_reads(talk.line(seconds + SLACK))
         others = (busy_seconds() - busy - (own_seconds() - own)) / taken
         return Slice(reads, taken, max(0.0, round(others, 3)))
-
-
-class _Talk:
-    """Lines to the guest, and from it."""
-
-    def __init__(self, end: socket.socket) -> None:
-        self._end = end
-        self._held = b""
-
-    def say(self, line: str) -> None:
-        """Raises `LocalError` when the guest is gone."""
-        try:
-            self._end.sendall(f"{line}\n".encode())
-        except OSError as error:
-            raise LocalError(f"the guest does not listen any more: {error.strerror}") from error
-
-    def line(self, limit: float) -> str:
-        """The next one within a time. Raises `LocalError`."""
-        deadline = time.monotonic() + limit
-        while b"\n" not in self._held:
-            self._end.settimeout(max(deadline - time.monotonic(), 0.001))
-            try:
-                piece = self._end.recv(BLOCK)
-            except TimeoutError:
-                raise LocalError(f"waited {limit:g} s for the guest to read") from None
-            except OSError as error:
-                raise LocalError(f"the guest is gone: {error.strerror}") from error
-            if not piece:
-                raise LocalError("the guest ended before it had read everything")
-            self._held += piece
-            if len(self._held) > BLOCK:
-                raise LocalError("the guest says more than it was asked for")
-        line, _, self._held = self._held.partition(b"\n")
-        return line.decode(errors="replace").strip()
-
-    def close(self) -> None:
-        """Let the guest hear that there is nothing more to do."""
-        self._end.shutdown(socket.SHUT_RDWR)
 
 
 def hear_hello(line: Callable[[float], str], limit: float) -> tuple[str, dict[str, str]]:

@@ -71,6 +71,14 @@ def port_options(name: str, fd: int) -> list[str]:
     return ["-chardev", f"socket,id={name},fd={fd}", "-device", f"virtserialport,chardev={name},name={name}"]
 
 
+def virtfs_options(folder: str, tag: str) -> list[str]:
+    """A folder that QEMU serves itself, by virtio-9p."""
+    return [
+        *("-fsdev", f"local,id={tag},path={folder.replace(',', ',,')},security_model=none,multidevs=remap"),
+        *("-device", f"virtio-9p-pci,fsdev={tag},mount_tag={tag}"),
+    ]
+
+
 def command(
     arch: Arch,
     *,

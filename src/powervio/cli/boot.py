@@ -17,7 +17,7 @@ from powervio.boot.qemu import parse_memory
 from powervio.boot.transport import VHOST_USER
 from powervio.cli import server
 from powervio.cli.console import Keys, raw_terminal
-from powervio.system.booted import CRQ
+from powervio.system.booted import CRQ, BootShare, crq_with
 
 TRANSPORTS = {"crq": CRQ, "vhost-user": VHOST_USER}
 
@@ -97,6 +97,14 @@ COMMAND_LIMIT = 3600.0
     help="Have this program in the guest's /bin. guest_io: random reads, and writes that can be checked, with many in"
     " flight and past the page cache; its first lines in boot/guest_io.c say how it is called.",
 )
+@click.option(
+    "--share",
+    "shares",
+    multiple=True,
+    metavar="FOLDER[,tag=TAG][,readonly]",
+    help="A folder of this host, with --transport crq: mount -t 9p -o trans=virtio,version=9p2000.L,msize=512000 TAG"
+    " /mnt. The tag is the folder's name if none is given. May be repeated.",
+)
 @click.option("--system", "name", metavar="NAME", help="Of VIOS: the running system, if there are several.")
 @click.argument("vios", required=False)
 def boot(
@@ -112,6 +120,7 @@ def boot(
     transport: str,
     driver_options: tuple[str, ...],
     tools: tuple[str, ...],
+    shares: tuple[str, ...],
     name: str | None,
     vios: str | None,
 ) -> int:
@@ -141,6 +150,8 @@ def boot(
         return 0
     if name is not None:
         raise click.UsageError("--system is for `powervio boot VIOS`")
+    if shares and transport != "crq":
+        raise click.UsageError("--share is for --transport crq: QEMU has no vhost-user front end for 9P")
     chosen = machine.find(arch or machine.of_this_machine())
     is_terminal = command is None and sys.stdin.isatty()
     if timeout is None and not is_terminal:
@@ -149,7 +160,7 @@ def boot(
         arch=chosen,
         memory=parse_memory(memory, chosen),
         cache=folder or cache.default_folder(),
-        transport=TRANSPORTS[transport],
+        transport=TRANSPORTS[transport] if not shares else crq_with([BootShare.parse(share) for share in shares]),
         disks=tuple(Disk.parse(disk) for disk in disks),
         command=command,
         packages=packages,

@@ -122,12 +122,34 @@ def show(report: dict[str, Any]) -> None:
             console.print(f"    {_limits(server)}", markup=False, soft_wrap=True)
         if adapter.get("net"):
             _show_net(console, adapter)
+        if adapter.get("fs"):
+            _show_fs(console, adapter)
         if adapter.get("nbd"):
             console.print(f"    nbd+unix:///?socket={adapter['nbd']}", markup=False, soft_wrap=True)
         if path and path["waiting"]:
             console.print(f"    {path['waiting']} requests wait for a path", markup=False, soft_wrap=True)
         if adapter["failure"] and adapter["state"] != "running":
             console.print(f"    {adapter['failure']}", markup=False, soft_wrap=True)
+
+
+def _show_fs(console: Console, adapter: dict[str, Any]) -> None:
+    """A share: what it is of, where it is mounted, and what was done."""
+    entry = adapter["fs"]
+    how = ", ".join(("readonly",) * entry["readonly"] + (entry["identity"],) * (entry["identity"] != "passthrough"))
+    place = f", mounted at {entry['mount']}" if entry["mount"] else ""
+    what = f"{entry['dir']} as {entry['tag']}{f' ({how})' if how else ''}"
+    console.print(
+        f"{adapter['partition']}/{adapter['slot']}: {what}{place}",
+        markup=False,
+        soft_wrap=True,
+    )
+    done = entry["counters"]
+    console.print(
+        f"    {_count(done['messages'])} messages, {show_bytes(done['bytes_read'])} read,"
+        f" {show_bytes(done['bytes_written'])} written",
+        markup=False,
+        soft_wrap=True,
+    )
 
 
 def _show_net(console: Console, adapter: dict[str, Any]) -> None:

@@ -22,6 +22,7 @@ from powervio.cli.main import Options
 from powervio.cli.ps import interface
 from powervio.errors import LocalError, PowervioError
 from powervio.system.config import Config
+from powervio.system.fs_section import Fs
 from powervio.system.load import load, without_lpar
 from powervio.system.net_section import Net, names
 from powervio.system.rundir import RunName, log_file
@@ -139,6 +140,8 @@ def show_served(config: Config, notes: Sequence[str] = ()) -> None:
         if isinstance(device, Net) and device.tap is not None:
             addresses = ", ".join(names(device.address))
             click.echo(f"    {interface(device.tap, device.netns)}{': ' if addresses else ''}{addresses}")
+        if isinstance(device, Fs):
+            click.echo(f"    {device.dir} as {device.tag}{'' if device.mount is None else f', at {device.mount}'}")
 
 
 # -- in the background

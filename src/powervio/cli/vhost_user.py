@@ -22,7 +22,7 @@ from powervio.system import vhost_user as system
 from powervio.system.explain import expected
 from powervio.system.section import AdapterSection
 from powervio.system.types import DeviceType
-from powervio.system.vhost_user import FORMATS, BackEndOptions, BlockOptions, Limits
+from powervio.system.vhost_user import FORMATS, IDENTITIES, BackEndOptions, BlockOptions, Identity, Limits, Share
 
 BLOCK_CAPABILITIES = {"type": "block", "features": ["read-only", "blk-file"]}
 
@@ -299,7 +299,69 @@ def console(
             signal.signal(signal.SIGWINCH, before)
 
 
-_COMMANDS: dict[str, click.Command] = {"block": block, "net": net, "console": console}
+@vhost_user.command()
+@_common
+@click.argument("folder", required=False, type=click.Path(file_okay=False))
+@click.option("--tag", help="What the guest mounts it by; the folder's name if not given.")
+@click.option("--readonly", "--read-only", "readonly", is_flag=True, help="Let nothing be changed.")
+@click.option(
+    "--identity",
+    type=click.Choice(IDENTITIES),
+    default="passthrough",
+    show_default=True,
+    help="Who acts: the guest's users as they are, all as one user, or all as this process with owners in attributes.",
+)
+@click.option("--squash-uid", type=click.IntRange(0), help="With squash, the user that all are; nobody if not given.")
+@click.option("--squash-gid", type=click.IntRange(0), help="The same of the group.")
+@click.option("--translate-uid", multiple=True, metavar="GUEST:HOST:COUNT", help="Users of the guest, by ranges.")
+@click.option("--translate-gid", multiple=True, metavar="GUEST:HOST:COUNT", help="The same of groups.")
+def p9(
+    socket_path: str | None,
+    fd: int | None,
+    print_capabilities: bool,
+    spin_us: int,
+    packed: bool,
+    access_platform: bool,
+    folder: str | None,
+    tag: str | None,
+    readonly: bool,
+    identity: Identity,
+    squash_uid: int | None,
+    squash_gid: int | None,
+    translate_uid: tuple[str, ...],
+    translate_gid: tuple[str, ...],
+) -> None:
+    """Serve a folder by 9P, to whoever has a vhost-user front end for it (QEMU 7.2 has not)."""
+    if print_capabilities:
+        click.echo(json.dumps({"type": "p9", "features": []}))
+        return
+    _where(socket_path, fd)
+    if folder is None:
+        raise click.UsageError("expected FOLDER")
+    share = Share(
+        folder,
+        os.path.basename(os.path.abspath(folder)) if tag is None else tag,
+        readonly,
+        identity,
+        squash_uid,
+        squash_gid,
+        translate_uid,
+        translate_gid,
+    )
+    device = system.open_share(share)
+    try:
+        system.serve(
+            device,
+            path=socket_path,
+            fd=fd,
+            options=_back_end_options(spin_us, packed, access_platform),
+            on_ready=_ready(f"{folder} as {share.tag}", socket_path, fd),
+        )
+    finally:
+        device.close()
+
+
+_COMMANDS: dict[str, click.Command] = {"block": block, "net": net, "console": console, "p9": p9}
 
 
 def _command_of(row: DeviceType) -> click.Command:

@@ -14,6 +14,7 @@ from collections import deque
 from collections.abc import Callable
 from typing import Protocol
 
+from powervio.drivers.p9_core import P9Channel
 from powervio.errors import LocalError, RemoteError
 from powervio.virtio import p9
 from powervio.virtio.driver import Driver
@@ -43,6 +44,9 @@ class P9Connection(Protocol):
     def lost(self) -> None:
         """The channel is gone, and what was sent by it has no answer any more."""
 
+    def ended(self) -> None:
+        """No channel comes any more."""
+
 
 class _Slot:
     """One message on its way."""
@@ -57,7 +61,7 @@ class _Slot:
         self.room = ANSWER_BYTES
 
 
-class P9Driver(Driver):
+class P9Driver(Driver, P9Channel):
     """The channel of one client, through as many sessions as there are."""
 
     device_id = p9.DEVICE_ID
@@ -75,11 +79,11 @@ class P9Driver(Driver):
 
         `soon` calls later in this turn (an event loop's `call_soon`): then one kick is for all that is sent in it.
         """
+        self.client = client
         self.requests = 0
         """Messages that were answered."""
         self.tag = ""
         """The device's mount tag, once a session has begun."""
-        self._client = client
         self._connected = connected
         self._soon = soon
         self._kick_is_due = False
@@ -115,7 +119,15 @@ class P9Driver(Driver):
         for slot in self._in_flight:
             self._free(slot)
         self._in_flight.clear()
-        self._client.lost()
+        self.client.lost()
+
+    def removed(self, reason: str) -> None:
+        """See `Driver`."""
+        self.client.ended()
+
+    def close(self) -> None:
+        """The client partition ends."""
+        self.client.ended()
 
     def release(self, give_back: Callable[[Buffer], None]) -> None:
         """See `Driver`."""
@@ -242,7 +254,7 @@ class P9Driver(Driver):
         if size != written:
             raise RemoteError(f"an answer of {written} bytes says that it has {size} (F3.5)")
         # the device can still write there: what is looked into is a copy
-        self._client.received(view[:written] if slot.large is not None else memoryview(bytes(view[:written])))
+        self.client.received(view[:written] if slot.large is not None else memoryview(bytes(view[:written])))
 
     def _go_on(self) -> None:
         sent = False

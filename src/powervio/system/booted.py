@@ -1,4 +1,4 @@
-"""Disks for a guest that this process boots: a system of one VIO server and the guest's partition, behind its door.
+"""What a guest that this process boots has: a system of one VIO server and the guest's partition, behind its door.
 
 The guest's memory and its connection to the door are descriptors that QEMU inherits. What stands in the run folder for
 as long as the system runs, a socket and a link, goes with it; of a process that was killed the next one removes it.
@@ -6,11 +6,14 @@ as long as the system runs, a socket and a link, goes with it; of a process that
 
 from __future__ import annotations
 
+import os
 import re
 import select
 import socket
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from functools import partial
 
 from powervio.boot import module, qemu
 from powervio.boot.machine import Arch
@@ -20,7 +23,9 @@ from powervio.errors import LocalError
 from powervio.system import sizing
 from powervio.system.config import Config, Disk, Lpar, Size, Vios
 from powervio.system.doors import GuestDoor
+from powervio.system.fs_section import SERVER_MEMORY, Fs
 from powervio.system.threaded import ThreadedSystem
+from powervio.system.types import with_sections
 
 NAME = "boot"
 """Of the system."""
@@ -77,23 +82,58 @@ class Session:
         self.socket.close()
 
 
-def configuration(arch: Arch, memory: int, disks: Sequence[BootDisk]) -> Config:
-    """The system that a guest with these disks needs."""
+@dataclass(frozen=True, slots=True)
+class BootShare:
+    """A folder for a guest."""
+
+    folder: str
+    tag: str
+    read_only: bool = False
+
+    @classmethod
+    def parse(cls, text: str) -> BootShare:
+        """From FOLDER[,tag=TAG][,readonly]; FOLDER may have commas, and its last name is the tag if none is given.
+
+        Raises `LocalError`.
+        """
+        folder, tag, read_only = text, None, False
+        while True:
+            before, comma, option = folder.rpartition(",")
+            if comma and option == "readonly":
+                read_only = True
+            elif comma and option.startswith("tag="):
+                tag = option.removeprefix("tag=")
+            else:
+                break
+            folder = before
+        if not os.path.isdir(folder):
+            raise LocalError(f"share {folder}: no such folder")
+        return cls(folder, os.path.basename(os.path.abspath(folder)) if tag is None else tag, read_only)
+
+
+def configuration(arch: Arch, memory: int, disks: Sequence[BootDisk], shares: Sequence[BootShare] = ()) -> Config:
+    """The system that a guest with these disks and shares needs."""
     declared = [
         Disk(vios=VIOS, image=disk.image, format=disk.format, readonly=disk.read_only)  # type: ignore[arg-type]
         for disk in disks
     ]
+    folders = [
+        Fs(vios=VIOS, dir=os.path.abspath(share.folder), tag=share.tag, readonly=share.read_only) for share in shares
+    ]
     vios = Vios(name=VIOS)
-    need = -(-sizing.server_need(declared) // sizing.PAGE) * sizing.PAGE
+    need = -(-(sizing.server_need(declared) + len(folders) * SERVER_MEMORY) // sizing.PAGE) * sizing.PAGE
     vios.memory = Size(max(vios.memory, 2 * need))
-    lpar = Lpar(name=GUEST, guest="door", arch=arch.name, memory=Size(memory), disk=declared)  # type: ignore[arg-type]
+    lpar = with_sections(Lpar)(name=GUEST, guest="door", arch=arch.name, memory=Size(memory), disk=declared, fs=folders)
+    assert isinstance(lpar, Lpar)
     return Config(NAME, [vios], [lpar], file=NAME)
 
 
 @contextmanager
-def started(arch: Arch, memory: int, disks: Sequence[BootDisk]) -> Iterator[ThreadedSystem]:
+def started(
+    arch: Arch, memory: int, disks: Sequence[BootDisk], shares: Sequence[BootShare] = ()
+) -> Iterator[ThreadedSystem]:
     """That system, running. Raises `LocalError`, also at its end."""
-    system = ThreadedSystem(configuration(arch, memory, disks))
+    system = ThreadedSystem(configuration(arch, memory, disks, shares))
     with _telling_of(disks):
         system.__enter__()
     try:
@@ -106,8 +146,8 @@ def started(arch: Arch, memory: int, disks: Sequence[BootDisk]) -> Iterator[Thre
 
 
 @contextmanager
-def _crq(arch: Arch, memory: int, disks: Sequence[BootDisk]) -> Iterator[Served]:
-    with started(arch, memory, disks) as running:
+def _crq(arch: Arch, memory: int, disks: Sequence[BootDisk], shares: Sequence[BootShare] = ()) -> Iterator[Served]:
+    with started(arch, memory, disks, shares) as running:
         session = Session(running.door(GUEST))
         try:
             yield session.served()
@@ -117,6 +157,11 @@ def _crq(arch: Arch, memory: int, disks: Sequence[BootDisk]) -> Iterator[Served]
 
 CRQ = Transport(_crq, module.sources)
 """virtio over CRQ and TCEs: phyp and a VIO server in this process, the guest behind the gateway."""
+
+
+def crq_with(shares: Sequence[BootShare]) -> Transport:
+    """The same, and folders that the guest can mount by their tags."""
+    return replace(CRQ, serve=partial(_crq, shares=tuple(shares)))
 
 
 @contextmanager

@@ -17,7 +17,7 @@ from powervio.boot.qemu import LEAST_MEMORY
 from powervio.errors import LocalError
 from powervio.storage import pool
 from powervio.storage.open import check_format, is_uri, parse_uri
-from powervio.system import machine_ports, sea_section, sizing
+from powervio.system import fs_section, machine_ports, sea_section, sizing
 from powervio.system.config import (
     MAX_MEMORY,
     MAX_SOCKET_PATH,
@@ -75,6 +75,7 @@ def config_problems(config: Config) -> Iterator[str]:
             if other != where:
                 yield f"{where}.slot: slot {declared.slot} of {lpar.name} is taken by {other}"
     yield from _check_interfaces(config)
+    yield from _check_shares(config)
     yield from machine_ports.problems(config.port)
     yield from sea_section.problems(config.sea, servers)
     yield from _check_control_channels(config)
@@ -120,6 +121,27 @@ def _check_interfaces(config: Config) -> Iterator[str]:
             other = macs.setdefault((switch, mac.lower().replace("-", ":")), where)
             if other != where:
                 yield f"{where}.mac: {mac} is that of {other} already"
+
+
+def _check_shares(config: Config) -> Iterator[str]:
+    """What is wrong with shares beside each other. Mounts are not looked at: it is this process that would answer."""
+    tags: dict[tuple[str, str], str] = {}
+    mounts: dict[str, str] = {}
+    shares = [
+        (where, lpar, declared) for where, lpar, _, declared in config.devices() if isinstance(declared, fs_section.Fs)
+    ]
+    for where, lpar, declared in shares:
+        other = tags.setdefault((lpar.name, declared.tag), where)
+        if other != where:
+            yield f"{where}.tag: {declared.tag} is that of {other} already; a client has each once"
+        if declared.mount is not None:
+            other = mounts.setdefault(declared.mount, where)
+            if other != where:
+                yield f"{where}.mount: {declared.mount} is that of {other} already"
+    for where, _, declared in shares:
+        for mount, other in mounts.items():
+            if fs_section.is_inside(declared.dir, mount) or fs_section.is_inside(mount, declared.dir):
+                yield f"{where}.dir: {declared.dir} and {other}.mount are in each other; expected another folder"
 
 
 def pool_problems(pools: list[StoragePool], lpars: Sequence[Lpar]) -> Iterator[str]:
@@ -251,7 +273,7 @@ def _check_guest(where: str, lpar: Lpar) -> Iterator[str]:
         yield from _only_ours(at, declared, whose, "revision", "byteorder")
         yield from _only_ours(at, declared, "a guest has no virtual terminal, only virtio consoles", "type")
         for place, part in _parts(at, declared):
-            for_guest = ("exec", "socket", "netns", "tap", "address", "gateway", "offloads")
+            for_guest = ("exec", "socket", "netns", "tap", "address", "gateway", "offloads", "mount")
             yield from _only_ours(place, part, "the device is for programs in the guest", *for_guest)
 
 

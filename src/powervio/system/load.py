@@ -109,7 +109,7 @@ def _with_absolute_paths(lpar: Lpar, folder: Path, pools: list[StoragePool]) -> 
         for disk in lpar.disk
     ]
     others = {
-        row.section: [_absolute_sockets(declared, absolute) for declared in getattr(lpar, row.section, ())]
+        row.section: [_absolute_paths(declared, absolute) for declared in getattr(lpar, row.section, ())]
         for row in device_types.TYPES.values()
         if hasattr(lpar, row.section)
     }
@@ -133,15 +133,16 @@ def _volume_file(image: str, pools: list[StoragePool]) -> str:
     return os.path.join(found.path, volume)
 
 
-def _absolute_sockets(declared: Struct, absolute: Callable[[str], str]) -> Struct:
-    """A section with every `socket` in it, or in tables below it, absolute."""
+def _absolute_paths(declared: Struct, absolute: Callable[[str], str]) -> Struct:
+    """A section with every path in it, or in tables below it, absolute."""
+    paths = getattr(declared, "paths", ("socket",))
     changes: dict[str, Any] = {}
     for name in declared.__struct_fields__:
         value = getattr(declared, name)
-        if name == "socket" and value is not None:
+        if name in paths and value is not None:
             changes[name] = absolute(value)
         elif isinstance(value, list) and value and isinstance(value[0], Struct):
-            changes[name] = [_absolute_sockets(part, absolute) for part in value]
+            changes[name] = [_absolute_paths(part, absolute) for part in value]
     return replace(declared, **changes)
 
 

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from typing import Annotated, ClassVar, Literal
 
 from msgspec import Meta, Struct
 
 
 class AdapterSection(Struct, forbid_unknown_fields=True, kw_only=True):
     """What every `[[lpar.SECTION]]` of the table has."""
+
+    paths: ClassVar[tuple[str, ...]] = ("socket",)
+    """Options that are paths, relative to the system file."""
 
     vios: str
     """Name of the VIO server."""

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import dataclasses
 from typing import Any
 
 from powervio.devices.net import NetDevice
+from powervio.devices.p9 import P9Device
 from powervio.drivers.net import NetDriver
 from powervio.errors import LocalError
 from powervio.network.switch import SwitchPort
@@ -109,7 +111,7 @@ class ServedDevice:
     def retire_server(self) -> None:
         """The server's side ends for good; in its thread. Whoever watches a port is told."""
         self.server.retire()
-        if isinstance(self.device, NetDevice):
+        if isinstance(self.device, NetDevice | P9Device):
             self.device.close()
         for port in getattr(self.device, "ports", {}).values():
             port.removed = True
@@ -137,6 +139,8 @@ class ServedDevice:
         }
         if isinstance(self.device, NetDevice):
             client["net"] = self._net_entry()
+        if isinstance(self.device, P9Device):
+            client["fs"] = self._fs_entry(self.device)
         if isinstance(self.client_end, GuestEnd):
             client |= {
                 "state": self.client_end.state(self.server.state),
@@ -159,6 +163,18 @@ class ServedDevice:
             "rejected": self.server.rejected,
         }
         return [client, server]
+
+    def _fs_entry(self, device: P9Device) -> dict[str, Any]:
+        """What `ps` shows of a share beside what it shows of all."""
+        declared: Any = self.declared
+        return {
+            "dir": declared.dir,
+            "tag": device.tag,
+            "readonly": declared.readonly,
+            "identity": declared.identity,
+            "mount": declared.mount,
+            "counters": dataclasses.asdict(device.counters),
+        }
 
     def _net_entry(self) -> dict[str, Any]:
         """What `ps` shows of a network adapter beside what it shows of all."""

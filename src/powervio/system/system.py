@@ -25,6 +25,7 @@ from typing import Any, TypeVar, cast
 from powervio.attach.block import BlockDisk
 from powervio.attach.nbd import NbdServer
 from powervio.devices.net_relay import Relay
+from powervio.devices.p9 import P9Device
 from powervio.drivers.multipath import Path as DiskPath
 from powervio.drivers.multipath_disk import MultipathDriver
 from powervio.errors import LocalError
@@ -148,6 +149,7 @@ class System:
                 self.disks.append(await make_disk(self, place, lpar.name, declared))
             except LocalError as error:
                 raise LocalError(f"{place}: {error}") from error
+        self._later("what shares stand on", self._close_shares)
         for where, lpar, row, section in self.config.devices():
             place = f"{self.config.file}: {where}"
             try:
@@ -230,6 +232,11 @@ class System:
     def is_guest(self, client: str) -> bool:
         """Whether a client partition is a guest."""
         return any(lpar.name == client and lpar.guest is not None for lpar in self.config.lpar)
+
+    def _close_shares(self) -> None:
+        for device in self.devices:
+            if isinstance(device, ServedDevice) and isinstance(device.device, P9Device):
+                device.device.close()
 
     def _close_switches(self) -> None:
         for switch in self.switches.values():

@@ -27,7 +27,7 @@ from powervio.devices.entropy import RATE, EntropyDevice
 from powervio.drivers.console import ConsoleDriver
 from powervio.drivers.entropy import EntropyDriver
 from powervio.errors import LocalError
-from powervio.system import net_section
+from powervio.system import fs_section, net_section
 from powervio.system.net_section import Net, Place
 from powervio.system.section import AdapterSection
 from powervio.virtio.device import Device
@@ -63,7 +63,7 @@ class DeviceType:
     driver: Callable[[Any], Driver]
     """The driver. If it has `close()`, that is called at the end."""
     options: type[AdapterSection] = AdapterSection
-    attach: Callable[[Any, Any], list[Attachment]] = serve_socket
+    attach: Callable[[Any, Any], Sequence[Attachment]] = serve_socket
     """What lets programs use it, from the options and the driver."""
     check: Callable[[Any], list[str]] = lambda declared: []
     """What is wrong with the options, each as `option: what; what was expected`."""
@@ -85,7 +85,7 @@ class DeviceType:
     def make_attachments(self, declared: Any, driver: Any, place: Place) -> list[Attachment]:
         """What lets programs use it. Raises `LocalError`."""
         if self.attach_at is None:
-            return self.attach(declared, driver)
+            return list(self.attach(declared, driver))
         return list(self.attach_at(declared, driver, place))
 
 
@@ -228,6 +228,23 @@ register(
         check=net_section.problems,
         client_memory=8 << 20,
         server_memory=1 << 20,
+    )
+)
+
+# -- fs
+
+
+register(
+    DeviceType(
+        section="fs",
+        name="9p",
+        options=fs_section.Fs,
+        device=fs_section.make_device,
+        driver=fs_section.make_driver,
+        attach=fs_section.attach,
+        check=fs_section.problems_of_section,
+        client_memory=fs_section.CLIENT_MEMORY,
+        server_memory=fs_section.SERVER_MEMORY,
     )
 )
 

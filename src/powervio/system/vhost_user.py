@@ -17,6 +17,7 @@ from powervio.attach.unix_socket import UnixListener
 from powervio.devices.block import BlockDevice, BlockOptions
 from powervio.devices.net import NetDevice
 from powervio.devices.net_loop import Forwarder
+from powervio.devices.p9 import P9Device
 from powervio.devices.throttle import Limits
 from powervio.errors import LocalError
 from powervio.memory.abstract import Backing
@@ -25,7 +26,9 @@ from powervio.network.switch import PortOptions, Switch
 from powervio.network.tap import TapPort
 from powervio.storage.open import open_disk
 from powervio.storage.qemu_daemon import FORMATS
+from powervio.system import fs_section
 from powervio.system.console_ends import ConsoleEnds
+from powervio.system.fs_section import IDENTITIES, Identity, Share
 from powervio.system.types import TYPES, DeviceType
 from powervio.transport.vhost_user.back_end import BackEndOptions
 from powervio.transport.vhost_user.loop import Loop
@@ -35,15 +38,19 @@ from powervio.virtio.net import parse_mac
 
 __all__ = [
     "FORMATS",
+    "IDENTITIES",
     "BackEndOptions",
     "BlockOptions",
     "ConsoleEnds",
+    "Identity",
     "Limits",
     "NetSwitch",
+    "Share",
     "SwitchedPort",
     "make_device",
     "open_block",
     "open_net",
+    "open_share",
     "rows",
     "serve",
     "serve_switch",
@@ -87,6 +94,14 @@ def open_net(tap: str | None, *, mac: str | None, mtu: int | None, pairs: int = 
     except BaseException:
         port.close()
         raise
+
+
+def open_share(share: Share) -> P9Device:
+    """A folder. Raises `LocalError`."""
+    found = list(fs_section.problems(share))
+    if found:
+        raise LocalError("\n".join(found))
+    return fs_section.make_device(share)
 
 
 @dataclass(frozen=True, slots=True)

@@ -87,6 +87,9 @@ class Device(ABC):
     """Largest queue it serves, in entries."""
     discards: ClassVar[bool] = False
     """Whether `discard` is called for a queue that has work while it is disabled."""
+    repeatable: ClassVar[bool] = True
+    """Whether a request may be served once more by another instance, which knows nothing of those before. If not, a
+    driver whose device was lost has to hear of it, and no transport may hide that (vhost-user: INFLIGHT_SHMFD)."""
 
     def __init__(self) -> None:
         self.session: DeviceSession | None = None

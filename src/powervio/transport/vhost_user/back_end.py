@@ -118,7 +118,8 @@ class BackEnd:
     @property
     def offered_protocol(self) -> int:
         """All feature bits of GET_PROTOCOL_FEATURES. QEMU complains of a config space of a device that has none."""
-        return PROTOCOL_FEATURES if self.device.config("little") else PROTOCOL_FEATURES & ~wire.P_CONFIG
+        bits = PROTOCOL_FEATURES if self.device.config("little") else PROTOCOL_FEATURES & ~wire.P_CONFIG
+        return bits if self.device.repeatable else bits & ~wire.P_INFLIGHT_SHMFD
 
     # -- messages
 

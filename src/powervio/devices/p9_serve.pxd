@@ -1,0 +1,22 @@
+from powervio.files.p9_session cimport Session
+
+cimport cython
+
+@cython.final
+cdef class P9Server:
+    cdef readonly unsigned long long messages
+    cdef readonly unsigned long long bytes_read
+    cdef readonly unsigned long long bytes_written
+    cdef readonly unsigned long long errors
+    cdef readonly unsigned long long refused
+    cdef object _session
+    cdef Session _direct
+    cdef bytearray _book
+    cdef unsigned char *_out
+    cdef long long _room
+    cdef long long _data
+    cdef object _answer(self, bytes head, object readable, object writable)
+    cdef bint _is_apart(self, int kind, unsigned char *base, long long there, long long size, long long room) noexcept
+    cdef long long _need(self, int kind, unsigned char *base, long long there) noexcept
+    cdef object _said(self, object answer, long long done, unsigned char *base, int kind, unsigned int tag, long long room)
+    cdef bytes _error(self, unsigned int tag, int code)

@@ -1,0 +1,1 @@
+from powervio.devices.p9_serve import *

@@ -1,1 +1,0 @@
-from powervio.files.p9_stream import *
