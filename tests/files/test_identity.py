@@ -21,7 +21,7 @@ from powervio.files.identity import Caller, Identity, IdRange
 from powervio.files.tree import Node, Set, Tree, TreeOptions
 
 pytestmark = pytest.mark.dual
-ROOT = [] if os.geteuid() == 0 else ["sudo", "-n", "--preserve-env=PYTHONPATH,POWERVIO_INTERPRETED"]
+ROOT = [] if os.geteuid() == 0 else ["sudo", "-n"]
 ALICE = Caller(10001, 10001, (10003,))
 BOB = Caller(10002, 10002)
 SUPERUSER = Caller(0, 0)
@@ -149,6 +149,21 @@ def a_write_takes_set_user_id_away(folder: Path) -> None:
 
 
 @check
+def rights_of_root_are_no_callers(folder: Path) -> None:
+    with shared(folder) as root:
+        node, _ = root.create(b"f", os.O_RDWR, 0o777, ALICE)
+        rights = b"\1\0\0\2" + b"\xff" * 16  # all of them, effective
+        for name, value in ((b"trusted.a", b"x"), (b"security.capability", rights)):
+            with fails(errno.EPERM):
+                node.setxattr(name, value, 0, ALICE)
+            node.setxattr(name, value, 0, SUPERUSER)
+        with fails(errno.ENODATA):
+            node.getxattr(b"trusted.a", ALICE)
+        assert node.listxattr(ALICE) == [b"security.capability"]
+        assert b"trusted.a" in node.listxattr(SUPERUSER)
+
+
+@check
 def squash(folder: Path) -> None:
     with shared(folder, identity="squash", squash_uid=10001, squash_gid=10003) as root:
         node, _ = root.create(b"f", os.O_RDWR, 0o600, SUPERUSER)
@@ -190,9 +205,9 @@ def acl_of(user: int) -> bytes:
 
 @pytest.mark.parametrize("name", sorted(CHECKS))
 def test_as_root(name: str, tmp_path: Path) -> None:
-    result = subprocess.run(
-        [*ROOT, sys.executable, __file__, name], capture_output=True, text=True, check=False, timeout=60
-    )
+    keep = [f"{name}={os.environ[name]}" for name in ("PYTHONPATH", "POWERVIO_INTERPRETED") if name in os.environ]
+    command = [*ROOT, "env", *keep, sys.executable, __file__, name]
+    result = subprocess.run(command, capture_output=True, text=True, check=False, timeout=60)
     assert result.returncode == 0, result.stderr
 
 

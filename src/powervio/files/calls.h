@@ -16,6 +16,7 @@
 #include <errno.h>
 #include <fcntl.h>
 #include <grp.h>
+#include <linux/capability.h>
 #include <linux/openat2.h>
 #include <sched.h>
 #include <stdint.h>
@@ -51,8 +52,10 @@ struct fs_thread {
 	int known; /* what follows is so */
 	int depth; /* scopes that keep it */
 	int own_folder;
+	int has_rights, dropped;
 	uint32_t uid, gid, count;
 	uint32_t groups[64];
+	struct __user_cap_data_struct rights[2]; /* the server's own */
 };
 
 static __thread struct fs_thread fs_thread;
@@ -83,7 +86,8 @@ static inline int fs_path(char *text, int number)
 { return snprintf(text, 32, "/proc/self/fd/%d", number); }
 
 /* Whether a name is one component: 0, or -ENOENT, -EINVAL, -ENAMETOOLONG; 1 is
- * ".", 2 is "..". */
+ * ".", 2 is "..". One above 255 bytes is for the file system to refuse, for
+ * other errors come before that. */
 static inline int fs_name_kind(const fs_u8 *name, uint64_t length)
 {
 	if (!length)
@@ -92,7 +96,7 @@ static inline int fs_name_kind(const fs_u8 *name, uint64_t length)
 		return (int)length;
 	if (memchr(name, 0, length) || memchr(name, '/', length))
 		return -EINVAL;
-	return length > 255 ? -ENAMETOOLONG : 0;
+	return length > 4095 ? -ENAMETOOLONG : 0;
 }
 
 static inline long fs_open_once(int directory, const fs_u8 *name, int flags, unsigned int mode)
@@ -349,12 +353,44 @@ static inline int64_t fs_wall_clock(void)
 	return (int64_t)now.tv_sec * 1000000000 + now.tv_nsec;
 }
 
+/* setfsuid takes the rights of root over files away, and gives them back. The
+ * others have to go as well, for some are asked for in calls on files
+ * (CAP_SYS_ADMIN for trusted.*, CAP_SETFCAP, CAP_SYS_RESOURCE): all but those
+ * to become somebody else again. */
+static inline int fs_take_rights(struct fs_thread *t, int drop)
+{
+	struct __user_cap_header_struct header = { .version = _LINUX_CAPABILITY_VERSION_3, .pid = 0 };
+	struct __user_cap_data_struct rights[2];
+
+	if (t->has_rights && t->dropped == drop)
+		return 0;
+	if (!t->has_rights) {
+		if (syscall(SYS_capget, &header, t->rights) < 0)
+			return -errno;
+		/* it may have been started by a thread that acts as somebody else */
+		t->rights[0].effective = t->rights[0].permitted;
+		t->rights[1].effective = t->rights[1].permitted;
+		t->has_rights = 1;
+	}
+	memcpy(rights, t->rights, sizeof(rights));
+	if (drop) {
+		rights[0].effective &= 1U << CAP_SETUID | 1U << CAP_SETGID;
+		rights[1].effective = 0;
+	}
+	t->dropped = -1;
+	if (syscall(SYS_capset, &header, rights) < 0)
+		return -errno;
+	t->dropped = drop;
+	return 0;
+}
+
 /* Have this thread act on files as somebody else; what it is already costs
  * nothing. After a failure it may be neither, so nothing is done then. */
 static inline int fs_take_identity(uint32_t uid, uint32_t gid, const fs_u8 *groups, uint32_t count)
 {
 	struct fs_thread *t = &fs_thread;
 	size_t bytes = (size_t)count * sizeof(uint32_t);
+	int done;
 
 	if (t->known && t->uid == uid && t->gid == gid && t->count == count && !memcmp(t->groups, groups, bytes))
 		return 0;
@@ -372,6 +408,9 @@ static inline int fs_take_identity(uint32_t uid, uint32_t gid, const fs_u8 *grou
 	syscall(SYS_setfsuid, uid);
 	if ((uint32_t)syscall(SYS_setfsgid, (uint32_t)-1) != gid || (uint32_t)syscall(SYS_setfsuid, (uint32_t)-1) != uid)
 		return -EPERM;
+	done = fs_take_rights(t, uid != 0);
+	if (done < 0)
+		return done;
 	t->uid = uid;
 	t->gid = gid;
 	t->known = 1;

@@ -17,7 +17,7 @@ import time
 from collections.abc import Callable
 from typing import Any
 
-from powervio.files.sizes import NAME_BYTES
+from powervio.files.sizes import PATH_BYTES
 from powervio.memory.hw import Pointer
 
 EMPTY_PATH = 0x1000
@@ -41,10 +41,14 @@ for _name, _kinds in {
     "setfsuid": (ctypes.c_uint,),
     "setfsgid": (ctypes.c_uint,),
     "unshare": (ctypes.c_int,),
+    "capget": (ctypes.c_void_p, ctypes.c_void_p),
+    "capset": (ctypes.c_void_p, ctypes.c_void_p),
 }.items():
     getattr(_libc, _name).argtypes = list(_kinds)
 _SETGROUPS = {"x86_64": 116, "aarch64": 159, "riscv64": 159}.get(platform.machine(), 81)  # 81: powerpc
 _FACCESSAT2 = 439
+_CAPABILITIES = struct.pack("=Ii", 0x2008_0522, 0)
+_TO_BECOME_ANOTHER = 1 << 6 | 1 << 7  # CAP_SETGID, CAP_SETUID
 _CLOCK_REALTIME_COARSE = 5
 
 
@@ -85,7 +89,7 @@ def name_kind(name: Pointer, length: int) -> int:
         return len(text)
     if b"\0" in text or b"/" in text:
         return -errno.EINVAL
-    return -errno.ENAMETOOLONG if length > NAME_BYTES else 0
+    return -errno.ENAMETOOLONG if length >= PATH_BYTES else 0
 
 
 def open_at(directory: int, name: Pointer, flags: int, mode: int) -> int:
@@ -308,6 +312,8 @@ class _Thread(threading.local):
         self.groups: tuple[int, ...] | None = None
         self.depth = 0
         self.own_folder = False
+        self.rights: list[int] = []
+        self.dropped: bool | None = None
 
 
 _thread = _Thread()
@@ -322,6 +328,28 @@ def _without_umask(function: Callable[..., Any], *arguments: Any, **named: Any) 
         return _ask(function, *arguments, **named)
     finally:
         os.umask(before)
+
+
+def _take_rights(drop: bool) -> int:
+    """As root all that the process has, as somebody else nothing but what it takes to become another again."""
+    header = ctypes.create_string_buffer(_CAPABILITIES)
+    if not _thread.rights:
+        data = ctypes.create_string_buffer(24)
+        code = _call(_libc.capget, header, data)
+        if code < 0:
+            return code
+        _thread.rights = list(struct.unpack("=6I", data.raw[:24]))
+        _thread.rights[0], _thread.rights[3] = _thread.rights[1], _thread.rights[4]
+    if _thread.dropped is drop:
+        return 0
+    words = list(_thread.rights)
+    if drop:
+        words[0], words[3] = words[0] & _TO_BECOME_ANOTHER, 0
+    _thread.dropped = None
+    code = _call(_libc.capset, header, ctypes.create_string_buffer(struct.pack("=6I", *words)))
+    if code >= 0:
+        _thread.dropped = drop
+    return code
 
 
 def take_identity(uid: int, gid: int, groups: Pointer, count: int) -> int:
@@ -345,7 +373,7 @@ def take_identity(uid: int, gid: int, groups: Pointer, count: int) -> int:
         if _libc.setfsuid(_UNSPECIFIED) & _UNSPECIFIED != uid:
             return -errno.EPERM
         _thread.uid = uid
-    return 0
+    return _take_rights(uid != 0)
 
 
 def hold_identity(change: int) -> int:

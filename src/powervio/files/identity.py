@@ -2,8 +2,8 @@
 """Who acts: a client's user and groups, and whom the kernel is told that this is.
 
 A server that is root lets the kernel decide: the thread takes the caller's identity for files (setfsuid, setfsgid,
-supplementary groups), with which the rights of root over files go and come back. Any other server has its own rights
-and no others. What a share does with its callers is one of `IDENTITIES`:
+supplementary groups) and gives up root's rights meanwhile. Any other server has its own rights and
+no others. What a share does with its callers is one of `IDENTITIES`:
 
 - `passthrough`: they are whom they say they are, with `translate` as a user namespace has its map: ids that are in no
   row act, and are shown, as nobody (65534), and no file can be given to them (EINVAL).

@@ -576,11 +576,11 @@ class Node(File):
     def _check_new(self, name: bytes) -> cython.int:
         """A name that is to be made in this directory: "." and ".." are there already."""
         kind: cython.int = name_kind(pointer_to_read(name), len(name))
+        if self.kind != _DIRECTORY:
+            raise failure(errno.ENOTDIR)
         if kind > 0:
             raise failure(errno.EEXIST)
         good(kind)
-        if self.kind != _DIRECTORY:
-            raise failure(errno.ENOTDIR)
         return 0
 
     def mkdir(self, name: bytes, mode: cython.uint, caller: Caller, gid: int | None = None) -> Node:
