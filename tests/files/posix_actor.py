@@ -85,7 +85,10 @@ def open_(path: str, flags: str, mode: str = "0666") -> None:
 
 
 def openas(name: str, path: str, flags: str, mode: str = "0666") -> None:
-    opened[name] = os.open(path_of(path), flags_of(flags), int(mode, 8))
+    fd = os.open(path_of(path), flags_of(flags), int(mode, 8))
+    if name in opened:
+        close(name)
+    opened[name] = fd
 
 
 def read(path: str) -> str:

@@ -156,7 +156,10 @@ class TreeSide:
         self._open(path, flags, mode).close()
 
     def openas(self, slot: str, path: str, flags: str, mode: str) -> None:
-        self._opened[self._actor, slot] = self._open(path, flags, mode)
+        opened = self._open(path, flags, mode)
+        if (self._actor, slot) in self._opened:
+            self.close(slot)
+        self._opened[self._actor, slot] = opened
 
     def fread(self, slot: str, count: str, offset: str) -> str:
         buffer = bytearray(int(count))
@@ -187,7 +190,8 @@ class TreeSide:
 
     def rename(self, one: str, other: str, flags: int = 0) -> None:
         node, name = self._place(one)
-        node.lookup(b".", self._caller).close()  # who resolves paths sees first that it is no directory
+        node.lookup(b".", self._caller).close()  # who resolves paths looks first whether the one can be searched
+        node.access(os.X_OK, self._caller)
         new_node, new_name = self._place(other)
         node.rename(name, new_node, new_name, self._caller, flags)
 
@@ -231,8 +235,8 @@ class TreeSide:
         for bit, when in ((Set.ATIME, atime), (Set.MTIME, mtime)):
             valid |= 0 if when == "omit" else bit
             times.append(None if when in ("now", "omit") else divmod(int(when), 1_000_000_000))
-        node = self._node(path)
-        if valid:
+        if valid:  # Linux looks for nothing then
+            node = self._node(path)
             node.setattr(valid, self._caller, atime=times[0], mtime=times[1])
 
     def access(self, path: str, wanted: str) -> None:

@@ -291,13 +291,11 @@ class Node(File):
         writes: cython.bint = (flags & (_ACCESS_MODE | _O_TRUNC)) != 0
         code: cython.int
         fd: cython.int
-        if self.kind == _LINK:
-            raise failure(errno.ELOOP)
         if self.kind != _DIRECTORY:
             if flags & _O_DIRECTORY:
                 raise failure(errno.ENOTDIR)
             if self.kind != _REGULAR:
-                raise failure(errno.ENXIO)
+                raise failure(errno.ELOOP if self.kind == _LINK else errno.ENXIO)
         elif writes:
             raise failure(errno.EISDIR)
         if writes:
