@@ -8,7 +8,11 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[2]
-PAGES = {"P": ("docs/protocol.md", "tests", "src"), "G": ("docs/gateway.md", "tests/gateway", "src/powervio/gateway")}
+PAGES = {
+    "P": ("docs/protocol.md", "tests", "src"),
+    "G": ("docs/gateway.md", "tests/gateway", "src/powervio/gateway"),
+    "F": ("docs/virtio-9p.md", "tests", "src"),
+}
 """By the letter of its clauses: the page, and where these are named."""
 
 

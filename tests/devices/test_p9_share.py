@@ -1,0 +1,214 @@
+"""The 9P device with a session and a share behind it: what becomes of fids, and that any bytes have an end."""
+
+from __future__ import annotations
+
+import errno
+import os
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from powervio.devices.p9 import P9Device
+from powervio.errors import PowervioError
+from powervio.files import p9_codec as codec
+from powervio.files.p9_session import Session
+from powervio.files.tree import Tree
+from powervio.testing.direct import DirectLink
+from powervio.testing.pair import PartitionPair
+from powervio.testing.raw import RawDriver
+from powervio.virtio import p9
+
+pytestmark = pytest.mark.dual
+MSIZE = 256 * 1024
+MESSAGES = st.tuples(st.sampled_from(sorted(codec.MESSAGES)), st.binary(max_size=40))
+EVERYBODY = (codec.NO_FID, b"", b"", 0)
+
+
+class Rig:
+    """A device that shares a folder, a raw driver, and the way between them."""
+
+    def __init__(self, folder: Path, way: str) -> None:
+        self.tree = Tree(folder)
+        self.device = P9Device("share", lambda: Session(self.tree), close=self.tree.close)
+        self.driver = RawDriver()
+        self.driver.device_id = p9.DEVICE_ID  # type: ignore[misc]
+        self.pair: PartitionPair | None = None
+        self.link: DirectLink | None = None
+        if way == "direct":
+            self.link = DirectLink(self.device, self.driver)
+            self.link.connect()
+        else:
+            redirect = way == "redirected"
+            self.pair = PartitionPair(
+                self.device, self.driver, memory=32 << 20, redirect=redirect, redirect_min=4096
+            ).start()
+
+    def run(self) -> None:
+        if self.link is not None:
+            self.link.run()
+        elif self.pair is not None:
+            self.pair.settle()
+
+    def raw(self, text: bytes, room: int = 512) -> bytes:
+        exchange = self.driver.send([text], [room])
+        self.run()
+        assert exchange.times == 1
+        assert exchange.used is not None
+        return exchange.answer[: exchange.used]
+
+    def ask(self, kind: int, *fields: Any, room: int = 512) -> tuple[Any, ...]:
+        """The fields of the answer, after it was looked at. Raises `OSError` for an Rlerror."""
+        answer = self.raw(codec.pack(kind, 7, *fields), room)
+        size, said = int.from_bytes(answer[:4], "little"), answer[4]
+        assert (size, int.from_bytes(answer[5:7], "little")) == (len(answer), 7)
+        if said == codec.RLERROR:
+            raise OSError(*codec.unpack(said, answer), "Rlerror")
+        assert said == kind + 1
+        return codec.unpack(said, answer)
+
+    def attach(self) -> None:
+        assert self.ask(codec.TVERSION, MSIZE, b"9P2000.L") == (MSIZE, b"9P2000.L")
+        self.ask(codec.TATTACH, 1, *EVERYBODY)
+
+    def open(self, fid: int, name: bytes, flags: int = 0) -> None:
+        self.ask(codec.TWALK, 1, fid, [name])
+        self.ask(codec.TLOPEN, fid, flags)
+
+    def close(self) -> None:
+        if self.link is not None:
+            self.link.close()
+        elif self.pair is not None:
+            self.pair.close()
+        self.device.close()
+
+
+@pytest.fixture(params=["direct", "copied", "redirected"])
+def rig(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Rig]:
+    (tmp_path / "file").write_bytes(bytes(at % 251 for at in range(500_000)))
+    rig = Rig(tmp_path, request.param)
+    yield rig
+    rig.close()
+
+
+@pytest.mark.parametrize("count", [0, 1, 4096, 16_373, 16_374, 65_536, MSIZE - 11])
+def test_reads_of_every_size_are_the_files(rig: Rig, tmp_path: Path, count: int) -> None:  # F3.5
+    rig.attach()
+    rig.open(2, b"file")
+    data = (tmp_path / "file").read_bytes()
+    for position in (0, 3, 499_000, 500_000, 1 << 40):
+        (answer,) = rig.ask(codec.TREAD, 2, position, count, room=11 + count)
+        assert bytes(answer) == data[position : position + count]
+
+
+@pytest.mark.parametrize("count", [1, 4073, 4074, 65_536, MSIZE - 23])
+def test_writes_of_every_size_are_in_the_file(rig: Rig, tmp_path: Path, count: int) -> None:
+    rig.attach()
+    rig.open(2, b"file", os.O_RDWR)
+    data = os.urandom(count)
+    assert rig.ask(codec.TWRITE, 2, 7, data) == (count,)
+    assert (tmp_path / "file").read_bytes()[7 : 7 + count] == data
+
+
+def test_directory_is_listed_as_far_as_there_is_room(rig: Rig, tmp_path: Path) -> None:  # F3.3
+    for number in range(300):
+        (tmp_path / f"name{number}").touch()
+    rig.attach()
+    rig.ask(codec.TWALK, 1, 2, [])
+    rig.ask(codec.TLOPEN, 2, os.O_DIRECTORY)
+    names = set()
+    offset, turns = 0, 0
+    while True:
+        (data,) = rig.ask(codec.TREADDIR, 2, offset, 8000, room=2000)
+        entries = list(codec.entries(data))
+        if not entries:
+            break
+        turns += 1
+        names |= {name for _, _, _, name in entries}
+        offset = entries[-1][1]
+    assert names == {os.fsencode(name) for name in os.listdir(tmp_path)} | {b".", b".."}
+    assert turns > 5
+
+
+def test_nothing_is_done_before_version(rig: Rig) -> None:  # F4.2
+    for kind, *fields in ((codec.TATTACH, 1, *EVERYBODY), (codec.TCLUNK, 1), (codec.TREAD, 1, 0, 10)):
+        with pytest.raises(OSError, match="Rlerror") as refused:
+            rig.ask(kind, *fields)
+        assert refused.value.errno == errno.EPROTO
+
+
+def test_version_forgets_every_fid(rig: Rig) -> None:  # F4.2
+    rig.attach()
+    rig.open(2, b"file")
+    rig.ask(codec.TVERSION, MSIZE, b"9P2000.L")
+    with pytest.raises(OSError, match="Rlerror") as refused:
+        rig.ask(codec.TREAD, 2, 0, 10)
+    assert refused.value.errno == errno.EBADF
+
+
+def test_reset_forgets_every_fid_and_closes_what_was_open(tmp_path: Path) -> None:  # F4.1, F4.3
+    (tmp_path / "file").touch()
+    rig = Rig(tmp_path, "copied")
+    assert rig.pair is not None
+    rig.attach()
+    for fid in range(2, 40):
+        rig.open(fid, b"file")
+    assert rig.tree.open_count == 38
+    rig.pair.server.reset()
+    rig.pair.settle()
+    assert rig.tree.open_count == 0
+    with pytest.raises(OSError, match="Rlerror") as refused:
+        rig.ask(codec.TREAD, 2, 0, 10)
+    assert refused.value.errno == errno.EPROTO
+    rig.attach()
+    rig.open(2, b"file")
+    rig.close()
+
+
+def test_flush_is_answered_after_what_it_names(rig: Rig) -> None:  # F3.6, F3.7
+    rig.attach()
+    rig.open(2, b"file")
+    read = rig.driver.send([codec.pack(codec.TREAD, 8, 2, 0, 100)], [200])
+    flush = rig.driver.send([codec.pack(codec.TFLUSH, 9, 8)], [200])
+    rig.run()
+    assert [exchange.answer[4] for exchange in (read, flush)] == [117, 109]
+    assert [exchange.times for exchange in (read, flush)] == [1, 1]
+
+
+def test_fids_stay_while_the_device_is_suspended(tmp_path: Path) -> None:  # F4.4
+    (tmp_path / "file").write_text("text")
+    rig = Rig(tmp_path, "copied")
+    assert rig.pair is not None
+    rig.attach()
+    rig.open(2, b"file")
+    outcomes: list[PowervioError | None] = []
+    rig.pair.client.suspend(outcomes.append)
+    rig.pair.settle()
+    assert outcomes == [None]
+    rig.pair.client.resume()
+    rig.pair.settle()
+    (data,) = rig.ask(codec.TREAD, 2, 0, 10)
+    assert bytes(data) == b"text"
+    rig.close()
+
+
+@settings(max_examples=60)
+@given(st.lists(st.one_of(st.binary(min_size=1, max_size=60), MESSAGES), max_size=12))
+def test_any_bytes_have_an_answer_or_a_length_of_nothing(
+    tmp_path_factory: pytest.TempPathFactory, texts: list[Any]
+) -> None:
+    folder = tmp_path_factory.mktemp("share")
+    (folder / "file").write_text("text")
+    rig = Rig(folder, "direct")
+    rig.attach()
+    for text in texts:
+        if isinstance(text, tuple):
+            kind, body = text
+            text = (7 + len(body)).to_bytes(4, "little") + bytes([kind, 1, 0]) + body
+        answer = rig.raw(text, 4096)
+        assert not answer or int.from_bytes(answer[:4], "little") == len(answer)
+    rig.attach()
+    rig.close()
