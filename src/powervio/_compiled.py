@@ -43,6 +43,7 @@ COMPILED = (
     "powervio.files.tree",
     "powervio.files.p9_codec",
     "powervio.files.p9_session",
+    "powervio.files.p9_stream",
     "powervio.phyp.lock",
     "powervio.phyp.redirect",
     "powervio.phyp.tce",

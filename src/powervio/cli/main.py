@@ -43,6 +43,7 @@ COMMANDS = (
     Entry("down", "cli.down:down", "Stop a running system."),
     Entry("pool", "cli.pool:pool", "Make, resize, delete and list the logical volumes of storage pools."),
     Entry("vhost-user", "cli.vhost_user:vhost_user", "Serve a device to a virtual machine, by vhost-user."),
+    Entry("serve-9p", "cli.serve_9p:serve_9p", "Serve a directory of this machine by 9P2000.L."),
     Entry("mount-9p", "cli.mount_9p:mount_9p", "Mount a 9P server's share on this machine."),
     Entry("boot", "cli.boot:boot", "Boot a stock Linux kernel in QEMU, with disks of ours."),
     Entry("bench", "cli.bench:bench", "Measure."),
