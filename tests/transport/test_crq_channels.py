@@ -29,6 +29,7 @@ from powervio.transport.crq.protocol import (
     sub_crq_element,
 )
 from powervio.vio.kernel import PartitionKernel
+from powervio.vio.outbox import Notification, Notifier
 from powervio.vio.subcrq import SubCrqEnd
 from powervio.virtio.queue import Request
 
@@ -291,10 +292,10 @@ def test_late_kick_after_queue_reset_is_void() -> None:
     pair.close()
 
 
-class Silent:
+class Silent(Notifier):
     """What takes notifications and sends none."""
 
-    def signal(self, key: int, build: object) -> None:
+    def signal(self, notification: Notification) -> None:
         pass
 
 

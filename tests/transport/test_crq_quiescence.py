@@ -21,6 +21,7 @@ from powervio.testing.pair import PartitionPair
 from powervio.transport.crq.channels import Channels
 from powervio.transport.crq.client import ClientState
 from powervio.transport.crq.protocol import Message, encode
+from powervio.vio.outbox import Notification, Notifier
 from powervio.vio.subcrq import SubCrqEnd
 from powervio.virtio import block as blk
 from powervio.virtio import features as feature
@@ -45,18 +46,13 @@ def make() -> Iterator[Make]:
 def note_messages(pair: PartitionPair, monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """The names of what the client sends over the CRQ from here on."""
     log: list[str] = []
-    post, signal = pair.client.crq.post, pair.client.crq.signal
+    send = pair.client_partition.port.send_crq
 
-    def noting_post(high: int, low: int) -> None:
+    def noting_send(unit_address: int, high: int, low: int) -> int:
         log.append(Message(high >> 48 & 0xFF).name)
-        post(high, low)
+        return send(unit_address, high, low)
 
-    def noting_signal(key: int, build: Callable[[], tuple[int, int]]) -> None:
-        log.append("KICK")
-        signal(key, build)
-
-    monkeypatch.setattr(pair.client.crq, "post", noting_post)
-    monkeypatch.setattr(pair.client.crq, "signal", noting_signal)
+    monkeypatch.setattr(pair.client_partition.port, "send_crq", noting_send)
     return log
 
 
@@ -334,17 +330,14 @@ def carrier(channels: Channels) -> SubCrqEnd:
     return end
 
 
-class Late:
+class Late(Notifier):
     """Where notifications stay."""
 
     def __init__(self) -> None:
-        self.signals: list[tuple[int, Callable[[], tuple[int, int]]]] = []
+        self.signals: list[Notification] = []
 
-    def signal(self, key: int, build: Callable[[], tuple[int, int]]) -> None:
-        self.signals.append((key, build))
-
-    def forget_signal(self, key: int) -> None:
-        raise NotImplementedError
+    def signal(self, notification: Notification) -> None:
+        self.signals.append(notification)
 
 
 def test_kick_that_comes_late_through_a_sub_crq_is_found_by_resume(make: Make) -> None:
@@ -362,8 +355,8 @@ def test_kick_that_comes_late_through_a_sub_crq_is_found_by_resume(make: Make) -
     pair.settle()
     assert outcome.calls == [None]
     queue.use(end, generation)
-    for key, build in kept.signals:
-        end.signal(key, build)
+    for notification in kept.signals:
+        end.signal(notification)
     pair.settle()
     assert driver.answers == []
     pair.client.resume()

@@ -13,6 +13,7 @@ from powervio.testing.clock import Clock
 from powervio.vio.crq import TRANSITIONS, Action, CrqEnd, CrqState, Input
 from powervio.vio.dma import DmaSpace
 from powervio.vio.kernel import PartitionKernel
+from powervio.vio.outbox import Notification
 
 MESSAGE = 0x8001_0000_0000_0000
 
@@ -164,6 +165,17 @@ def test_post_to_a_full_queue_arrives_later_in_order(two: Two) -> None:
     assert [low for _, low in two.server.messages] == list(range(300))
 
 
+class Newest(Notification):
+    """Tells how far something is."""
+
+    def __init__(self, state: list[int]) -> None:
+        super().__init__(5, MESSAGE)
+        self.state = state
+
+    def build(self) -> None:
+        self.low = 1000 + self.state[0]
+
+
 def test_signal_to_a_full_queue_is_sent_once_with_the_newest_state(two: Two) -> None:
     two.server.crq.register()
     two.client.crq.register()
@@ -174,7 +186,7 @@ def test_signal_to_a_full_queue_is_sent_once_with_the_newest_state(two: Two) -> 
     state = [0]
     for _ in range(10):
         state[0] += 1
-        two.client.crq.signal(5, lambda: (MESSAGE, 1000 + state[0]))
+        two.client.crq.outbox.signal(Newest(state))
     two.settle()
     two.server.messages.clear()
     two.clock.now += 0.2
@@ -197,7 +209,7 @@ def test_what_a_busy_hypervisor_did_not_take_is_sent_again_in_order(two: Two, mo
     with monkeypatch.context() as patch:
         patch.setattr(port, "send_crq", busy)
         two.client.crq.post(MESSAGE, 1)
-        two.client.crq.signal(5, lambda: (MESSAGE, 2))
+        two.client.crq.outbox.signal(Notification(5, MESSAGE, 2))
         two.client.crq.post(MESSAGE, 3)
         assert tried == [1], "what comes behind is not tried before it"
         two.clock.now += 0.01

@@ -6,6 +6,7 @@ import asyncio
 import gc
 import logging
 import os
+import select
 import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -448,6 +449,84 @@ def test_handler_that_detaches_the_kernel_is_the_last_one_of_the_loop(machine: M
         assert kernel._loop_timer is None
 
     asyncio.run(main())
+
+
+class Waker:
+    """A loop that only notes what is asked of it."""
+
+    def __init__(self) -> None:
+        self.thread = threading.current_thread()
+        self.delays: list[float] = []
+        self.readers: dict[int, Callable[[], object]] = {}
+
+    def add_reader(self, fd: int, call: Callable[..., object], *arguments: object) -> None:
+        self.readers[fd] = lambda: call(*arguments)
+
+    def remove_reader(self, fd: int) -> None:
+        del self.readers[fd]
+
+    def call_later(self, delay: float, call: Callable[[], object]) -> Timer:
+        self.delays.append(delay)
+        return Timer(delay, lambda: None)
+
+    def call_soon_threadsafe(self, call: Callable[[], object]) -> None:
+        raise NotImplementedError
+
+
+def is_woken(kernel: PartitionKernel) -> bool:
+    return bool(select.select([kernel._wake_fd], [], [], 0)[0])
+
+
+def test_loop_is_not_woken_by_what_is_asked_for_in_its_own_pass(machine: Machine) -> None:
+    kernel, loop = machine.kernel(), Waker()
+    woken: list[bool] = []
+
+    def ask() -> None:
+        kernel.call_soon_threadsafe(lambda: None)
+        kernel.call_soon(lambda: None)
+        kernel.call_later(1.0, lambda: None)
+        woken.append(is_woken(kernel))
+        other = threading.Thread(target=kernel.call_soon_threadsafe, args=(lambda: None,))
+        other.start()
+        other.join(PATIENCE)
+        woken.append(is_woken(kernel))
+
+    kernel.attach(loop)
+    kernel.call_soon_threadsafe(ask)
+    assert is_woken(kernel)
+    loop.readers[kernel._wake_fd]()
+    assert woken == [False, True]
+    assert loop.delays == [0.0, 1.0], "it comes back for the calls, and for the timer"
+
+
+def test_loop_keeps_its_timer_while_the_deadline_is_the_same(machine: Machine) -> None:
+    kernel, loop = machine.kernel(), Waker()
+    kernel.attach(loop)
+    kernel.call_later(2.0, lambda: None)
+    for _ in range(3):
+        kernel.call_soon(lambda: None)
+        loop.readers[kernel._wake_fd]()
+    assert loop.delays == [2.0]
+    kernel.call_later(1.0, lambda: None)
+    loop.readers[kernel._wake_fd]()
+    assert loop.delays == [2.0, 1.0]
+
+
+def test_thread_of_the_partition_does_not_wake_itself(machine: Machine) -> None:
+    kernel = machine.threaded()
+    woken: list[bool] = []
+    asked, done = threading.Event(), threading.Event()
+
+    def ask() -> None:
+        asked.wait(PATIENCE)
+        kernel._unwake()
+        kernel.call_soon_threadsafe(done.set)
+        woken.append(is_woken(kernel))
+
+    kernel.call_soon_threadsafe(ask)
+    asked.set()
+    assert done.wait(PATIENCE)
+    assert woken == [False]
 
 
 # The end

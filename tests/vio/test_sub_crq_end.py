@@ -12,12 +12,26 @@ from powervio.testing.clock import Clock
 from powervio.vio.crq import CrqEnd, CrqState
 from powervio.vio.dma import DmaSpace
 from powervio.vio.kernel import PartitionKernel
-from powervio.vio.subcrq import SubCrqEnd
+from powervio.vio.outbox import Notification
+from powervio.vio.subcrq import ElementReceiver, SubCrqEnd
 
 KICK = (0x80 << 56, 0)
 
 
-class End:
+class Said(Notification):
+    """Counts how often it was asked what is to be said."""
+
+    asked = 0
+
+    def build(self) -> None:
+        self.asked += 1
+
+
+def kick(key: int) -> Notification:
+    return Notification(key, *KICK)
+
+
+class End(ElementReceiver):
     """A CRQ end with one Sub-CRQ that keeps what it gets."""
 
     def __init__(self, partition: object, adapter: object, clock: Clock) -> None:
@@ -35,12 +49,13 @@ class End:
         )
         self.got: list[tuple[int, int]] = []
         self.batches = 0
-        self.sub = SubCrqEnd(self.kernel, node, dma, self.crq, on_element=self._element, on_drained=self._drained)
+        self.sub = SubCrqEnd(self.kernel, node, dma, self.crq, self)
 
-    def _element(self, high: int, low: int) -> None:
+    def take(self, end: SubCrqEnd, high: int, low: int) -> None:
+        assert end is self.sub
         self.got.append((high, low))
 
-    def _drained(self) -> None:
+    def drained(self) -> None:
         self.batches += 1
 
 
@@ -75,26 +90,27 @@ def two() -> Iterator[Two]:
 
 
 def test_notification_interrupts_and_is_handed_up_with_one_call_for_the_batch(two: Two) -> None:
-    two.client.sub.signal(1, lambda: KICK)
-    two.client.sub.signal(2, lambda: KICK)
+    two.client.sub.signal(kick(1))
+    two.client.sub.signal(kick(2))
     two.settle()
     assert (two.server.got, two.server.batches) == ([KICK] * 2, 1)
 
 
 def test_more_than_one_pass_takes_is_taken_in_the_next(two: Two) -> None:
     for key in range(128):
-        two.client.sub.signal(key, lambda: KICK)
+        two.client.sub.signal(kick(key))
     two.settle()
     assert len(two.server.got) == 128
 
 
 def test_full_queue_keeps_the_newest_for_each_key(two: Two) -> None:
     for key in range(128):
-        two.client.sub.signal(key, lambda: KICK)
-    newest = [1]
+        two.client.sub.signal(kick(key))
+    newest = Said(7, KICK[0], 1)
     for _ in range(5):
-        two.client.sub.signal(7, lambda: (KICK[0], newest[0]))
-    newest[0] = 9
+        two.client.sub.signal(newest)
+    assert newest.asked == 1
+    newest.low = 9
     two.settle()
     two.clock.now += 1.0
     two.settle()
@@ -103,7 +119,7 @@ def test_full_queue_keeps_the_newest_for_each_key(two: Two) -> None:
 
 def test_forgotten_notification_is_not_sent(two: Two) -> None:
     for key in range(129):
-        two.client.sub.signal(key, lambda: KICK)
+        two.client.sub.signal(kick(key))
     two.client.sub.forget_signal(128)
     two.settle()
     two.clock.now += 1.0
@@ -114,15 +130,15 @@ def test_forgotten_notification_is_not_sent(two: Two) -> None:
 def test_partner_s_sub_crq_gone_the_notification_takes_the_crq(two: Two) -> None:
     """P5.18."""
     two.server.sub.free()
-    two.client.sub.signal(1, lambda: KICK)
+    two.client.sub.signal(kick(1))
     two.settle()
     assert (two.server.messages, two.client.sub.undeliverable) == ([KICK], 1)
 
 
 def test_freed_end_sends_and_receives_nothing(two: Two) -> None:
-    two.server.sub.signal(1, lambda: KICK)
+    two.server.sub.signal(kick(1))
     two.client.sub.free()
-    two.client.sub.signal(1, lambda: KICK)
+    two.client.sub.signal(kick(1))
     two.settle()
     assert (two.client.got, two.server.got, two.server.messages) == ([], [], [])
 

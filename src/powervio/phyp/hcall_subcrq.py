@@ -95,21 +95,25 @@ def send_sub_crq(
     dw3: cython.ulonglong,
 ) -> cython.int:
     """H_SEND_SUB_CRQ: put one element into the partner's Sub-CRQ with this cookie."""
-    adapter: AdapterRecord
-    partner: AdapterRecord
+    adapter: AdapterRecord | None = partition.adapters.get(unit_address)
+    partner: AdapterRecord | None = None
     subs: SubCrqs
-    sub: SubCrq | None
+    sub: SubCrq | None = None
     code: cython.int
-    found = _adapter(partition, unit_address, _SEND_SUB_CRQ)
-    if isinstance(found, int):
-        return found
-    adapter = found
-    if adapter.partner is None:
-        return _PARAMETER
-    partner = adapter.partner
-    subs = partner.sub_crqs
-    sub = subs._by_cookie.get(cookie)
-    if sub is None or dw0 >> 56 != _MESSAGE:
+    if adapter is None:
+        partition.ledger.count(_SEND_SUB_CRQ)
+    else:
+        adapter.ledger.count(_SEND_SUB_CRQ)
+        if adapter.queue is not None:
+            partner = adapter.partner
+    if partner is not None:
+        subs = partner.sub_crqs  # type: ignore[attr-defined]
+        sub = subs._by_cookie.get(cookie)
+    if sub is None:  # as there is none where the platform has none
+        return _PARAMETER if partition.hypervisor.policy.max_sub_crqs else _FUNCTION
+    assert adapter is not None
+    assert partner is not None
+    if dw0 >> 56 != _MESSAGE:
         return _PARAMETER
     if not (adapter.enabled and partner.enabled):
         return _CLOSED

@@ -172,12 +172,8 @@ class CrqEnd:
         """Take everything out of the queue and hand it up."""
         self.post: Callable[[int, int], None] = self.outbox.post
         """See `Outbox.post`."""
-        self.signal: Callable[[int, Callable[[], tuple[int, int]]], None] = self.outbox.signal
-        """See `Outbox.signal`."""
         self.forget_signals: Callable[[], None] = self.outbox.forget_signals
         """See `Outbox.forget_signals`."""
-        self.forget_signal: Callable[[int], None] = self.outbox.forget_signal
-        """See `Outbox.forget_signal`."""
         self._offering: Timer | None = None
         self._enabling: Timer | None = None
         # so that an answer to an earlier life of this partition is not taken for one to this

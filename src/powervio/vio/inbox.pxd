@@ -13,5 +13,7 @@ cdef class Inbox:
     cdef object _on_rest
     cdef object _on_drained
     cdef bint _draining
+    cpdef void drain(self)
+    cdef bint has_more(self) noexcept
     cdef void _drain(self) except *
     cdef void _hand_up(self, unsigned long long high, unsigned long long low) except *

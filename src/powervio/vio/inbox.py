@@ -65,7 +65,8 @@ class Inbox:
         self._on_drained = on_drained
         self._draining = False
 
-    def drain(self) -> None:
+    @cython.ccall
+    def drain(self) -> cython.void:
         """Take everything out of the queue and hand it up."""
         if self._draining or self.is_closed or not self.slots.waiting():
             return  # a handler waits in hcalls only, but may reset the connection from inside a message
@@ -78,6 +79,12 @@ class Inbox:
     @property
     def waiting(self) -> bool:
         """Whether there are elements that were not taken yet."""
+        return self.has_more()
+
+    @cython.cfunc
+    @cython.exceptval(check=False)
+    def has_more(self) -> cython.bint:
+        """See `waiting`."""
         return not self.is_closed and self.slots.waiting()
 
     @cython.cfunc

@@ -86,8 +86,10 @@ class PartitionKernel:
         self._loop: asyncio.AbstractEventLoop | Host | None = None
         self._loop_timer: Cancellable | None = None
         self._loop_due: float | None = None
-        self._in_pass = False
-        """Whether a loop's thread is in a pass, after which it looks at deadlines and deferred calls by itself."""
+        self._loop_again: Cancellable | None = None
+        self._awake = 0
+        """The thread that looks at deadlines and deferred calls by itself before it sleeps, so that it needs no waking
+        by what it does itself: the partition's own, or a loop's while it is in a pass. 0: none."""
 
     def request_interrupt(self, source: int, handler: Callable[[], None]) -> None:
         """Call `handler` for an interrupt source. It empties its queue; it is called once before and once after
@@ -131,20 +133,21 @@ class PartitionKernel:
     def call_later(self, delay: float, call: Callable[[], None]) -> Timer:
         """Call after `delay` seconds."""
         timer = self.dispatcher.add_timer(delay, call)
-        if self._loop is not None and not self._in_pass:
+        if self._loop is not None and not self._awake:
             self._wake()  # the loop has to learn of a deadline that may be earlier than the one it sleeps for
         return timer
 
     def call_soon(self, call: Callable[[], None]) -> None:
         """Call in the next pass; for use in the partition's own thread."""
         self._soon.append(call)
-        if self._loop is not None and not self._in_pass:
+        if self._loop is not None and not self._awake:
             self._wake()
 
     def call_soon_threadsafe(self, call: Callable[[], None]) -> None:
         """Call in the partition's thread, from any thread."""
         self._soon.append(call)
-        self._wake()
+        if self._awake != threading.get_ident():
+            self._wake()
 
     def add_reader(self, fd: int, call: Callable[[], None]) -> None:
         """Call whenever there is something to read; for use in the partition's own thread."""
@@ -198,11 +201,15 @@ class PartitionKernel:
         self._thread.start()
 
     def _run(self) -> None:
-        while not self._stopping:
-            if not self.poll():
-                self.wait()
-            elif self._readers:
-                self.wait(0)  # a partition that is always busy reads them too
+        self._awake = threading.get_ident()
+        try:
+            while not self._stopping:
+                if not self.poll():
+                    self.wait()
+                elif self._readers:
+                    self.wait(0)  # a partition that is always busy reads them too
+        finally:
+            self._awake = 0
 
     def stop(self, timeout: float = 10.0) -> bool:
         """End the partition's thread after what it is doing; False if that took more than `timeout` seconds.
@@ -272,13 +279,14 @@ class PartitionKernel:
         self._loop.remove_reader(self._wake_fd)
         for fd in self._readers:
             self._loop.remove_reader(fd)
-        if self._loop_timer is not None:
-            self._loop_timer.cancel()
-        self._loop = self._loop_timer = None
+        for timer in (self._loop_timer, self._loop_again):
+            if timer is not None:
+                timer.cancel()
+        self._loop = self._loop_timer = self._loop_again = None
 
     def _loop_read(self, fd: int) -> None:
         if fd in self._readers:
-            self._in_pass = True
+            self._awake = threading.get_ident()
             self._guard(self._readers[fd])
             self._loop_poll()
 
@@ -287,15 +295,17 @@ class PartitionKernel:
         self._loop_poll()
 
     def _loop_poll(self) -> None:
-        self._in_pass = True
+        self._awake = threading.get_ident()
         try:
             self.poll()
         finally:
-            self._in_pass = False
+            self._awake = 0
         loop = self._loop
         if loop is None:
             return
-        due = self.clock() if self._soon else self.next_deadline()
+        if self._soon and self._loop_again is None:
+            self._loop_again = loop.call_later(0.0, self._loop_poll_again)
+        due = self.next_deadline()
         if self._loop_timer is not None:
             if due == self._loop_due:
                 return
@@ -304,6 +314,10 @@ class PartitionKernel:
         if due is not None:
             self._loop_due = due
             self._loop_timer = loop.call_later(max(0.0, due - self.clock()), self._loop_due_now)
+
+    def _loop_poll_again(self) -> None:
+        self._loop_again = None
+        self._loop_poll()
 
     def _loop_due_now(self) -> None:
         self._loop_timer = None

@@ -1,7 +1,17 @@
 cimport cython
 
+cdef class Notification:
+    cdef readonly long long key
+    cdef public unsigned long long high
+    cdef public unsigned long long low
+    cpdef void build(self)
+
+cdef class Notifier:
+    cpdef void signal(self, Notification notification)
+    cpdef void forget_signal(self, long long key)
+
 @cython.final
-cdef class Outbox:
+cdef class Outbox(Notifier):
     cdef object _kernel
     cdef object _port
     cdef object _unit_address
@@ -13,5 +23,5 @@ cdef class Outbox:
     cdef object _retry
     cdef double _delay
     cdef bint is_backlogged(self) noexcept
-    cdef int _sent(self, object high, object low) except? -1
+    cdef int _sent(self, unsigned long long high, unsigned long long low) except? -1
     cdef void _retry_later(self) except *

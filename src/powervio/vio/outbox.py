@@ -28,9 +28,45 @@ _BUSY = cython.declare(cython.longlong, int(ReturnCode.H_BUSY))
 _CLOSED = cython.declare(cython.longlong, int(ReturnCode.H_CLOSED))
 
 
+@cython.cclass
+class Notification:
+    """Something to be said, and its number `key`: bytes 0-7 (`high`) and 8-15 (`low`) of an element.
+
+    `build` is called when it is sent, so that a delayed one tells the newest state.
+    """
+
+    key: cython.longlong
+    high: cython.ulonglong
+    low: cython.ulonglong
+
+    def __init__(self, key: int, high: int = 0, low: int = 0) -> None:
+        self.key = key
+        self.high = high
+        self.low = low
+
+    @cython.ccall
+    def build(self) -> cython.void:
+        """Set `high` and `low` to what is to be said now."""
+
+
+@cython.cclass
+class Notifier:
+    """Where the notifications of a queue go: the CRQ, or the queue's Sub-CRQ."""
+
+    @cython.ccall
+    def signal(self, notification: Notification) -> cython.void:
+        """Send a notification, now or as soon as there is room; see `Outbox.signal`."""
+        raise NotImplementedError
+
+    @cython.ccall
+    def forget_signal(self, key: cython.longlong) -> cython.void:
+        """Drop the one with this key that waits for room."""
+        raise NotImplementedError
+
+
 @cython.final
 @cython.cclass
-class Outbox:
+class Outbox(Notifier):
     """In its partition's thread.
 
     What waits for room in the partner's queue is kept oldest first: notifications under their keys, messages under
@@ -43,7 +79,7 @@ class Outbox:
     _unit_address: Any
     _is_gone: Any
     _on_overflow: Any
-    _kept: dict[int, Callable[[], tuple[int, int]]]
+    _kept: dict[int, Notification]
     _kept_messages: cython.int
     _posts: cython.longlong
     _retry: Any
@@ -88,7 +124,7 @@ class Outbox:
         if not self._kept and self._sent(high, low):
             return
         self._posts += 1
-        self._kept[-self._posts] = lambda: (high, low)
+        self._kept[-self._posts] = Notification(-self._posts, high, low)
         self._kept_messages += 1
         if self._kept_messages > _LIMIT:
             _log.warning("CRQ %#x: the partner does not empty its queue; connection reset", self._unit_address)
@@ -97,26 +133,26 @@ class Outbox:
         else:
             self._retry_later()
 
-    def signal(self, key: int, build: Callable[[], tuple[int, int]], /) -> None:
-        """Send a notification for `key`, 0 or more; while the partner's queue is full only one for each key is kept.
+    @cython.ccall
+    def signal(self, notification: Notification) -> cython.void:
+        """Send a notification, its key 0 or more; while the partner's queue is full only one for each key is kept.
 
-        `build` makes the message when it is sent, so a delayed one tells the newest state; it is sent after everything
-        that was posted before the newest call.
+        It is sent after everything that was posted before the newest call.
         """
-        message: tuple[int, int]
         if not self._kept:
-            message = build()
-            if self._sent(message[0], message[1]):
+            notification.build()
+            if self._sent(notification.high, notification.low):
                 return
-        self._kept.pop(key, None)
-        self._kept[key] = build
+        self._kept.pop(notification.key, None)
+        self._kept[notification.key] = notification
         self._retry_later()
 
     def forget_signals(self) -> None:
         """Drop notifications that wait for room: what they tell of is over."""
-        self._kept = {key: build for key, build in self._kept.items() if key < 0}
+        self._kept = {key: kept for key, kept in self._kept.items() if key < 0}
 
-    def forget_signal(self, key: int, /) -> None:
+    @cython.ccall
+    def forget_signal(self, key: cython.longlong) -> cython.void:
         """Drop the notification for `key` that waits for room."""
         self._kept.pop(key, None)
 
@@ -130,7 +166,7 @@ class Outbox:
 
     @cython.cfunc
     @cython.exceptval(-1)
-    def _sent(self, high: object, low: object) -> cython.int:
+    def _sent(self, high: cython.ulonglong, low: cython.ulonglong) -> cython.int:
         """Whether the message is off our hands; not when the partner's queue is full or the hypervisor busy."""
         code: cython.longlong = self._port.send_crq(self._unit_address, high, low)
         if code == 0:
@@ -147,11 +183,13 @@ class Outbox:
             self._retry = self._kernel.call_later(self._delay, self._send_kept)
 
     def _send_kept(self) -> None:
+        kept: Notification
         self._retry = None
         while self._kept:
             key = next(iter(self._kept))
-            message = self._kept[key]()
-            if not self._sent(message[0], message[1]):
+            kept = self._kept[key]
+            kept.build()
+            if not self._sent(kept.high, kept.low):
                 self._delay = min(self._delay * 2, RETRY_LAST)
                 self._retry_later()
                 return

@@ -1,22 +1,27 @@
-from powervio.vio.outbox cimport Outbox
+from powervio.vio.outbox cimport Notification, Notifier, Outbox
 from powervio.vio.slots cimport CrqSlots
 
 cimport cython
 
+cdef class SubCrqEnd
+
+cdef class ElementReceiver:
+    cpdef void take(self, SubCrqEnd end, unsigned long long high, unsigned long long low)
+    cpdef void drained(self)
+
 @cython.final
-cdef class SubCrqEnd:
+cdef class SubCrqEnd(Notifier):
     cdef public object cookie
     cdef public object partner
     cdef public bint registered
     cdef readonly unsigned long long strays
     cdef readonly unsigned long long undeliverable
-    cdef public object on_element
     cdef object _kernel
     cdef object _port
     cdef object _unit_address
     cdef object _crq
     cdef Outbox _outbox
-    cdef object _on_drained
+    cdef ElementReceiver _receiver
     cdef object _dma
     cdef object _memory
     cdef CrqSlots _slots
@@ -24,5 +29,5 @@ cdef class SubCrqEnd:
     cdef dict _signals
     cdef object _retry
     cdef double _retry_delay
-    cdef int _send(self, object key, object build) except? -1
+    cdef int _send(self, Notification notification) except? -1
     cdef void _retry_later(self) except *

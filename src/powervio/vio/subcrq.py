@@ -10,11 +10,10 @@ This file is compiled (Cython pure mode) and also runs interpreted.
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Any
 
 import cython
-from cython.cimports.powervio.vio.outbox import Outbox
+from cython.cimports.powervio.vio.outbox import Notification, Notifier, Outbox
 from cython.cimports.powervio.vio.slots import CrqSlots
 
 from powervio.memory.area import PAGE_SIZE
@@ -37,9 +36,24 @@ _RETRY_FIRST = 0.001
 _RETRY_LAST = 0.1
 
 
+@cython.cclass
+class ElementReceiver:
+    """What takes the elements of Sub-CRQs."""
+
+    @cython.ccall
+    def take(self, end: SubCrqEnd, high: cython.ulonglong, low: cython.ulonglong) -> cython.void:
+        """The first half of an element that came through `end`; nothing is said in the other."""
+        raise NotImplementedError
+
+    @cython.ccall
+    def drained(self) -> cython.void:
+        """A batch of them was handed up."""
+        raise NotImplementedError
+
+
 @cython.final
 @cython.cclass
-class SubCrqEnd:
+class SubCrqEnd(Notifier):
     """One Sub-CRQ of this end, in its partition's thread. May be registered and freed any number of times."""
 
     cookie: Any
@@ -47,18 +61,17 @@ class SubCrqEnd:
     registered: cython.bint
     strays: cython.ulonglong
     undeliverable: cython.ulonglong
-    on_element: Any
     _kernel: Any
     _port: Any
     _unit_address: Any
     _crq: Any
     _outbox: Outbox
-    _on_drained: Any
+    _receiver: ElementReceiver
     _dma: Any
     _memory: Any
     _slots: CrqSlots
     _interrupt: Any
-    _signals: dict[int, Callable[[], tuple[int, int]]]
+    _signals: dict[int, Notification]
     _retry: Any
     _retry_delay: cython.double
 
@@ -68,14 +81,10 @@ class SubCrqEnd:
         node: VdeviceNode,
         dma: DmaSpace,
         crq: CrqEnd,
-        *,
-        on_element: Callable[[int, int], None] | None,
-        on_drained: Callable[[], None],
+        receiver: ElementReceiver,
         length: int = PAGE_SIZE,
     ) -> None:
-        """`on_element(high, low)` gets the first half of each element; nothing is said in the other. `on_drained` is
-        called after a batch of them was handed up. `length` is bytes, a multiple of 4096.
-        """
+        """`length` is bytes, a multiple of 4096."""
         self.cookie = 0
         """What the partner has to be told; it changes with each registration."""
         self.partner = 0
@@ -89,9 +98,8 @@ class SubCrqEnd:
         self._port = kernel.port
         self._unit_address = node.unit_address
         self._crq = crq
-        self.on_element = on_element
         self._outbox = crq.outbox
-        self._on_drained = on_drained
+        self._receiver = receiver
         self._dma = dma
         self._memory = dma.allocate(length)
         self._slots = CrqSlots(self._memory.view, 32)
@@ -145,44 +153,47 @@ class SubCrqEnd:
             left -= 1
             if self._slots.high >> _HEADER_SHIFT == _MESSAGE:
                 handed_up = True
-                self.on_element(self._slots.high, self._slots.low)
+                self._receiver.take(self, self._slots.high, self._slots.low)
             else:
                 self.strays += 1
         if left == 0:
             self._kernel.call_soon(self.drain)
         if handed_up:
-            self._on_drained()
+            self._receiver.drained()
 
-    def signal(self, key: int, build: Callable[[], tuple[int, int]]) -> None:
-        """Send a notification for `key`; while the partner's queue is full only one for each key is kept.
+    @cython.ccall
+    def signal(self, notification: Notification) -> cython.void:
+        """Send a notification; while the partner's queue is full only one for each key is kept.
 
-        `build` makes bytes 0-15 when it is sent; the rest is zero. While older messages wait in front of the CRQ, it
-        goes behind them: the two queues are not ordered against each other.
+        Bytes 16-31 are zero. While older messages wait in front of the CRQ, it goes behind them: the two queues are not
+        ordered against each other.
         """
         if not self.registered:
             return  # the session is over
         if self._outbox.is_backlogged():
-            self._crq.signal(key, build)
-        elif self._signals or not self._send(key, build):
-            self._signals[key] = build
+            self._outbox.signal(notification)
+        elif self._signals or not self._send(notification):
+            self._signals[notification.key] = notification
             self._retry_later()
 
-    def forget_signal(self, key: int) -> None:
+    @cython.ccall
+    def forget_signal(self, key: cython.longlong) -> cython.void:
         """Drop the notification for `key` that waits for room, here or in front of the CRQ."""
         self._signals.pop(key, None)
-        self._crq.forget_signal(key)
+        self._outbox.forget_signal(key)
 
     @cython.cfunc
     @cython.exceptval(-1)
-    def _send(self, key: Any, build: Any) -> cython.int:
+    def _send(self, notification: Notification) -> cython.int:
         """0 when there is no room now."""
-        message: tuple[int, int] = build()
-        code: cython.longlong = self._port.send_sub_crq(self._unit_address, self.partner, message[0], message[1], 0, 0)
+        code: cython.longlong
+        notification.build()
+        code = self._port.send_sub_crq(self._unit_address, self.partner, notification.high, notification.low, 0, 0)
         if code == _DROPPED:
             return 0
         if code != _SUCCESS and code != _CLOSED:
             self.undeliverable += 1
-            self._crq.signal(key, build)
+            self._outbox.signal(notification)
         return 1  # when the connection is closed, an event tells of it
 
     @cython.cfunc
@@ -192,8 +203,8 @@ class SubCrqEnd:
 
     def _send_kept(self) -> None:
         self._retry = None
-        for key, build in list(self._signals.items()):
-            if not self._send(key, build):
+        for key, notification in list(self._signals.items()):
+            if not self._send(notification):
                 self._retry_delay = min(self._retry_delay * 2, _RETRY_LAST)
                 self._retry_later()
                 return

@@ -8,12 +8,11 @@ after each CHANNELS; the session number; and the queue's generation, which chang
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from functools import partial
-from typing import Any, Protocol
+from typing import Any
 
 import cython
-from cython.cimports.powervio.vio.subcrq import SubCrqEnd
+from cython.cimports.powervio.vio.outbox import Notifier
+from cython.cimports.powervio.vio.subcrq import ElementReceiver, SubCrqEnd
 
 from powervio.papr.nodes import VdeviceNode
 from powervio.transport.crq.protocol import Message
@@ -22,21 +21,24 @@ from powervio.vio.dma import DmaSpace
 from powervio.vio.kernel import PartitionKernel
 
 
-class Notifier(Protocol):
-    """Where notifications of a queue go: the CRQ, or the queue's Sub-CRQ."""
+@cython.cclass
+class HintReceiver:
+    """What takes KICK or USED of this session and of a queue's present generation."""
 
-    @property
-    def signal(self) -> Callable[[int, Callable[[], tuple[int, int]]], None]:
-        """Send a notification; see `Outbox.signal`."""
+    @cython.ccall
+    def hint(self, queue: cython.uint, index: cython.uint) -> cython.void:
+        """A notification for a queue, and the index in it."""
+        raise NotImplementedError
 
-    @property
-    def forget_signal(self) -> Callable[[int], None]:
-        """Drop the one that waits for room."""
+    @cython.ccall
+    def hinted(self) -> cython.void:
+        """No more of them are there now."""
+        raise NotImplementedError
 
 
 @cython.final
 @cython.cclass
-class Channels:
+class Channels(ElementReceiver):
     """The Sub-CRQs of one adapter, and which queue of the session each carries."""
 
     rejected: cython.ulonglong
@@ -45,8 +47,7 @@ class Channels:
     _dma: Any
     _crq: Any
     _kind: cython.uint
-    _on_hint: Any
-    _on_drained: Any
+    _receiver: HintReceiver
     _session: cython.uint
     _ends: list[SubCrqEnd]
     _carried: dict[int, SubCrqEnd]
@@ -59,11 +60,9 @@ class Channels:
         dma: DmaSpace,
         crq: CrqEnd,
         kind: Message,
-        *,
-        on_hint: Callable[[int, int], None],
-        on_drained: Callable[[], None],
+        receiver: HintReceiver,
     ) -> None:
-        """`kind` is what this end receives, KICK or USED; `on_hint(queue, index)` gets those that are not too late."""
+        """`kind` is what this end receives, KICK or USED; `receiver` gets those that are not too late."""
         self.rejected = 0
         """Elements of another session, generation or kind, or for a queue that this Sub-CRQ does not carry."""
         self._kernel = kernel
@@ -71,8 +70,7 @@ class Channels:
         self._dma = dma
         self._crq = crq
         self._kind = kind
-        self._on_hint = on_hint
-        self._on_drained = on_drained
+        self._receiver = receiver
         self._session = 0
         self._ends = []
         """All that were ever made; their memory is used again by later sessions."""
@@ -91,14 +89,9 @@ class Channels:
         """Register one more; the return code says whether it is registered."""
         end = next((end for end in self._ends if not end.registered), None)
         if end is None:
-            end = self._make()
+            end = SubCrqEnd(self._kernel, self._node, self._dma, self._crq, self)
             self._ends.append(end)
         return end.register(), end
-
-    def _make(self) -> SubCrqEnd:
-        end = SubCrqEnd(self._kernel, self._node, self._dma, self._crq, on_element=None, on_drained=self._on_drained)
-        end.on_element = partial(self.take, end)
-        return end
 
     def carry(self, queue: int, end: SubCrqEnd, session: int, generation: int) -> None:
         """From here on `queue` is carried by `end`."""
@@ -108,8 +101,8 @@ class Channels:
 
     def notifier(self, queue: int) -> Notifier:
         """Where this queue's notifications go."""
-        found: Notifier = self._carried.get(queue, self._crq)
-        return found
+        end: SubCrqEnd | None = self._carried.get(queue)
+        return self._crq.outbox if end is None else end
 
     def carrier(self, queue: int) -> SubCrqEnd | None:
         """What carries a queue; None for one on the CRQ."""
@@ -137,7 +130,8 @@ class Channels:
         while self._ends:
             self._ends.pop().release()
 
-    def take(self, end: SubCrqEnd, high: cython.ulonglong, low: cython.ulonglong) -> None:
+    @cython.ccall
+    def take(self, end: SubCrqEnd, high: cython.ulonglong, low: cython.ulonglong) -> cython.void:
         """An element came through one of the Sub-CRQs: if it is of now, its hint is passed on.
 
         What it says: bytes 6-7 and, above them, the round, bytes 10-11 (P6.2).
@@ -151,4 +145,9 @@ class Channels:
         ):
             self.rejected += 1
             return
-        self._on_hint(queue, (high & 0xFFFF) | ((low >> 16) & 0xFFFF_0000))
+        self._receiver.hint(queue, (high & 0xFFFF) | ((low >> 16) & 0xFFFF_0000))
+
+    @cython.ccall
+    def drained(self) -> cython.void:
+        """See `ElementReceiver`."""
+        self._receiver.hinted()

@@ -127,8 +127,7 @@ class VirtioVio:
             self._dma,
             self.crq,
             Message.USED,
-            on_hint=self._receiver.hint,
-            on_drained=self._receiver.drained,
+            self._receiver,
         )
         self._handshake = Handshake(
             driver,

@@ -1,7 +1,16 @@
 cimport cython
 from powervio.vio.dma cimport DmaSpace
+from powervio.vio.outbox cimport Notification, Notifier
 from powervio.virtio.driver_queue cimport Buffer, DriverQueue
 from powervio.virtio.driver_ring cimport DriverRing
+
+cdef class CrqDriverQueue
+
+@cython.final
+cdef class KickNotification(Notification):
+    cdef CrqDriverQueue _queue
+    cdef unsigned long long _without_index
+    cdef unsigned long long low_half
 
 cdef class CrqDriverQueue(DriverQueue):
     cdef readonly DriverRing ring
@@ -11,12 +20,10 @@ cdef class CrqDriverQueue(DriverQueue):
     cdef readonly DmaSpace _dma
     cdef object _features
     cdef bint _big_endian
-    cdef public object _notifier
+    cdef public Notifier _notifier
     cdef bint _auto
     cdef bint _always
-    cdef object _build
-    cdef object _kick_high
-    cdef object _kick_low
+    cdef KickNotification _kick
     cdef list _tables
     cdef list _table_of
     cdef unsigned int _indirect_count

@@ -10,19 +10,19 @@ This file is compiled (Cython pure mode) and also runs interpreted.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any, Literal, TypeAlias
 
 import cython
 from cython.cimports.powervio.memory.hw import copy, ld32, ld64, pointer, st32, st64
 from cython.cimports.powervio.vio.dma import DmaSpace
+from cython.cimports.powervio.vio.outbox import Notification, Notifier
 from cython.cimports.powervio.virtio.driver_queue import Buffer, DriverQueue
 from cython.cimports.powervio.virtio.driver_ring import DriverRing
 
 from powervio.errors import LocalError, RemoteError, Verdict
 from powervio.papr.codes import HcallError
 from powervio.papr.tce import TCE_ACCESS, TCE_READ
-from powervio.transport.crq.channels import Notifier
 from powervio.transport.crq.own_ring import OwnRing
 from powervio.transport.crq.protocol import Message, QueueAddresses, encode
 from powervio.vio.crq import CrqEnd
@@ -46,6 +46,30 @@ _READ = cython.declare(cython.uint, TCE_READ)
 _ACCESS = cython.declare(cython.uint, TCE_ACCESS)
 
 
+@cython.final
+@cython.cclass
+class KickNotification(Notification):
+    """KICK of one queue: what is published when it is sent."""
+
+    _queue: CrqDriverQueue
+    _without_index: cython.ulonglong
+    low_half: cython.ulonglong
+
+    def __init__(self, queue: CrqDriverQueue, high: int, low: int) -> None:
+        super().__init__(queue.index, high, low)
+        self._queue = queue
+        self._without_index = high
+        self.low_half = low
+        """With the queue's generation, where that is said."""
+
+    @cython.ccall
+    def build(self) -> cython.void:
+        """See `Notification`: bytes 6-7, and the round of a packed ring in bytes 10-11 (P6.2)."""
+        index: cython.ulonglong = self._queue.ring.published_index
+        self.high = self._without_index | (index & 0xFFFF)
+        self.low = self.low_half | ((index >> 16) << 32)
+
+
 @cython.cclass
 class CrqDriverQueue(DriverQueue):
     """See `DriverQueue`. Lives for one session; `end` takes every mapping back."""
@@ -60,9 +84,7 @@ class CrqDriverQueue(DriverQueue):
     _notifier: Notifier
     _auto: cython.bint
     _always: cython.bint
-    _build: Callable[[], tuple[int, int]]
-    _kick_high: int
-    _kick_low: int
+    _kick: KickNotification
     # Indirect tables that no buffer has, and the one of each head.
     _tables: list[DmaMemory]
     _table_of: list[DmaMemory | None]
@@ -119,7 +141,7 @@ class CrqDriverQueue(DriverQueue):
         """Set while the last completions are taken: nothing is added any more."""
         self.held = False
         """Set while the device is not to look at the queue: what is added is not published."""
-        self._notifier = crq
+        self._notifier = crq.outbox
         self._auto = indirect == "auto"
         self._always = indirect == "always"
         self._tables = []
@@ -140,8 +162,8 @@ class CrqDriverQueue(DriverQueue):
         self._keep = _LAZY if lazy else 0
         self._used_count = self._ready = self._next = 0
         self._tokens = []
-        self._kick_high, self._kick_low = encode(Message.KICK, session, queue=index)
-        self._build = self._kick_message
+        high, low = encode(Message.KICK, session, queue=index)
+        self._kick = KickNotification(self, high, low)
 
     def _make_memory(self) -> OwnRing:
         if self._features & feature.RING_PACKED:
@@ -172,7 +194,7 @@ class CrqDriverQueue(DriverQueue):
     def use(self, notifier: Notifier, generation: int) -> None:
         """Kick through a Sub-CRQ; the kick carries the queue's generation (P5.16)."""
         self._notifier = notifier
-        self._kick_low = generation << 48
+        self._kick.low_half = generation << 48
 
     @cython.ccall
     @cython.exceptval(-1)
@@ -354,11 +376,7 @@ class CrqDriverQueue(DriverQueue):
                 return  # the device tree tells the driver
             raise
         if self.ring.show() != 0:
-            self._notifier.signal(self.index, self._build)
-
-    def _kick_message(self) -> tuple[int, int]:
-        index = self.ring.published_index  # bytes 6-7, and the round of a packed ring in bytes 10-11 (P6.2)
-        return self._kick_high | index & 0xFFFF, self._kick_low | (index >> 16) << 32
+            self._notifier.signal(self._kick)
 
     @cython.ccall
     def reap(self) -> Used:

@@ -11,9 +11,12 @@ from collections.abc import Callable
 from typing import Any
 
 import cython
+from cython.cimports.powervio.transport.crq.channels import HintReceiver
 from cython.cimports.powervio.transport.crq.service import QueueService
+from cython.cimports.powervio.vio.inbox import Inbox
 
 from powervio.transport.crq.protocol import Message
+from powervio.vio.kernel import PartitionKernel
 from powervio.virtio import status as device_status
 
 _KICK = cython.declare(cython.uint, int(Message.KICK))
@@ -24,20 +27,25 @@ _RUNNING = cython.declare(cython.uint, device_status.DRIVER_OK)
 
 @cython.final
 @cython.cclass
-class KickReceiver:
+class KickReceiver(HintReceiver):
     """Of one server adapter."""
 
     refused: cython.ulonglong
     configuration: Any
+    inbox: Inbox | None
+    _kernel: Any
     _service: QueueService
     _other: Any
 
-    def __init__(self, service: QueueService, other: Callable[[int, int], None]) -> None:
+    def __init__(self, kernel: PartitionKernel, service: QueueService, other: Callable[[int, int], None]) -> None:
         """`other` gets all other messages."""
         self.refused = 0
         """Kicks of another session, or before DRIVER_OK: survived, not served (virtio 1.4, 3.1.1)."""
         self.configuration = None
         """Its `session` is what kicks have to belong to; set before the first message comes."""
+        self.inbox = None
+        """The CRQ's; set before the first kick through a Sub-CRQ comes."""
+        self._kernel = kernel
         self._service = service
         self._other = other
 
@@ -58,7 +66,8 @@ class KickReceiver:
                 return
         self.refused += 1
 
-    def hint(self, queue: object, index: object) -> None:
+    @cython.ccall
+    def hint(self, queue: cython.uint, index: cython.uint) -> cython.void:
         """A kick of this session that came through a Sub-CRQ."""
         status: cython.uint
         session = self.configuration.session
@@ -69,10 +78,20 @@ class KickReceiver:
                 return
         self.refused += 1
 
+    @cython.ccall
+    def hinted(self) -> cython.void:
+        """Kicks came through a Sub-CRQ: what was sent on the CRQ before them counts first (P5.16)."""
+        assert self.inbox is not None
+        self.inbox.drain()
+        if self.inbox.has_more():
+            self._kernel.call_soon(self.hinted)
+        else:
+            self._service.serve()
+
 
 @cython.final
 @cython.cclass
-class UsedReceiver:
+class UsedReceiver(HintReceiver):
     """Of one client adapter."""
 
     live: cython.bint
@@ -116,11 +135,18 @@ class UsedReceiver:
         else:
             self.rejected += 1
 
-    def hint(self, queue: int, index: int) -> None:
+    @cython.ccall
+    def hint(self, queue: cython.uint, index: cython.uint) -> cython.void:
         """A notification of this session that came through a Sub-CRQ."""
         self.used.add(queue)
 
-    def drained(self) -> None:
+    @cython.ccall
+    def hinted(self) -> cython.void:
+        """See `drained`."""
+        self.drained()
+
+    @cython.ccall
+    def drained(self) -> cython.void:
         """The CRQ is empty: hand up what the device has used, one call a queue however many notifications came."""
         used: set[int] = self.used
         index: cython.uint

@@ -90,7 +90,7 @@ class VirtioCrq:
         if kernel.engine is not None and redirect_min is not None:
             redirector = Redirector(kernel.port, node, kernel.engine, kernel.pages, redirect_min)
         self._service = QueueService(kernel, self._dma, self._window, device, self._needs_reset, redirector)
-        self._kicks = KickReceiver(self._service, self._message)
+        self._kicks = KickReceiver(kernel, self._service, self._message)
         self.crq = CrqEnd(
             kernel,
             node,
@@ -102,15 +102,8 @@ class VirtioCrq:
             on_event=self._suspension,
             prepare_msec=_PREPARE_MSEC,
         )
-        self._channels = Channels(
-            kernel,
-            node,
-            self._dma,
-            self.crq,
-            Message.KICK,
-            on_hint=self._kicks.hint,
-            on_drained=self._channel_drained,
-        )
+        self._kicks.inbox = self.crq.inbox
+        self._channels = Channels(kernel, node, self._dma, self.crq, Message.KICK, self._kicks)
         self._configuration = Configuration(
             node.location_code,
             device,
@@ -196,14 +189,6 @@ class VirtioCrq:
         if session.status.status & device_status.DRIVER_OK:
             return "running"
         return "negotiating" if session.status.status else "probed"
-
-    def _channel_drained(self) -> None:
-        """Kicks came through a Sub-CRQ: what was sent on the CRQ before them counts first (P5.16)."""
-        self.crq.drain()
-        if self.crq.waiting:
-            self._kernel.call_soon(self._channel_drained)
-        else:
-            self._service.serve()
 
     def _suspension(self, event: TransportEvent) -> None:
         """FF09: finish what is in hand, begin nothing, and say so; FF0A: go on (P1.8)."""

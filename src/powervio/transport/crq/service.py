@@ -15,12 +15,13 @@ from types import MappingProxyType
 from typing import Any
 
 import cython
+from cython.cimports.powervio.vio.outbox import Notification, Notifier
 from cython.cimports.powervio.virtio.device_queue import DeviceQueue
 from cython.cimports.powervio.virtio.device_ring import DeviceRing
 
 from powervio.errors import LocalError, RemoteError, Verdict
 from powervio.transport.crq.batch import RdmaBatch
-from powervio.transport.crq.channels import Channels, Notifier
+from powervio.transport.crq.channels import Channels
 from powervio.transport.crq.protocol import Message, QueueAddresses, encode
 from powervio.transport.crq.redirect import RedirectedPayload, Redirector
 from powervio.transport.crq.remote import RdmaPayload, RemoteWindow
@@ -44,6 +45,27 @@ other adapters get a turn. A single request is bounded by its device."""
 
 @cython.final
 @cython.cclass
+class UsedNotification(Notification):
+    """USED of one queue, and where it goes."""
+
+    notifier: Notifier
+    _ring: DeviceRing
+    _without_index: cython.ulonglong
+
+    def __init__(self, key: int, high: int, low: int, ring: DeviceRing, notifier: Notifier) -> None:
+        super().__init__(key, high, low)
+        self.notifier = notifier
+        self._ring = ring
+        self._without_index = high
+
+    @cython.ccall
+    def build(self) -> cython.void:
+        """See `Notification`."""
+        self.high = self._without_index | self._ring.used_position()  # bytes 6-7 (P2.3)
+
+
+@cython.final
+@cython.cclass
 class QueueService:
     """The live queues of one device and one session."""
 
@@ -55,7 +77,6 @@ class QueueService:
     rejected: cython.ulonglong
     device: Any
     _kernel: Any
-    _notifiers: dict[int, Notifier]
     _dma: Any
     _window: Any
     _on_broken: Any
@@ -64,7 +85,7 @@ class QueueService:
     _rings: dict[int, RemoteRing]
     _queues: dict[int, DeviceQueue]
     _kicked: dict[int, int | None]
-    _builders: dict[int, Callable[[], tuple[int, int]]]
+    _told: dict[int, UsedNotification]
 
     def __init__(
         self,
@@ -89,7 +110,6 @@ class QueueService:
         self.rejected = 0
         """Kicks without a queue, and requests that failed alone."""
         self._kernel = kernel
-        self._notifiers = {}
         self._dma = dma
         self._window = window
         self.device = device
@@ -102,7 +122,7 @@ class QueueService:
         self._rings = {}
         self._queues = {}
         self._kicked = {}
-        self._builders = {}
+        self._told = {}
 
     def __contains__(self, index: int) -> bool:
         return index in self._queues
@@ -141,9 +161,7 @@ class QueueService:
         )
         self._queues[entry.index].staging = self._staging
         high, low = encode(Message.USED, session, queue=entry.index, generation=channels.generation(entry.index))
-        self._notifiers[entry.index] = channels.notifier(entry.index)
-        # bytes 6-7 are the index (P2.3)
-        self._builders[entry.index] = lambda: (high | ring.used_index, low)
+        self._told[entry.index] = UsedNotification(entry.index, high, low, ring, channels.notifier(entry.index))
 
     def _open(
         self, entry: QueueAddresses, features: int, big_endian: bool, reached: tuple[int, int] | None
@@ -192,9 +210,8 @@ class QueueService:
         queue.live = False
         self.rejected += queue.ring.rejected
         self._rings.pop(index).release()
-        del self._builders[index]
         self._kicked.pop(index, None)
-        self._notifiers.pop(index).forget_signal(index)
+        self._told.pop(index).notifier.forget_signal(index)
 
     def end(self) -> None:
         """Forget all queues; nothing of them is touched any more, whatever the device still has in hand."""
@@ -243,7 +260,8 @@ class QueueService:
         for index in self._queues:
             self._kicked[index] = None
 
-    def serve(self) -> None:
+    @cython.ccall
+    def serve(self) -> cython.void:
         """Serve every queue that was kicked."""
         kicked: dict[int, int | None] = self._kicked
         if not kicked:
@@ -315,7 +333,8 @@ class QueueService:
             self._on_broken(f"queue {index}: {error}")
 
     def _notify(self, index: int) -> None:
-        self._notifiers[index].signal(index, self._builders[index])
+        told: UsedNotification = self._told[index]
+        told.notifier.signal(told)
         if (self.on_idle is None and self.on_frozen is None) or self.in_hand:
             return
         calls = self.on_frozen, self.on_idle
