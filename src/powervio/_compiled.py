@@ -118,6 +118,12 @@ COMPILED = (
     "powervio.transport.vhost_user.inflight",
     "powervio.gateway.mailbox",
     "powervio.gateway.calls",
+    "powervio.files.fuse_codec",
+    "powervio.drivers.p9_core",
+    "powervio.drivers.p9_tree",
+    "powervio.attach.fuse",
+    "powervio.attach.fuse_p9",
+    "powervio.attach.p9_socket",
 )
 """The modules that are compiled; `ext-modules` in pyproject.toml is the same list."""
 

@@ -1,4 +1,4 @@
-"""A share on a mount, served by diod: real programs, ends of servers and of mounts. Needs root."""
+"""A share on a mount, served by diod and by our own server: programs, ends of servers and of mounts. Needs root."""
 
 from __future__ import annotations
 
@@ -19,20 +19,20 @@ from pathlib import Path
 
 import pytest
 from tests.attach.p9_mounts import Mounted, is_mounted
-from tests.attach.p9_servers import Diod
+from tests.attach.p9_servers import Diod, Ours, Server
 
 TESTS = Path(__file__).parents[1]
 
 
-@pytest.fixture
-def server(tmp_path: Path) -> Iterator[Diod]:
-    made = Diod(tmp_path)
+@pytest.fixture(params=[Diod, Ours], ids=["diod", "ours"])
+def server(tmp_path: Path, request: pytest.FixtureRequest) -> Iterator[Server]:
+    made: Server = request.param(tmp_path)
     yield made
     made.kill()
 
 
 @pytest.fixture
-def mounted(server: Diod, tmp_path: Path) -> Iterator[Mounted]:
+def mounted(server: Server, tmp_path: Path) -> Iterator[Mounted]:
     made = Mounted(server.address, tmp_path / "mnt", "--share", server.name)
     yield made
     made.close()
@@ -78,7 +78,7 @@ def test_git_clone_and_fsck(mounted: Mounted, tmp_path: Path) -> None:
     run("diff", "-r", "--no-dereference", origin / "tree", clone / "tree")
 
 
-def test_tree_of_the_project_is_copied_and_compared(mounted: Mounted, server: Diod) -> None:
+def test_tree_of_the_project_is_copied_and_compared(mounted: Mounted, server: Server) -> None:
     run("cp", "-a", TESTS, mounted.path / "copy")
     run("diff", "-r", TESTS, mounted.path / "copy")
     run("diff", "-r", TESTS, server.share / "copy")
@@ -146,7 +146,7 @@ for n in range(10**9):
     db.close()
 
 
-def test_mapping_is_written_and_read(mounted: Mounted, server: Diod) -> None:
+def test_mapping_is_written_and_read(mounted: Mounted, server: Server) -> None:
     path = mounted.path / "mapped"
     path.write_bytes(bytes(1 << 20))
     with path.open("r+b") as file, mmap.mmap(file.fileno(), 0) as mapping:
@@ -167,7 +167,53 @@ def test_mapping_is_written_and_read(mounted: Mounted, server: Diod) -> None:
     assert data[1 << 20 :] == b"appended"
 
 
-def test_changes_of_others_are_seen_at_open(mounted: Mounted, server: Diod) -> None:
+@pytest.fixture
+def ours(tmp_path: Path) -> Iterator[Mounted]:
+    """What diod, whose fids are names, cannot do."""
+    server = Ours(tmp_path)
+    try:
+        mounted = Mounted(server.address, tmp_path / "mnt")
+        yield mounted
+        mounted.close()
+    finally:
+        server.kill()
+
+
+def test_file_without_a_name_goes_on(ours: Mounted) -> None:
+    path = ours.path / "gone"
+    with path.open("w+b") as file:
+        file.write(b"before")
+        file.flush()
+        path.unlink()
+        assert not path.exists()
+        file.write(b" and after")
+        file.flush()
+        file.seek(0)
+        assert file.read() == b"before and after"
+        os.fchmod(file.fileno(), 0o600)
+        assert os.fstat(file.fileno()).st_size == 16
+        assert os.fstat(file.fileno()).st_nlink == 0
+
+
+def test_default_acl_counts_and_the_umask_does_not(ours: Mounted) -> None:
+    for name, acl in (("plain", None), ("acl", "default:user:1234:rwx,default:mask::rwx")):
+        (ours.path / name).mkdir()
+        if acl is not None:
+            run("setfacl", "-m", acl, ours.path / name)
+        before = os.umask(0o077)
+        try:
+            os.close(os.open(ours.path / name / "file", os.O_CREAT | os.O_WRONLY, 0o666))
+            os.mkdir(ours.path / name / "directory", 0o777)
+        finally:
+            os.umask(before)
+    modes = [stat.S_IMODE((ours.path / name).stat().st_mode) for name in ("plain/file", "plain/directory")]
+    assert modes == [0o600, 0o700]
+    modes = [stat.S_IMODE((ours.path / name).stat().st_mode) for name in ("acl/file", "acl/directory")]
+    assert modes == [0o664, 0o775]
+    assert "user:1234:rwx" in run("getfacl", "-c", "-p", ours.path / "acl/directory")
+
+
+def test_changes_of_others_are_seen_at_open(mounted: Mounted, server: Server) -> None:
     (server.share / "file").write_bytes(b"one" * 1000)
     assert (mounted.path / "file").read_bytes() == b"one" * 1000
     for number in range(20):
@@ -176,7 +222,7 @@ def test_changes_of_others_are_seen_at_open(mounted: Mounted, server: Diod) -> N
         assert (mounted.path / "file").read_bytes() == text
 
 
-def test_directory_of_many_entries_is_read_whole(mounted: Mounted, server: Diod) -> None:
+def test_directory_of_many_entries_is_read_whole(mounted: Mounted, server: Server) -> None:
     names = {f"{number:05d}-{'n' * (number % 200)}" for number in range(3000)}
     for name in names:
         (server.share / name).touch()
@@ -203,7 +249,7 @@ def test_errors_are_the_servers(mounted: Mounted) -> None:
         assert caught.value.errno == code
 
 
-def test_open_file_goes_on_after_the_server_was_restarted(mounted: Mounted, server: Diod) -> None:
+def test_open_file_goes_on_after_the_server_was_restarted(mounted: Mounted, server: Server) -> None:
     path = mounted.path / "deep/file"
     path.parent.mkdir()
     path.write_bytes(b"x" * 10000)
@@ -217,7 +263,7 @@ def test_open_file_goes_on_after_the_server_was_restarted(mounted: Mounted, serv
     assert os.listdir(mounted.path / "deep") == ["file"]
 
 
-def test_open_file_that_was_replaced_is_stale_after_a_restart(mounted: Mounted, server: Diod) -> None:
+def test_open_file_that_was_replaced_is_stale_after_a_restart(mounted: Mounted, server: Server) -> None:
     path = mounted.path / "file"
     path.write_bytes(b"old")
     with path.open("r+b", buffering=0) as file:
@@ -235,7 +281,7 @@ def test_open_file_that_was_replaced_is_stale_after_a_restart(mounted: Mounted, 
     until(lambda: path.read_bytes() == b"new")
 
 
-def test_programs_get_eio_when_the_server_stays_away(server: Diod, tmp_path: Path) -> None:
+def test_programs_get_eio_when_the_server_stays_away(server: Server, tmp_path: Path) -> None:
     mounted = Mounted(server.address, tmp_path / "mnt", "--share", server.name, "--patience", "0.3", "--cache", "0")
     try:
         (mounted.path / "file").write_bytes(b"data")
@@ -256,7 +302,7 @@ def _reads(path: Path, data: bytes) -> bool:
         return False
 
 
-def test_mount_that_was_killed_is_cleared_by_the_next(server: Diod, tmp_path: Path) -> None:
+def test_mount_that_was_killed_is_cleared_by_the_next(server: Server, tmp_path: Path) -> None:
     first = Mounted(server.address, tmp_path / "mnt", "--share", server.name)
     first.process.send_signal(signal.SIGKILL)
     first.close()
@@ -276,14 +322,14 @@ def test_mount_that_was_killed_is_cleared_by_the_next(server: Diod, tmp_path: Pa
     assert not is_mounted(tmp_path / "mnt")
 
 
-def test_unmounting_ends_the_command(server: Diod, tmp_path: Path) -> None:
+def test_unmounting_ends_the_command(server: Server, tmp_path: Path) -> None:
     mounted = Mounted(server.address, tmp_path / "mnt", "--share", server.name)
     subprocess.run(["umount", tmp_path / "mnt"], check=True, timeout=20)
     assert mounted.process.wait(10) == 0
     mounted.close()
 
 
-def test_mount_goes_also_when_it_is_in_use(server: Diod, tmp_path: Path) -> None:
+def test_mount_goes_also_when_it_is_in_use(server: Server, tmp_path: Path) -> None:
     mounted = Mounted(server.address, tmp_path / "mnt", "--share", server.name)
     fd = os.open(mounted.path / "open", os.O_WRONLY | os.O_CREAT)
     assert mounted.close() == 0
@@ -294,7 +340,7 @@ def test_mount_goes_also_when_it_is_in_use(server: Diod, tmp_path: Path) -> None
         os.close(fd)
 
 
-def test_readonly_mount(server: Diod, tmp_path: Path) -> None:
+def test_readonly_mount(server: Server, tmp_path: Path) -> None:
     (server.share / "file").write_text("text")
     mounted = Mounted(server.address, tmp_path / "mnt", "--share", server.name, "--readonly")
     try:

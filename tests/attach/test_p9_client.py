@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import TypeVar
 
 import pytest
-from tests.attach.p9_servers import Diod
+from tests.attach.p9_servers import Diod, Ours, Server
 
 from powervio.attach.p9_socket import P9Socket, parse_address
 from powervio.drivers.p9 import P9Client
@@ -21,18 +21,19 @@ from powervio.drivers.p9_core import P9Core
 from powervio.drivers.p9_tree import LOCK_NONE, LOCK_READ, LOCK_WRITE, P9Tree
 from powervio.errors import LocalError
 
+pytestmark = pytest.mark.dual
 T = TypeVar("T")
 
 
-@pytest.fixture
-def server(tmp_path: Path) -> Iterator[Diod]:
-    made = Diod(tmp_path)
+@pytest.fixture(params=[Diod, Ours], ids=["diod", "ours"])
+def server(tmp_path: Path, request: pytest.FixtureRequest) -> Iterator[Server]:
+    made: Server = request.param(tmp_path)
     yield made
     made.kill()
 
 
 @asynccontextmanager
-async def client_of(server: Diod, *, msize: int = 1 << 20, patience: float = 10) -> AsyncIterator[P9Client]:
+async def client_of(server: Server, *, msize: int = 1 << 20, patience: float = 10) -> AsyncIterator[P9Client]:
     link = P9Socket(P9Core(msize=msize), parse_address(server.address), patience=patience)
     await link.start()
     try:
@@ -41,7 +42,7 @@ async def client_of(server: Diod, *, msize: int = 1 << 20, patience: float = 10)
         await link.close()
 
 
-def with_client(server: Diod, body: Callable[[P9Client], Awaitable[T]], *, msize: int = 1 << 20) -> T:
+def with_client(server: Server, body: Callable[[P9Client], Awaitable[T]], *, msize: int = 1 << 20) -> T:
     async def run() -> T:
         async with asyncio.timeout(30), client_of(server, msize=msize) as client:
             result = await body(client)
@@ -53,7 +54,7 @@ def with_client(server: Diod, body: Callable[[P9Client], Awaitable[T]], *, msize
     return asyncio.run(run())
 
 
-def test_files_are_written_and_read(server: Diod) -> None:
+def test_files_are_written_and_read(server: Server) -> None:
     data = os.urandom(200_000)
 
     async def body(client: P9Client) -> None:
@@ -73,7 +74,7 @@ def test_files_are_written_and_read(server: Diod) -> None:
     assert stat.S_IMODE((server.share / "file").stat().st_mode) == 0o640
 
 
-def test_names_are_made_moved_and_removed(server: Diod) -> None:
+def test_names_are_made_moved_and_removed(server: Server) -> None:
     async def body(client: P9Client) -> None:
         await client.mkdir("d", 0o750)
         await client.mkdir("d/e")
@@ -94,7 +95,7 @@ def test_names_are_made_moved_and_removed(server: Diod) -> None:
     assert set(os.listdir(server.share / "d")) == {"file", "pipe"}
 
 
-def test_symbolic_links_are_followed_within_the_share(server: Diod) -> None:
+def test_symbolic_links_are_followed_within_the_share(server: Server) -> None:
     (server.share / "a/b").mkdir(parents=True)
     (server.share / "a/b/file").write_text("here")
 
@@ -115,7 +116,7 @@ def test_symbolic_links_are_followed_within_the_share(server: Diod) -> None:
     with_client(server, body)
 
 
-def test_attributes_are_changed(server: Diod) -> None:
+def test_attributes_are_changed(server: Server) -> None:
     (server.share / "file").write_text("text")
 
     async def body(client: P9Client) -> None:
@@ -139,7 +140,7 @@ def test_attributes_are_changed(server: Diod) -> None:
     assert (there.st_uid, there.st_gid, there.st_size) == (12, os.getegid(), 1000)
 
 
-def test_large_directory_is_listed_whole(server: Diod) -> None:
+def test_large_directory_is_listed_whole(server: Server) -> None:
     names = {b"%d" % number * 20 for number in range(2000)}
     for name in names:
         (server.share / os.fsdecode(name)).touch()
@@ -150,7 +151,7 @@ def test_large_directory_is_listed_whole(server: Diod) -> None:
     with_client(server, body, msize=8192)
 
 
-def test_deep_path_takes_more_than_one_walk_to_be_found_again(server: Diod) -> None:
+def test_deep_path_takes_more_than_one_walk_to_be_found_again(server: Server) -> None:
     path = "/".join(f"d{number}" for number in range(40))
     (server.share / path).mkdir(parents=True)
     (server.share / path / "file").write_text("deep")
@@ -164,7 +165,7 @@ def test_deep_path_takes_more_than_one_walk_to_be_found_again(server: Diod) -> N
     with_client(server, body)
 
 
-def test_operations_wait_for_the_server_and_many_find_it_together(server: Diod) -> None:
+def test_operations_wait_for_the_server_and_many_find_it_together(server: Server) -> None:
     for number in range(50):
         (server.share / f"file{number}").write_text(str(number))
 
@@ -181,7 +182,7 @@ def test_operations_wait_for_the_server_and_many_find_it_together(server: Diod) 
     with_client(server, body)
 
 
-def test_locks_are_taken_again_in_the_new_connection(server: Diod) -> None:
+def test_locks_are_taken_again_in_the_new_connection(server: Server) -> None:
     (server.share / "file").touch()
 
     async def body(client: P9Client) -> None:
@@ -198,7 +199,7 @@ def test_locks_are_taken_again_in_the_new_connection(server: Diod) -> None:
     with_client(server, body)
 
 
-def test_cancelled_operation_lets_the_connection_go_on(server: Diod) -> None:
+def test_cancelled_operation_lets_the_connection_go_on(server: Server) -> None:
     (server.share / "file").write_bytes(bytes(1 << 20))
 
     async def body(client: P9Client) -> None:

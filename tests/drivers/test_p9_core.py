@@ -11,9 +11,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from powervio.drivers import p9_wire as p9
 from powervio.drivers.p9_core import MOST_CALLS, All, Connected, P9Call, P9Core, P9Error, P9Lost, Work
 from powervio.errors import RemoteError, Verdict
+from powervio.files import p9_codec as p9
+
+pytestmark = pytest.mark.dual
 
 
 class Recorder:

@@ -15,6 +15,7 @@ from powervio.files import fuse_messages as fuse
 from powervio.files.fuse_codec import FuseCodec, Request, byteorder_of, dirent_size
 from powervio.files.fuse_messages import BODIES, REQUESTS, Opcode
 
+pytestmark = pytest.mark.dual
 STRUCTS: dict[type[Any], str] = {
     fuse.InHeader: "in_header",
     fuse.OutHeader: "out_header",

@@ -1,3 +1,4 @@
+# cython: language_level=3, annotation_typing=False
 """One FUSE session at its device: requests of the kernel are read here, and answered by a file system.
 
 A file system is a table of functions, one for each kind of request. A function that can answer at once returns the

@@ -1,3 +1,4 @@
+# cython: language_level=3, annotation_typing=False
 """A 9P share as a file system of FUSE: each request of the kernel, in terms of `drivers/p9_tree`.
 
 **What the kernel may keep.** Names and attributes for `timeout` seconds; they may be as old when somebody else changes

@@ -1,3 +1,4 @@
+# cython: language_level=3, annotation_typing=False
 """9P over a stream socket: messages of a `P9Core`, and a connection that comes again when the server does."""
 
 from __future__ import annotations

@@ -76,6 +76,13 @@ def _stat(attr: Attributes) -> Stat:
     )
 
 
+def _checked(name: bytes) -> bytes:
+    """A name that a message can have; what else is wrong with it the server says."""
+    if len(name) > 4096:
+        raise OSError(errno.ENAMETOOLONG, os.strerror(errno.ENAMETOOLONG))
+    return name
+
+
 class P9File:
     """An open file or directory."""
 
@@ -212,7 +219,7 @@ class P9Client:
                 if len(stack) > 1:
                     stack.pop()
                 continue
-            node, attr = yield from self.tree.lookup(stack[-1], name, self.uid)
+            node, attr = yield from self.tree.lookup(stack[-1], _checked(name), self.uid)
             node.lookups += 1
             way.append(node)
             if stat.S_ISLNK(attr.mode) and (names or follow):
@@ -232,7 +239,7 @@ class P9Client:
         above, _, name = os.fsencode(path).rstrip(b"/").rpartition(b"/")
         if not name or name in (b".", b".."):
             raise OSError(errno.EINVAL, f"{path!r} ends with no name")
-        return (yield from self._find(above, way)), name
+        return (yield from self._find(above, way)), _checked(name)
 
     async def _with_way(self, work: Callable[[list[Node]], Work]) -> Any:
         way: list[Node] = []

@@ -1,3 +1,4 @@
+# cython: language_level=3, annotation_typing=False
 """The client's end of one 9P2000.L connection as a state machine: calls in, T-messages out, R-messages in, answers out.
 
 Theory of operation. A `P9Call` is one T-message. `P9Core.submit` gives it a tag and hands it to the channel; whoever
@@ -21,15 +22,12 @@ from collections import deque
 from collections.abc import Callable, Generator, Sequence
 from typing import Any, Protocol, TypeAlias
 
-from powervio.drivers import p9_wire as p9
 from powervio.errors import RemoteError, Verdict
+from powervio.files import p9_codec as p9
 
 Resume: TypeAlias = Callable[[Any, BaseException | None], None]
 MOST_CALLS = 256
 """Calls that the server has at once; further ones wait here."""
-NO_TAG = 0xFFFF
-NO_FID = 0xFFFF_FFFF
-VERSION = b"9P2000.L"
 
 
 class P9Error(OSError):
@@ -99,7 +97,7 @@ class P9Call:
 
     def message(self, tag: int) -> bytes:
         """The bytes on the wire, without a payload."""
-        return p9.pack(self.kind, tag, *self._fields, payload=0 if self.payload is None else len(self.payload))
+        return p9.pack(self.kind, tag, *self._fields, payload=None if self.payload is None else len(self.payload))
 
     def end(self, value: Any, error: BaseException | None) -> None:
         """Tell whoever waits."""
@@ -209,7 +207,7 @@ class P9Core:
         self._next_fid = 0
         self._free_fids.clear()
         msize = min(self._wanted, channel.most_bytes)
-        channel.send(p9.pack(p9.TVERSION, NO_TAG, msize, VERSION), None)
+        channel.send(p9.pack(p9.TVERSION, p9.NO_TAG, msize, p9.VERSION), None)
 
     def when_connected(self, waiter: Connected) -> None:
         """Let it know; see `Connected`."""
@@ -372,10 +370,10 @@ class P9Core:
             self._send(self._waiting.popleft())
 
     def _version(self, kind: int, tag: int, message: memoryview) -> None:
-        if kind != p9.RVERSION or tag != NO_TAG:
+        if kind != p9.RVERSION or tag != p9.NO_TAG:
             raise RemoteError(f"9P answer {kind} with tag {tag} to Tversion", Verdict.CLOSE)
         msize, version = p9.unpack(kind, message)
-        if version != VERSION:
+        if version != p9.VERSION:
             raise RemoteError(f"9P server speaks {version!r}, 9P2000.L is expected", Verdict.CLOSE)
         assert self._channel is not None
         if not 4096 <= msize <= min(self._wanted, self._channel.most_bytes):

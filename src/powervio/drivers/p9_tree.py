@@ -1,3 +1,4 @@
+# cython: language_level=3, annotation_typing=False
 """The files of a 9P2000.L share as a client knows them: nodes with fids, open files, and what can be done with them.
 
 Each operation is a generator of what it waits for (`p9_core.Work`), so that it runs in any loop or in none. All raise
@@ -18,8 +19,8 @@ from collections.abc import Callable, Iterator, Sequence
 from functools import wraps
 from typing import Any, NamedTuple, ParamSpec
 
-from powervio.drivers import p9_wire as p9
-from powervio.drivers.p9_core import NO_FID, All, Connected, P9Core, P9Error, P9Lost, Work
+from powervio.drivers.p9_core import All, Connected, P9Core, P9Error, P9Lost, Work
+from powervio.files import p9_codec as p9
 
 P = ParamSpec("P")
 
@@ -28,9 +29,7 @@ ATTRIBUTES = 0x3FFF
 BASIC = 0x7FF
 HAS_BTIME = 0x800
 HAS_GEN = 0x1000
-MOST_NAMES = 16
-"""Names in one Twalk."""
-HEADROOM = 24
+HEADROOM = p9.IO_HEADER
 """Bytes of a message beside its data. A Twrite has 23, an Rread 11; some servers refuse more than Linux asks for."""
 GROUPS = b"groups="
 """Begins the name of a user (uname) that says which groups it has: numbers with commas, its own group first."""
@@ -314,7 +313,7 @@ class P9Tree:
         number, epoch = self.core.new_fid(), self.core.epoch
         uid, name = self._identities.get(who, (who, self.user_name))
         try:
-            (qid,) = yield self.core.call(p9.TATTACH, number, NO_FID, name, self.share, uid)
+            (qid,) = yield self.core.call(p9.TATTACH, number, p9.NO_FID, name, self.share, uid)
         except P9Error:
             self.core.free_fid(number, epoch)
             raise
@@ -339,7 +338,7 @@ class P9Tree:
         qid = None
         at = 0
         while at < len(names) or not begun:
-            part = list(names[at : at + MOST_NAMES])
+            part = list(names[at : at + p9.MOST_NAMES])
             try:
                 (qids,) = yield core.call(p9.TWALK, number if begun else start, number, part)
                 if len(qids) > len(part):

@@ -1,3 +1,4 @@
+# cython: language_level=3, annotation_typing=False
 """FUSE's kernel protocol, both directions, between bytes and the values of `fuse_messages`, without any I/O.
 
 On /dev/fuse integers are in the machine's byte order; over virtio-fs the driver chooses it, and its first message says

@@ -1,0 +1,1 @@
+from powervio.attach.fuse import *

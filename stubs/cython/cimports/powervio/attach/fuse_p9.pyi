@@ -1,0 +1,1 @@
+from powervio.attach.fuse_p9 import *

@@ -1,0 +1,1 @@
+from powervio.attach.p9_socket import *

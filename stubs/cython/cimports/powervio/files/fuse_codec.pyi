@@ -1,0 +1,1 @@
+from powervio.files.fuse_codec import *
