@@ -4,14 +4,24 @@ from __future__ import annotations
 
 import errno
 import os
+import re
+import resource
+import subprocess
+import time
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
 
+from powervio.errors import LocalError
+from powervio.files import calls
 from powervio.files.identity import Caller
 from powervio.files.locks import READ, UNLOCK, WRITE, LockOwner
-from powervio.files.tree import Node, Rename, Set, Tree
+from powervio.files.tree import Node, Rename, Set, Tree, TreeOptions
+from powervio.memory.abstract import Backing
+
+from .posix_suite import ROOT
 
 pytestmark = pytest.mark.dual
 ME = Caller(os.geteuid(), os.getegid())
@@ -139,8 +149,6 @@ def test_setattr(share: Node) -> None:
 
 
 def test_readonly_share(tmp_path: Path) -> None:
-    from powervio.files.tree import TreeOptions
-
     (tmp_path / "f").write_text("text")
     with Tree(tmp_path, TreeOptions(readonly=True)) as tree:
         root = tree.root()
@@ -165,8 +173,6 @@ def test_readonly_share(tmp_path: Path) -> None:
 
 
 def test_descriptors_are_bounded_and_files_are_found_again(tmp_path: Path) -> None:
-    from powervio.files.tree import TreeOptions
-
     for number in range(64):
         (tmp_path / str(number)).write_text(str(number))
     with Tree(tmp_path, TreeOptions(max_held=8)) as tree:
@@ -199,3 +205,187 @@ def test_locks(share: Node) -> None:
     assert (other.kind, other.start, other.length, other.owner) == (WRITE, 0, 10, one)
     assert opened.lock(UNLOCK, 0, 0, one)
     assert opened.lock(READ, 9, 1, two)
+
+
+class TwoPieces:
+    """A payload whose memory is in two places."""
+
+    def __init__(self, sizes: tuple[int, int]) -> None:
+        self.pieces = [memoryview(bytearray(b"?" * size)) for size in sizes]
+        self.length = sum(sizes)
+
+    def read(self, offset: int, length: int) -> bytes:
+        return b"".join(self.pieces)[offset : offset + length]
+
+    def write(self, offset: int, data: bytes) -> None:
+        raise NotImplementedError
+
+    def fill_from(self, backing: Backing, position: int, offset: int, length: int) -> None:
+        backing.read_vector(position, self.pieces)
+
+    def drain_to(self, backing: Backing, position: int, offset: int, length: int) -> None:
+        for piece in self.pieces:
+            backing.write_from(position, piece)
+            position += len(piece)
+
+
+def test_payload_is_filled_as_far_as_the_file_goes(share: Node) -> None:
+    _, opened = share.create(b"f", os.O_RDWR, 0o600, ME)
+    opened.pwrite(b"0123456", 0)
+    payload = TwoPieces((4, 8))
+    assert opened.fill(payload, 0, 12, 0) == 7
+    assert payload.read(0, 12) == b"0123456" + bytes(5)
+    assert opened.fill(payload, 0, 12, 100) == 0
+    assert opened.drain(payload, 0, 12, 0) == 12
+    assert opened.stat().size == 12
+
+
+def test_payload_and_a_file_that_is_not_open_for_that(share: Node) -> None:
+    node, opened = share.create(b"f", os.O_WRONLY, 0o600, ME)
+    with fails(errno.EBADF):
+        opened.fill(TwoPieces((4, 4)), 0, 8, 0)
+    with fails(errno.EBADF):
+        node.open(os.O_RDONLY, ME).drain(TwoPieces((4, 4)), 0, 8, 0)
+    with fails(errno.EINVAL):
+        opened.drain(TwoPieces((4, 4)), 0, 8, (1 << 63) - 4)
+
+
+def test_full_file_system_takes_what_it_can(memory_folder: Path) -> None:
+    with small_file_system(memory_folder) as folder, Tree(folder) as tree:
+        root = tree.root()
+        _, opened = root.create(b"f", os.O_RDWR, 0o600, ME)
+        data = bytes(1 << 20)
+        assert opened.pwrite(data, 0) < len(data)
+        with fails(errno.ENOSPC):
+            opened.pwrite(data, 1 << 20)
+        payload = TwoPieces((1 << 19, 1 << 19))
+        with fails(errno.ENOSPC):
+            opened.drain(payload, 0, 1 << 20, 1 << 20)
+        opened.close()
+
+
+@contextmanager
+def small_file_system(place: Path) -> Iterator[Path]:
+    subprocess.run([*ROOT, "mount", "-t", "tmpfs", "-o", "size=256k,mode=777", "none", str(place)], check=True)
+    try:
+        yield place
+    finally:
+        subprocess.run([*ROOT, "umount", "-l", str(place)], check=True)
+
+
+def test_files_of_another_device_have_numbers_of_their_own(tmp_path: Path) -> None:
+    inner = tmp_path / "inner"
+    inner.mkdir()
+    with small_file_system(inner), Tree(tmp_path, TreeOptions(max_held=2)) as tree:
+        root = tree.root()
+        below = root.lookup(b"inner", ME)
+        made = [below.mkdir(b"%d" % number, 0o755, ME) for number in range(8)]
+        assert below.path >> 56 == 1
+        assert len({root.path, below.path, *(node.path for node in made)}) == 10
+        assert below.lookup(b"..", ME).path == root.path
+        with fails(errno.EXDEV):
+            root.rename(b"inner", below, b"x", ME)
+        for number, node in enumerate(made):  # they are on another mount, and so stay open
+            below.rename(b"%d" % number, below, b"new%d" % number, ME)
+            assert node.stat().ino == node.ino
+        for node in (*made, below):
+            node.close()
+
+
+def test_entries_of_the_root_say_nothing_of_what_is_above(share: Node) -> None:
+    share.mkdir(b"d", 0o755, ME)
+    entries = {entry.name: entry for entry in share.open(os.O_RDONLY, ME).readdir()}
+    assert entries[b".."].path == entries[b"."].path == share.path
+    assert entries[b"d"].kind == 4
+    assert entries[b"d"].path == share.lookup(b"d", ME).path
+
+
+def test_version_changes_with_every_change(share: Node) -> None:
+    node, opened = share.create(b"f", os.O_RDWR, 0o600, ME)
+    seen = set()
+    for number in range(50):
+        opened.pwrite(b"x", number)
+        seen.add(node.stat().version)
+    assert len(seen) == 50
+    os.utime(opened.fd, (1, 1))
+    time.sleep(0.05)
+    assert node.stat().version == opened.stat().version == share.lookup(b"f", ME).version
+
+
+def test_open_files_are_bounded(tmp_path: Path) -> None:
+    with Tree(tmp_path, TreeOptions(max_open=2)) as tree:
+        root = tree.root()
+        opened = [root.open(os.O_RDONLY, ME) for _ in range(2)]
+        with fails(errno.EMFILE):
+            root.open(os.O_RDONLY, ME)
+        with fails(errno.EMFILE):
+            root.create(b"f", os.O_RDWR, 0o600, ME)
+        opened[0].close()
+        opened[0].close()
+        root.create(b"f", os.O_RDWR, 0o600, ME)[1].close()
+
+
+def test_process_without_descriptors_lets_go_of_some(tmp_path: Path) -> None:
+    for number in range(64):
+        (tmp_path / str(number)).write_text(str(number))
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    with Tree(tmp_path, TreeOptions(max_held=1000)) as tree:
+        root = tree.root()
+        fd = os.open(tmp_path, os.O_RDONLY)
+        os.close(fd)
+        resource.setrlimit(resource.RLIMIT_NOFILE, (fd + 20, hard))
+        try:
+            nodes = [root.lookup(b"%d" % number, ME) for number in range(64)]
+            for node in nodes:
+                node.open(os.O_RDONLY, ME).close()
+            root.create(b"new", os.O_RDWR, 0o600, ME)[1].close()
+        finally:
+            resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+        assert tree.cache.evicted > 0
+        assert [node.stat().size for node in nodes] == [len(str(number)) for number in range(64)]
+
+
+def test_nodes_end_with_their_last_reference(share: Node) -> None:
+    node = share.mkdir(b"d", 0o755, ME)
+    assert node.duplicate() is node
+    node.close()
+    node.stat()
+    node.close()
+    node.close()
+    for use in (node.stat, node.duplicate, lambda: node.open(os.O_RDONLY, ME), lambda: node.lookup(b"x", ME)):
+        with fails(errno.EBADF):
+            use()
+
+
+def test_closed_tree(tmp_path: Path) -> None:
+    tree = Tree(tmp_path)
+    root = tree.root()
+    node, opened = root.create(b"f", os.O_RDWR, 0o600, ME)
+    tree.close()
+    tree.close()
+    with fails(errno.EBADF):
+        tree.root()
+    for left in (root, node):
+        with fails(errno.EBADF):
+            left.stat()
+        left.close()
+    assert len(tree.cache) == 0
+    assert opened.pwrite(b"x", 0) == 1
+    opened.close()
+    with fails(errno.EBADF):
+        opened.pread(bytearray(1), 0)
+
+
+@pytest.mark.parametrize("name", ["nothing", "file"])
+def test_what_cannot_be_shared(tmp_path: Path, name: str) -> None:
+    (tmp_path / "file").write_text("")
+    with pytest.raises(LocalError, match="cannot be shared"):
+        Tree(tmp_path / name)
+
+
+def test_every_call_of_the_header_has_a_stand_in() -> None:
+    declared = set(re.findall(r'(\w+) "fs_\w+"', Path(calls.__file__).with_suffix(".pxd").read_text()))
+    header = set(re.findall(r"\bfs_(\w+)\(", Path(calls.__file__).with_suffix(".h").read_text()))
+    assert declared
+    assert declared <= set(dir(calls))
+    assert declared <= header

@@ -19,6 +19,7 @@ cdef class DescriptorCache:
     cdef int _hand
     cdef int _mount
     cdef unsigned int _mount_id
+    cdef void end(self) noexcept
     cpdef int make_room(self, int count) noexcept
     cdef bint _probe(self) noexcept
     cdef void adopt(self, Held held, int fd) noexcept

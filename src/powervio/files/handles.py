@@ -195,6 +195,16 @@ class DescriptorCache:
         self.evicted += 1
         return True
 
+    @cython.cfunc
+    @cython.exceptval(check=False)
+    def end(self) -> cython.void:
+        """Close what is held and not in use at this moment; what is, is closed by whoever has it."""
+        held: Held
+        for held in list(self._ring):
+            held.references = 0
+            if held.pins == 0:
+                self._close(held)
+
     @cython.ccall
     @cython.exceptval(check=False)
     def make_room(self, count: cython.int) -> cython.int:

@@ -15,15 +15,17 @@ import os
 import struct
 from collections.abc import Callable, Hashable
 from dataclasses import dataclass
-from itertools import pairwise
 from typing import NamedTuple
 
 READ, WRITE, UNLOCK = 0, 1, 2
 """Kinds of locks, as F_RDLCK, F_WRLCK and F_UNLCK are numbered on most machines and in 9P2000.L."""
 END = (1 << 63) - 1
 """The last byte that there can be: a lock of length 0 goes to the end."""
-_HOST_KINDS = {READ: fcntl.F_RDLCK, WRITE: fcntl.F_WRLCK, UNLOCK: fcntl.F_UNLCK}
-_KINDS = {host: kind for kind, host in _HOST_KINDS.items()}
+_NONE, _SAME = -1, -2
+FILE_LIMIT = 1024
+"""Ranges in one file: each change looks at all of them."""
+_HOST_KINDS = {_NONE: fcntl.F_UNLCK, READ: fcntl.F_RDLCK, WRITE: fcntl.F_WRLCK, UNLOCK: fcntl.F_UNLCK}
+_KINDS = {fcntl.F_RDLCK: READ, fcntl.F_WRLCK: WRITE}
 _FLOCK = struct.Struct("hhqqi0q")
 
 FileKey = tuple[int, int]
@@ -55,11 +57,24 @@ class _Range(NamedTuple):
     owner: LockOwner
 
 
+class _Piece(NamedTuple):
+    start: int
+    end: int
+    kind: int
+
+
+class _Change(NamedTuple):
+    start: int
+    end: int
+    before: int
+    after: int
+
+
 class _File:
     def __init__(self, fd: int) -> None:
         self.fd = fd
         self.ranges: list[_Range] = []
-        self.mirror: list[tuple[int, int, int]] = []
+        self.mirror: list[_Piece] = []
         self.waiters: list[Callable[[], None]] = []
 
 
@@ -82,14 +97,14 @@ class LockTable:
         none, ENOLCK for too many.
         """
         end = last_byte(start, length)
-        if kind not in _HOST_KINDS:
+        if kind not in (READ, WRITE, UNLOCK):
             raise OSError(errno.EINVAL, f"{kind} is no kind of lock")
         file = self._files.get(key)
         if kind == UNLOCK:
             if file is not None:
                 self._set(key, file, carved(file.ranges, start, end, owner))
             return True
-        if self.count >= self.limit:
+        if self.count >= self.limit or (file is not None and len(file.ranges) >= FILE_LIMIT):
             raise OSError(errno.ENOLCK, os.strerror(errno.ENOLCK))
         if file is not None and conflict(file.ranges, kind, start, end, owner) is not None:
             return False
@@ -150,9 +165,13 @@ class LockTable:
     def _set(self, key: FileKey, file: _File, ranges: list[_Range]) -> bool:
         """Have these ranges, if the host lets us; True when it does."""
         mirror = strongest(ranges)
-        if not self._mirror(file, mirror):
-            if not file.ranges:
+        granted = False
+        try:
+            granted = self._mirror(file, mirror)
+        finally:
+            if not granted and not file.ranges:
                 self._end(key, file)
+        if not granted:
             return False
         freed = lost(file.ranges, ranges)
         self.count += len(ranges) - len(file.ranges)
@@ -171,25 +190,25 @@ class LockTable:
         del self._files[key]
         os.close(file.fd)
 
-    def _mirror(self, file: _File, wanted: list[tuple[int, int, int]]) -> bool:
-        """Take on the host what is new, and then give up what is not wanted any more."""
-        done: list[tuple[int, int, int]] = []
-        for piece in wanted:
-            if piece in file.mirror:
+    def _mirror(self, file: _File, wanted: list[_Piece]) -> bool:
+        """Have the host see these; first what is more than before, which alone may be refused, then what is less."""
+        done: list[_Change] = []
+        changed = changes(file.mirror, wanted)
+        for change in changed:
+            if change.after <= change.before:
                 continue
             try:
-                _host_lock(file.fd, piece[2], piece[0], piece[1])
+                _host_lock(file.fd, change.after, change.start, change.end)
             except OSError as error:
-                for start, end, _ in done:
-                    _host_lock(file.fd, UNLOCK, start, end)
-                for start, end, kind in file.mirror:
-                    _host_lock(file.fd, kind, start, end)
+                for other in done:
+                    _host_lock(file.fd, other.before, other.start, other.end)
                 if error.errno in (errno.EAGAIN, errno.EACCES):
                     return False
                 raise
-            done.append(piece)
-        for start, end in gaps(file.mirror, wanted):
-            _host_lock(file.fd, UNLOCK, start, end)
+            done.append(change)
+        for change in changed:
+            if change.after < change.before:
+                _host_lock(file.fd, change.after, change.start, change.end)
         return True
 
 
@@ -257,36 +276,41 @@ def joined(ranges: list[_Range]) -> list[_Range]:
     return result
 
 
-def strongest(ranges: list[_Range]) -> list[tuple[int, int, int]]:
-    """What the host is to see: (first byte, last byte, kind), apart from each other, in order."""
-    edges = sorted({one.start for one in ranges} | {one.end + 1 for one in ranges})
-    result: list[tuple[int, int, int]] = []
-    for start, after in pairwise(edges):
-        kinds = [one.kind for one in ranges if one.start <= start and after - 1 <= one.end]
-        if not kinds:
-            continue
-        kind = max(kinds)
-        if result and result[-1][1] + 1 == start and result[-1][2] == kind:
-            result[-1] = (result[-1][0], after - 1, kind)
-        else:
-            result.append((start, after - 1, kind))
+def strongest(ranges: list[_Range]) -> list[_Piece]:
+    """What the host is to see of all of them, apart from each other and in order."""
+    edges: dict[int, list[int]] = {}
+    for one in ranges:
+        edges.setdefault(one.start, [0, 0])[one.kind] += 1
+        edges.setdefault(one.end + 1, [0, 0])[one.kind] -= 1
+    result: list[_Piece] = []
+    counts = [0, 0]
+    start, kind = 0, _NONE
+    for at in sorted(edges):
+        counts = [counts[READ] + edges[at][READ], counts[WRITE] + edges[at][WRITE]]
+        now = WRITE if counts[WRITE] else READ if counts[READ] else _NONE
+        if now != kind:
+            if kind != _NONE:
+                result.append(_Piece(start, at - 1, kind))
+            start, kind = at, now
     return result
 
 
-def gaps(before: list[tuple[int, int, int]], after: list[tuple[int, int, int]]) -> list[tuple[int, int]]:
-    """What was covered and is no more."""
-    result: list[tuple[int, int]] = []
-    for start, end, _ in before:
-        for other_start, other_end, _ in after:
-            if other_end < start or other_start > end:
-                continue
-            if other_start > start:
-                result.append((start, other_start - 1))
-            start = other_end + 1
-            if start > end:
-                break
-        if start <= end:
-            result.append((start, end))
+def changes(before: list[_Piece], after: list[_Piece]) -> list[_Change]:
+    """Where the two are different, in order."""
+    edges: dict[int, list[int]] = {}
+    for which, pieces in enumerate((before, after)):
+        for piece in pieces:
+            edges.setdefault(piece.end + 1, [_SAME, _SAME])[which] = _NONE
+        for piece in pieces:  # a piece that begins where another ends
+            edges.setdefault(piece.start, [_SAME, _SAME])[which] = piece.kind
+    result: list[_Change] = []
+    kinds = [_NONE, _NONE]
+    start = 0
+    for at in sorted(edges):
+        if kinds[0] != kinds[1]:
+            result.append(_Change(start, at - 1, kinds[0], kinds[1]))
+        kinds = [old if new == _SAME else new for old, new in zip(kinds, edges[at], strict=True)]
+        start = at
     return result
 
 

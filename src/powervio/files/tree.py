@@ -806,8 +806,8 @@ class Tree(Share):
         root: Node = self._root
         self._root = None
         self.locks.close()
-        root.references = 0
-        self.cache.give(root)
+        root.pins -= 1
+        self.cache.end()
         self.close_own()
 
     def __enter__(self) -> Tree:
