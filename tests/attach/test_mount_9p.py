@@ -7,6 +7,7 @@ import fcntl
 import mmap
 import os
 import re
+import shutil
 import signal
 import sqlite3
 import stat
@@ -22,6 +23,23 @@ from tests.attach.p9_mounts import Mounted, is_mounted
 from tests.attach.p9_servers import Diod, Ours, Server
 
 TESTS = Path(__file__).parents[1]
+PROJECT = TESTS.parent
+BUILD = """
+from Cython.Build import cythonize
+from setuptools import Extension, setup
+
+source = "src/powervio/virtio/packed_layout.py"
+module = Extension("powervio.virtio.packed_layout", [source], include_dirs=["src/powervio/memory"])
+setup(name="part", packages=[], package_dir={"": "src"}, ext_modules=cythonize([module], include_path=["src"]))
+"""
+LOAD = """
+import importlib.machinery, importlib.util, sys
+name, path = "powervio.virtio.packed_layout", sys.argv[1]
+spec = importlib.util.spec_from_file_location(name, path, loader=importlib.machinery.ExtensionFileLoader(name, path))
+module = importlib.util.module_from_spec(spec)
+spec.loader.exec_module(module)
+print(module.__file__)
+"""
 
 
 @pytest.fixture(params=[Diod, Ours], ids=["diod", "ours"])
@@ -84,6 +102,28 @@ def test_tree_of_the_project_is_copied_and_compared(mounted: Mounted, server: Se
     run("diff", "-r", TESTS, server.share / "copy")
     run("rm", "-r", mounted.path / "copy")
     assert os.listdir(server.share) == []
+
+
+def _is_made(folder: str, names: list[str]) -> list[str]:
+    """What compiling and running has left."""
+    made = [name for name in names if name.endswith(".so") or name == "__pycache__"]
+    return made + [name for name in names if name.endswith(".c") and f"{name[:-2]}.py" in names]
+
+
+def test_part_of_the_project_is_built_and_tested_inside(ours: Mounted) -> None:
+    inside = ours.path / "project"
+    inside.mkdir()
+    for name in ("src/powervio/memory", "src/powervio/virtio"):
+        shutil.copytree(PROJECT / name, inside / name, symlinks=True, ignore=_is_made)
+    for path in (PROJECT / "src/powervio").glob("*.py"):
+        shutil.copy2(path, inside / "src/powervio")
+    (inside / "pytest.ini").write_text("[pytest]\npythonpath = src\nmarkers = dual\n")
+    run("cp", "-a", "--parents", "tests/conftest.py", "tests/virtio", inside, cwd=PROJECT)
+    run(sys.executable, "-c", BUILD, "build_ext", "--inplace", cwd=inside)
+    (built,) = (inside / "src/powervio/virtio").glob("packed_layout*.so")
+    said = run(sys.executable, "-c", LOAD, built, cwd=inside)
+    assert said.strip() == str(built)
+    assert "passed" in run(sys.executable, "-m", "pytest", "-q", "tests/virtio/test_features.py", cwd=inside)
 
 
 def test_rsync_keeps_hard_links_and_attributes(mounted: Mounted, tmp_path: Path) -> None:
