@@ -94,8 +94,8 @@ def caller_of(session: Session, name: bytes, uid: int) -> Caller:
             return Caller(uid, groups[0], groups[1:])
         if uid == p9.NO_UID:
             uid = pwd.getpwnam(os.fsdecode(name) or "nobody").pw_uid
-        if uid and (identity.mapped or identity.translates or not identity.switches):
-            return Caller(uid, uid)
+        if not uid or identity.mapped or identity.translates or not identity.switches:
+            return Caller(uid, uid)  # root has no need of groups, and without them is whom a server of root is anyway
         entry = pwd.getpwuid(uid)
         return Caller(uid, entry.pw_gid, os.getgrouplist(entry.pw_name, entry.pw_gid))
     except KeyError:
