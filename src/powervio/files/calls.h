@@ -26,6 +26,7 @@
 #include <sys/stat.h>
 #include <sys/statfs.h>
 #include <sys/syscall.h>
+#include <sys/uio.h>
 #include <sys/xattr.h>
 #include <time.h>
 #include <unistd.h>
@@ -324,6 +325,14 @@ static inline int fs_close_file(int fd) { return syscall(SYS_close, fd) < 0 && e
 
 static inline int64_t fs_read_at(int fd, fs_u8 *out, uint64_t offset, uint64_t size, int64_t position)
 { FS_ANSWER(syscall(SYS_pread64, fd, out + offset, size, position)); }
+
+/* The same of what is in memory now; fewer bytes, or an error, when the rest would have to be waited for. */
+static inline int64_t fs_read_at_once(int fd, fs_u8 *out, uint64_t offset, uint64_t size, int64_t position)
+{
+	struct iovec piece = { out + offset, size };
+
+	FS_ANSWER(syscall(SYS_preadv2, fd, &piece, 1, (long)position, 0L, RWF_NOWAIT));
+}
 
 static inline int64_t fs_write_at(int fd, const fs_u8 *data, uint64_t offset, uint64_t size, int64_t position)
 { FS_ANSWER(syscall(SYS_pwrite64, fd, data + offset, size, position)); }

@@ -31,6 +31,7 @@ cdef extern from "calls.h" nogil:
     int allocate "fs_allocate" (int fd, int mode, int64_t position, int64_t length) noexcept
     int64_t seek_to "fs_seek_to" (int fd, int64_t position, int whence) noexcept
     int close_file "fs_close_file" (int fd) noexcept
+    int64_t read_at_once "fs_read_at_once" (int fd, unsigned char *out, uint64_t offset, uint64_t size, int64_t position) noexcept
     int64_t read_at "fs_read_at" (int fd, unsigned char *out, uint64_t offset, uint64_t size, int64_t position) noexcept
     int64_t write_at "fs_write_at" (int fd, const unsigned char *data, uint64_t offset, uint64_t size, int64_t position) noexcept
     int handle_of "fs_handle_of" (int fd, unsigned char *out) noexcept

@@ -285,6 +285,14 @@ def read_at(fd: int, out: Pointer, offset: int, size: int, position: int) -> int
     return _ask(os.preadv, fd, [out[offset : offset + size]], position)
 
 
+def read_at_once(fd: int, out: Pointer, offset: int, size: int, position: int) -> int:
+    """The same of what is in memory now; fewer bytes, or an error, when the rest would have to be waited for."""
+    try:
+        return os.preadv(fd, [out[offset : offset + size]], position, os.RWF_NOWAIT)
+    except OSError as error:
+        return -(error.errno or errno.EIO)
+
+
 def write_at(fd: int, data: Pointer, offset: int, size: int, position: int) -> int:
     """pwrite(2) from `data` at `offset`."""
     return _ask(os.pwritev, fd, [data[offset : offset + size]], position)

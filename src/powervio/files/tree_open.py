@@ -19,6 +19,7 @@ from cython.cimports.powervio.files.calls import (
     close_file,
     cut_open,
     read_at,
+    read_at_once,
     read_directory,
     seek_to,
     sync_file,
@@ -33,6 +34,8 @@ from cython.cimports.powervio.memory.target import Target
 from powervio.files.locks import READ, WRITE, FileKey, Lock, LockOwner
 from powervio.memory.abstract import Backing, Payload
 
+_AT_ONCE = cython.declare(cython.longlong, 16 * 1024)
+"""Bytes that are read without a thought for other threads if the page cache has them."""
 _ENTRY = cython.declare(cython.int, 19)
 """Bytes of a linux_dirent64 before its name."""
 _PIECES = cython.declare(cython.uint, 1024)
@@ -270,6 +273,11 @@ class OpenFile:
         fd: cython.int = self.fd
         if code < 0:
             return code
+        if size <= _AT_ONCE:  # giving the interpreter lock away for that may cost more than all else
+            code = read_at_once(fd, out, offset, size, position)
+            if code == size:
+                self.end()
+                return code
         with cython.nogil:
             code = read_at(fd, out, offset, size, position)
         self.end()

@@ -179,9 +179,16 @@ class RdmaPayload(Payload):
         self._queue = queue
         self._segments = segments
         total = 0
-        for _, length in segments:
+        end = -1
+        follows = False
+        for address, length in segments:
             total += length
+            if address == end:
+                follows = True
+            end = address + length
         self.length = total
+        if follows:  # Linux cuts at every page what has consecutive I/O addresses: one piece is one call
+            self._segments = _joined(segments)
 
     @property
     def segments(self) -> list[tuple[int, int]]:
@@ -253,3 +260,20 @@ class RdmaPayload(Payload):
             position += chunk
             offset += chunk
             length -= chunk
+
+
+def _joined(segments: list[tuple[int, int]]) -> list[tuple[int, int]]:
+    """The same bytes in as few segments as there can be."""
+    joined: list[tuple[int, int]] = []
+    start = length = 0
+    end = -1
+    for address, size in segments:
+        if address == end:
+            length += size
+        else:
+            if end >= 0:
+                joined.append((start, length))
+            start, length = address, size
+        end = start + length
+    joined.append((start, length))
+    return joined
