@@ -112,6 +112,7 @@ COMPILED = (
     "powervio.bench.load",
     "powervio.bench.load_crq",
     "powervio.bench.net_copy",
+    "powervio.bench.load_9p",
     "powervio.testing.torture",
     "powervio.transport.vhost_user.payload",
     "powervio.transport.vhost_user.queue",

@@ -1,0 +1,371 @@
+"""`powervio bench files`: our 9P server beside diod, on one directory, by one compiled client over Unix sockets.
+
+Each row is a kind of load at a depth. Both servers run at the same time, and are measured in short slices in turn, so
+that what else the machine does meets both; a figure is the median of its slices.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import socket
+import statistics
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager, suppress
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from powervio._compiled import is_compiled
+from powervio.bench.folder import scratch_folder
+from powervio.bench.load_9p import Load9P
+from powervio.errors import LocalError
+from powervio.files import p9_codec as p9
+
+PEER = "diod"
+DEPTHS = (1, 32)
+WANTED_MSIZE = 1 << 20
+START_LIMIT = 20.0
+"""Seconds for a server to listen."""
+ANSWER_LIMIT = 20
+"""Seconds for an answer."""
+FILES = 256
+"""In the directory that is looked up in."""
+_ROOT = 0
+_FIDS = 1000
+_NAME = b"file-%04d"
+
+
+@dataclass(frozen=True, slots=True)
+class Kind:
+    """A kind of load: the messages that one slot plays again and again."""
+
+    name: str
+    what: str
+    script: Callable[[int, int], list[bytes]]
+    """Of the slot's number and msize."""
+    per: int
+    """Messages in a script, of which an operation is made."""
+    prepare: Callable[[int], list[bytes]] = lambda _: []
+    """What is said once for each slot."""
+    data: bool = False
+
+
+def _name(slot: int) -> bytes:
+    return _NAME % (slot * 7 % FILES)
+
+
+def _own(slot: int) -> int:
+    return _FIDS + 2 * slot
+
+
+KINDS = (
+    Kind(
+        "getattr",
+        "Tgetattr",
+        lambda slot, _: [p9.pack(p9.TGETATTR, 0, _own(slot), 0x7FF)],
+        1,
+        lambda slot: [p9.pack(p9.TWALK, 0, _ROOT, _own(slot), [b"many", _name(slot)])],
+    ),
+    Kind(
+        "lookup",
+        "Twalk of two names, Tgetattr, Tclunk",
+        lambda slot, _: [
+            p9.pack(p9.TWALK, 0, _ROOT, _own(slot), [b"many", _name(slot)]),
+            p9.pack(p9.TGETATTR, 0, _own(slot), 0x7FF),
+            p9.pack(p9.TCLUNK, 0, _own(slot)),
+        ],
+        3,
+    ),
+    Kind(
+        "open",
+        "Twalk, Tlopen, Tread of 4 KiB, Tclunk",
+        lambda slot, _: [
+            p9.pack(p9.TWALK, 0, _ROOT, _own(slot), [b"many", _name(slot)]),
+            p9.pack(p9.TLOPEN, 0, _own(slot), os.O_RDONLY),
+            p9.pack(p9.TREAD, 0, _own(slot), 0, 4096),
+            p9.pack(p9.TCLUNK, 0, _own(slot)),
+        ],
+        4,
+    ),
+    Kind(
+        "create",
+        "Twalk, Tlcreate, Tremove",  # diod has no Tunlinkat
+        lambda slot, _: [
+            p9.pack(p9.TWALK, 0, _ROOT, _own(slot), [b"new"]),
+            p9.pack(p9.TLCREATE, 0, _own(slot), b"%d" % slot, 0o1101, 0o644, os.getegid()),
+            p9.pack(p9.TREMOVE, 0, _own(slot)),
+        ],
+        3,
+    ),
+    Kind(
+        "readdir",
+        f"Twalk, Tlopen, Treaddir of {FILES} names, Tclunk",
+        lambda slot, msize: [
+            p9.pack(p9.TWALK, 0, _ROOT, _own(slot), [b"many"]),
+            p9.pack(p9.TLOPEN, 0, _own(slot), os.O_RDONLY | os.O_DIRECTORY),
+            p9.pack(p9.TREADDIR, 0, _own(slot), 0, msize - p9.IO_HEADER),
+            p9.pack(p9.TCLUNK, 0, _own(slot)),
+        ],
+        4,
+    ),
+    Kind(
+        "read",
+        "sequential Tread as long as messages may be",
+        lambda slot, msize: [p9.pack(p9.TREAD, 0, _own(slot), 0, msize - p9.IO_HEADER)],
+        1,
+        lambda slot: [
+            p9.pack(p9.TWALK, 0, _ROOT, _own(slot), [b"large"]),
+            p9.pack(p9.TLOPEN, 0, _own(slot), os.O_RDONLY),
+        ],
+        data=True,
+    ),
+)
+METADATA = tuple(kind.name for kind in KINDS if not kind.data)
+
+
+@dataclass(frozen=True)
+class Row:
+    """One kind at one depth: operations per second, or bytes per second of reads, of each slice."""
+
+    kind: str
+    depth: int
+    ours: list[float]
+    theirs: list[float]
+
+    @property
+    def rates(self) -> tuple[float, float]:
+        """Medians, ours first."""
+        return statistics.median(self.ours), statistics.median(self.theirs)
+
+    @property
+    def ratio(self) -> float:
+        """Ours by theirs."""
+        return self.rates[0] / self.rates[1]
+
+
+@dataclass(frozen=True)
+class Result:
+    """What was measured."""
+
+    msize: int
+    our_msize: int
+    """What ours alone agrees to."""
+    version: str
+    """What the peer says of itself."""
+    compiled: bool
+    slices: int
+    slice_seconds: float
+    file_bytes: int
+    rows: list[Row]
+    alone: list[Row] = field(default_factory=list)
+    """Reads of ours with the longest messages that it takes (beside the peer's with its own)."""
+
+    def row(self, kind: str, depth: int) -> Row:
+        """One of them."""
+        return next(row for row in self.rows if (row.kind, row.depth) == (kind, depth))
+
+    def metadata(self, depth: int) -> float:
+        """The ratio of operations on names and attributes: geometric mean of all kinds."""
+        return statistics.geometric_mean(self.row(kind, depth).ratio for kind in METADATA)
+
+    def as_json(self) -> dict[str, Any]:
+        """All of it."""
+        return {
+            "msize": self.msize,
+            "peer": self.version,
+            "compiled": self.compiled,
+            "slices": self.slices,
+            "slice_seconds": self.slice_seconds,
+            "file_bytes": self.file_bytes,
+            "metadata_ratio": {depth: round(self.metadata(depth), 3) for depth in DEPTHS},
+            "rows": [
+                {
+                    "kind": row.kind,
+                    "depth": row.depth,
+                    "ours": row.rates[0],
+                    "theirs": row.rates[1],
+                    "ratio": round(row.ratio, 3),
+                    "slices": {"ours": row.ours, "theirs": row.theirs},
+                }
+                for row in self.rows
+            ],
+            "our_msize": self.our_msize,
+            "longest_reads": [{"depth": row.depth, "ours": row.rates[0], "theirs": row.rates[1]} for row in self.alone],
+        }
+
+
+class Connection:
+    """A client's connection, on which loads are played."""
+
+    def __init__(self, path: Path, share: bytes, msize: int) -> None:
+        self._socket = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+        self._socket.settimeout(ANSWER_LIMIT)
+        self._socket.connect(str(path))
+        self._share = share
+        self.msize = self.begin(msize)
+
+    def begin(self, msize: int) -> int:
+        """Begin anew; the msize that was agreed on."""
+        agreed, version = self.ask(p9.pack(p9.TVERSION, p9.NO_TAG, msize, p9.VERSION))
+        if version != p9.VERSION:
+            raise LocalError(f"the server speaks {version.decode(errors='replace')}")
+        self.ask(p9.pack(p9.TATTACH, 0, _ROOT, p9.NO_FID, b"root", self._share, os.geteuid()))
+        self.msize = int(agreed)
+        return self.msize
+
+    def ask(self, message: bytes) -> tuple[Any, ...]:
+        """One message and its answer. Raises `OSError` for an Rlerror."""
+        self._socket.sendall(message)
+        head = self._exactly(4)
+        answer = head + self._exactly(int.from_bytes(head, "little") - 4)
+        kind, _ = p9.head(answer)
+        values = p9.unpack(kind, answer)
+        if kind == p9.RLERROR:
+            raise OSError(values[0], f"{p9.MESSAGES[message[4]].name}: {os.strerror(values[0])}")
+        return values
+
+    def _exactly(self, count: int) -> bytes:
+        data = bytearray()
+        while len(data) < count:
+            part = self._socket.recv(count - len(data))
+            if not part:
+                raise LocalError("the server closed the connection")
+            data += part
+        return bytes(data)
+
+    def play(self, kind: Kind, depth: int, seconds: float, file_bytes: int) -> float:
+        """Operations, or bytes, per second. Raises `LocalError` when a message was refused."""
+        self.begin(self.msize)
+        for slot in range(depth):
+            for message in kind.prepare(slot):
+                self.ask(message)
+        self._socket.settimeout(None)
+        limit = ANSWER_LIMIT.to_bytes(8, sys.byteorder) + bytes(8)
+        self._socket.setsockopt(socket.SOL_SOCKET, socket.SO_RCVTIMEO, limit)
+        scripts = [kind.script(slot, self.msize) for slot in range(depth)]
+        load = Load9P(self._socket.fileno(), scripts, sequential=file_bytes if kind.data else 0)
+        load.run(seconds)
+        if load.failed:
+            name = p9.MESSAGES[load.failed].name
+            raise LocalError(f"{kind.name}: {name} was refused: {os.strerror(load.failed_errno)}")
+        self._socket.settimeout(ANSWER_LIMIT)
+        return (load.moved if kind.data else load.answers / kind.per) / (load.nanoseconds / 1e9)
+
+    def close(self) -> None:
+        """Go."""
+        self._socket.close()
+
+
+def measure(
+    seconds: float,
+    folder: Path | None = None,
+    *,
+    kinds: Sequence[Kind] = KINDS,
+    slices: int = 7,
+    file_bytes: int = 64 << 20,
+    progress: Callable[[str, float], None] = lambda _what, _part: None,
+) -> Result:
+    """Measure for `seconds` each server in each row. Raises `LocalError`, as when the peer is missing."""
+    if shutil.which(PEER, path=f"{os.environ.get('PATH', os.defpath)}:/usr/sbin:/sbin") is None:
+        raise LocalError(f"{PEER}, the peer that is measured beside ours, is missing: apt-get install {PEER}")
+    with ExitStack() as stack:
+        place = stack.enter_context(scratch_folder("powervio-files-", folder))
+        share = make_share(place / "share", file_bytes)
+        ours = stack.enter_context(_ours(share, place / "ours"))
+        theirs = stack.enter_context(_theirs(share, place / "theirs"))
+        name = os.fsencode(share)
+        largest = [Connection(path, name, WANTED_MSIZE) for path in (ours, theirs)]
+        msize = min(one.msize for one in largest)
+        both = [Connection(path, name, msize) for path in (ours, theirs)]
+        for one in (*largest, *both):
+            stack.callback(one.close)
+        rows = [Row(kind.name, depth, [], []) for kind in kinds for depth in DEPTHS]
+        alone = [Row("read", depth, [], []) for depth in DEPTHS] if any(kind.data for kind in kinds) else []
+        each = {kind.name: kind for kind in kinds}
+        work = [(row, both) for row in rows] + [(row, largest) for row in alone]
+        for turn in range(slices):
+            for index, (row, pair) in enumerate(work):
+                progress(f"{row.kind}, depth {row.depth}", (turn + index / len(work)) / slices)
+                order = (0, 1) if turn % 2 == 0 else (1, 0)
+                for which in order:
+                    rate = pair[which].play(each[row.kind], row.depth, seconds / slices, file_bytes)
+                    (row.ours, row.theirs)[which].append(rate)
+        return Result(
+            msize,
+            largest[0].msize,
+            _version(),
+            is_compiled(),
+            slices,
+            seconds / slices,
+            file_bytes,
+            rows,
+            alone,
+        )
+
+
+def make_share(share: Path, file_bytes: int) -> Path:
+    """What is served: a large file, and a directory of small ones."""
+    (share / "many").mkdir(parents=True)
+    (share / "new").mkdir()
+    for number in range(FILES):
+        (share / "many" / os.fsdecode(_NAME % number)).write_bytes(b"x" * 4096)
+    block = os.urandom(1 << 20)
+    with (share / "large").open("wb") as large:
+        for _ in range(file_bytes >> 20):
+            large.write(block)
+    return share
+
+
+@contextmanager
+def _ours(share: Path, path: Path) -> Iterator[Path]:
+    command = [sys.executable, "-m", "powervio", "serve-9p", str(share), "--listen", f"unix:{path}"]
+    with _running(command, path):
+        yield path
+
+
+@contextmanager
+def _theirs(share: Path, path: Path) -> Iterator[Path]:
+    command = [PEER, "-f", "-n", "-N", "-c", os.devnull, "-e", str(share), "-l", str(path), "-L", "stderr"]
+    with _running(command, path):
+        yield path
+
+
+@contextmanager
+def _running(command: list[str], path: Path) -> Iterator[None]:
+    environment = os.environ | {"PATH": f"{os.environ.get('PATH', os.defpath)}:/usr/sbin:/sbin"}
+    with subprocess.Popen(
+        command, env=environment, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE
+    ) as process:
+        try:
+            limit = time.monotonic() + START_LIMIT
+            while not _listens(path):
+                if process.poll() is not None or time.monotonic() > limit:
+                    process.kill()
+                    _, said = process.communicate()
+                    raise LocalError(f"{command[0]} does not listen: {said.decode(errors='replace').strip()[-500:]}")
+                time.sleep(0.02)
+            yield
+        finally:
+            process.terminate()
+            try:
+                process.wait(5)
+            except subprocess.TimeoutExpired:
+                process.kill()
+
+
+def _listens(path: Path) -> bool:
+    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as trial, suppress(OSError):
+        trial.connect(str(path))
+        return True
+    return False
+
+
+def _version() -> str:
+    told = subprocess.run(
+        ["dpkg-query", "-W", "-f", "${Package} ${Version}", PEER], capture_output=True, text=True, check=False
+    )
+    return told.stdout or PEER

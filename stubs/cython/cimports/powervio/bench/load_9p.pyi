@@ -1,0 +1,1 @@
+from powervio.bench.load_9p import *
