@@ -153,20 +153,26 @@ class Result:
 
     msize: int
     our_msize: int
-    """What ours alone agrees to."""
-    version: str
-    """What the peer says of itself."""
+    their_msize: int
+    """What each agrees to by itself."""
+    peer: str
+    """The peer's package and version."""
     compiled: bool
     slices: int
     slice_seconds: float
     file_bytes: int
     rows: list[Row]
-    alone: list[Row] = field(default_factory=list)
-    """Reads of ours with the longest messages that it takes (beside the peer's with its own)."""
+    longest: list[Row] = field(default_factory=list)
+    """Reads of each server with the longest messages that it takes."""
 
     def row(self, kind: str, depth: int) -> Row:
         """One of them."""
         return next(row for row in self.rows if (row.kind, row.depth) == (kind, depth))
+
+    @property
+    def has_metadata(self) -> bool:
+        """Whether all kinds that `metadata` is made of were measured."""
+        return {row.kind for row in self.rows} >= set(METADATA)
 
     def metadata(self, depth: int) -> float:
         """The ratio of operations on names and attributes: geometric mean of all kinds."""
@@ -176,12 +182,14 @@ class Result:
         """All of it."""
         return {
             "msize": self.msize,
-            "peer": self.version,
+            "peer": self.peer,
             "compiled": self.compiled,
             "slices": self.slices,
             "slice_seconds": self.slice_seconds,
             "file_bytes": self.file_bytes,
-            "metadata_ratio": {depth: round(self.metadata(depth), 3) for depth in DEPTHS},
+            "metadata_ratio": {depth: round(self.metadata(depth), 3) for depth in DEPTHS}
+            if self.has_metadata
+            else None,
             "rows": [
                 {
                     "kind": row.kind,
@@ -193,8 +201,11 @@ class Result:
                 }
                 for row in self.rows
             ],
-            "our_msize": self.our_msize,
-            "longest_reads": [{"depth": row.depth, "ours": row.rates[0], "theirs": row.rates[1]} for row in self.alone],
+            "longest_msize": {"ours": self.our_msize, "theirs": self.their_msize},
+            "longest_reads": [
+                {"depth": row.depth, "ours": row.rates[0], "theirs": row.rates[1], "ratio": round(row.ratio, 3)}
+                for row in self.longest
+            ],
         }
 
 
@@ -202,20 +213,24 @@ class Connection:
     """A client's connection, on which loads are played."""
 
     def __init__(self, path: Path, share: bytes, msize: int) -> None:
-        self._socket = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
-        self._socket.settimeout(ANSWER_LIMIT)
-        self._socket.connect(str(path))
+        self._path = path
         self._share = share
-        self.msize = self.begin(msize)
+        self.msize = msize
+        """The longest message in bytes, as it was agreed on."""
+        self._socket = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+        self._connect()
 
-    def begin(self, msize: int) -> int:
-        """Begin anew; the msize that was agreed on."""
-        agreed, version = self.ask(p9.pack(p9.TVERSION, p9.NO_TAG, msize, p9.VERSION))
+    def _connect(self) -> None:
+        self._socket.close()
+        self._socket = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+        limit = ANSWER_LIMIT.to_bytes(8, sys.byteorder) + bytes(8)
+        self._socket.setsockopt(socket.SOL_SOCKET, socket.SO_RCVTIMEO, limit)
+        self._socket.connect(str(self._path))
+        agreed, version = self.ask(p9.pack(p9.TVERSION, p9.NO_TAG, self.msize, p9.VERSION))
         if version != p9.VERSION:
             raise LocalError(f"the server speaks {version.decode(errors='replace')}")
         self.ask(p9.pack(p9.TATTACH, 0, _ROOT, p9.NO_FID, b"root", self._share, os.geteuid()))
         self.msize = int(agreed)
-        return self.msize
 
     def ask(self, message: bytes) -> tuple[Any, ...]:
         """One message and its answer. Raises `OSError` for an Rlerror."""
@@ -238,22 +253,25 @@ class Connection:
         return bytes(data)
 
     def play(self, kind: Kind, depth: int, seconds: float, file_bytes: int) -> float:
-        """Operations, or bytes, per second. Raises `LocalError` when a message was refused."""
-        self.begin(self.msize)
+        """Operations, or bytes, per second, on a new connection. Raises `LocalError` when a message was refused."""
+        self._connect()
         for slot in range(depth):
             for message in kind.prepare(slot):
                 self.ask(message)
-        self._socket.settimeout(None)
-        limit = ANSWER_LIMIT.to_bytes(8, sys.byteorder) + bytes(8)
-        self._socket.setsockopt(socket.SOL_SOCKET, socket.SO_RCVTIMEO, limit)
         scripts = [kind.script(slot, self.msize) for slot in range(depth)]
         load = Load9P(self._socket.fileno(), scripts, sequential=file_bytes if kind.data else 0)
-        load.run(seconds)
+        try:
+            load.run(seconds)
+        except ConnectionError as error:
+            raise LocalError(str(error)) from error
         if load.failed:
             name = p9.MESSAGES[load.failed].name
-            raise LocalError(f"{kind.name}: {name} was refused: {os.strerror(load.failed_errno)}")
-        self._socket.settimeout(ANSWER_LIMIT)
+            raise LocalError(f"{name} was refused: {os.strerror(load.failed_errno)}")
         return (load.moved if kind.data else load.answers / kind.per) / (load.nanoseconds / 1e9)
+
+    def fileno(self) -> int:
+        """The socket's descriptor."""
+        return self._socket.fileno()
 
     def close(self) -> None:
         """Go."""
@@ -284,26 +302,31 @@ def measure(
         for one in (*largest, *both):
             stack.callback(one.close)
         rows = [Row(kind.name, depth, [], []) for kind in kinds for depth in DEPTHS]
-        alone = [Row("read", depth, [], []) for depth in DEPTHS] if any(kind.data for kind in kinds) else []
+        longest = [Row("read", depth, [], []) for depth in DEPTHS] if any(kind.data for kind in kinds) else []
         each = {kind.name: kind for kind in kinds}
-        work = [(row, both) for row in rows] + [(row, largest) for row in alone]
+        work = [(row, both) for row in rows] + [(row, largest) for row in longest]
         for turn in range(slices):
             for index, (row, pair) in enumerate(work):
                 progress(f"{row.kind}, depth {row.depth}", (turn + index / len(work)) / slices)
                 order = (0, 1) if turn % 2 == 0 else (1, 0)
                 for which in order:
-                    rate = pair[which].play(each[row.kind], row.depth, seconds / slices, file_bytes)
+                    try:
+                        rate = pair[which].play(each[row.kind], row.depth, seconds / slices, file_bytes)
+                    except (LocalError, OSError) as error:
+                        who = ("our server", PEER)[which]
+                        raise LocalError(f"{who}: {row.kind} at depth {row.depth}: {error}") from error
                     (row.ours, row.theirs)[which].append(rate)
         return Result(
             msize,
             largest[0].msize,
+            largest[1].msize,
             _version(),
             is_compiled(),
             slices,
             seconds / slices,
             file_bytes,
             rows,
-            alone,
+            longest,
         )
 
 
@@ -337,16 +360,20 @@ def _theirs(share: Path, path: Path) -> Iterator[Path]:
 @contextmanager
 def _running(command: list[str], path: Path) -> Iterator[None]:
     environment = os.environ | {"PATH": f"{os.environ.get('PATH', os.defpath)}:/usr/sbin:/sbin"}
-    with subprocess.Popen(
-        command, env=environment, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE
-    ) as process:
+    said = path.with_suffix(".log")
+    with (
+        said.open("wb") as log,  # no pipe: diod has a lot to say of fids that were left
+        subprocess.Popen(
+            command, env=environment, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=log
+        ) as process,
+    ):
         try:
             limit = time.monotonic() + START_LIMIT
             while not _listens(path):
                 if process.poll() is not None or time.monotonic() > limit:
                     process.kill()
-                    _, said = process.communicate()
-                    raise LocalError(f"{command[0]} does not listen: {said.decode(errors='replace').strip()[-500:]}")
+                    words = said.read_text(errors="replace").strip()[-500:]
+                    raise LocalError(f"{command[0]} does not listen: {words}")
                 time.sleep(0.02)
             yield
         finally:

@@ -20,6 +20,12 @@ _SLOT = cython.declare(cython.int, 24)
 _TREAD = cython.declare(cython.int, 116)
 _ROOM = cython.declare(cython.longlong, 1 << 20)
 _HEAD = cython.declare(cython.longlong, 11)
+_TROUBLE = {
+    1: "the server does not take messages",
+    2: "the server closed the connection, or does not answer",
+    3: "the server's message is too short to be one",
+    4: "the server answered a tag that was not used",
+}
 
 
 @cython.final
@@ -117,7 +123,7 @@ class Load9P:
         with cython.nogil:
             code = self._run(limit)
         if code:
-            raise ConnectionError(f"9P server: {code}")
+            raise ConnectionError(_TROUBLE[code])
 
     @cython.cfunc
     @cython.nogil

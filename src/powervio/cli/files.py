@@ -1,0 +1,108 @@
+"""`powervio bench files`: our 9P server beside diod."""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+
+import click
+
+from powervio.bench.crq import default_folder
+from powervio.bench.files import DEPTHS, KINDS, Kind, Result, measure
+from powervio.cli.bench import size_of
+
+_BY_NAME = {kind.name: kind for kind in KINDS}
+
+
+def _kinds(context: click.Context, parameter: click.Parameter, value: str | None) -> list[Kind]:
+    """Names of kinds, separated by commas."""
+    if value is None:
+        return list(KINDS)
+    names = [name.strip() for name in value.split(",")]
+    for name in names:
+        if name not in _BY_NAME:
+            raise click.BadParameter(f"{name!r} is no kind; expected some of {', '.join(_BY_NAME)}")
+    return [kind for kind in KINDS if kind.name in names]
+
+
+@click.command()
+@click.option("--json", "as_json", is_flag=True, help="Print one JSON object, with every slice.")
+@click.option(
+    "--seconds",
+    type=click.FloatRange(0.05, 600),
+    default=1.0,
+    show_default=True,
+    help="Time for each server in each row.",
+)
+@click.option("--kinds", callback=_kinds, metavar="NAME,...", help=f"Some of {', '.join(_BY_NAME)}. [default: all]")
+@click.option("--slices", type=click.IntRange(1, 1000), default=7, show_default=True, help="Parts of that time.")
+@click.option("--size", callback=size_of, default="64M", metavar="BYTES", show_default=True, help="Of the large file.")
+@click.option(
+    "--folder",
+    type=click.Path(exists=True, file_okay=False, writable=True, path_type=Path),
+    help="Where what is served is made. [default: /dev/shm, else the temporary folder]",
+)
+def files(as_json: bool, seconds: float, kinds: list[Kind], slices: int, size: int, folder: Path | None) -> None:
+    """`powervio serve-9p` beside diod: one directory, one compiled client, Unix sockets, depth 1 and 32.
+
+    Messages are as long as both servers agree to; the last rows are reads with each server's own longest. Medians of
+    slices in turn. docs/benchmarks.md says how to read the table.
+    """
+    from rich.console import Console
+    from rich.progress import BarColumn, Progress, TextColumn
+
+    with Progress(
+        TextColumn("{task.description}"),
+        BarColumn(bar_width=24),
+        TextColumn("{task.percentage:>3.0f} %"),
+        console=Console(stderr=True),
+        transient=True,
+        auto_refresh=False,  # a thread that draws would take time from what is measured
+        disable=not sys.stderr.isatty(),
+    ) as progress:
+        task = progress.add_task("starting", total=1.0)
+        result = measure(
+            seconds,
+            folder or default_folder(),
+            kinds=kinds,
+            slices=slices,
+            file_bytes=size,
+            progress=lambda what, part: progress.update(task, description=what, completed=part, refresh=True),
+        )
+    if as_json:
+        click.echo(json.dumps(result.as_json(), indent=2))
+    else:
+        _show(result)
+
+
+def _show(result: Result) -> None:
+    from rich import box
+    from rich.console import Console
+    from rich.table import Table
+
+    console = Console(highlight=False)
+    hot_path = "compiled" if result.compiled else "interpreted"
+    console.print(
+        f"9P over a Unix socket, messages of {result.msize} bytes, hot path {hot_path}; beside {result.peer}."
+    )
+    table = Table("operations per second", "depth", box=box.SIMPLE_HEAD, pad_edge=False)
+    for heading in ("ours", "diod", "ratio"):
+        table.add_column(heading, justify="right")
+    for row in result.rows:
+        rates = [f"{rate / 1e6:,.0f} MB/s" if row.kind == "read" else f"{rate:,.0f}" for rate in row.rates]
+        table.add_row(row.kind, str(row.depth), *rates, f"{row.ratio:.2f}")
+    if result.has_metadata:
+        for depth in DEPTHS:
+            table.add_row("names and attributes", str(depth), "", "", f"{result.metadata(depth):.2f}")
+    for row in result.longest:
+        rates = [f"{rate / 1e6:,.0f} MB/s" for rate in row.rates]
+        table.add_row(f"read, {result.our_msize} bytes", str(row.depth), *rates, f"{row.ratio:.2f}")
+    console.print(table)
+    for kind in KINDS:
+        console.print(f"[bold]{kind.name}[/bold]: {kind.what}")
+    console.print(
+        f"Medians of {result.slices} slices of {result.slice_seconds:.2g} s, both servers in turn. Names and"
+        f" attributes: geometric mean. The large file has {result.file_bytes >> 20} MiB and is page-cached."
+        f" diod's longest message has {result.their_msize} bytes."
+    )
