@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from powervio.files import p9_codec as p9
 from powervio.files.identity import Caller
-from powervio.files.locks import END, LockOwner
+from powervio.files.locks import END, WRITE, LockOwner
 from powervio.files.sizes import ATTRIBUTE_BYTES, NAME_BYTES, PATH_BYTES
 
 if TYPE_CHECKING:
@@ -281,6 +281,8 @@ def getlock(
     opened = session.fid(number).opened
     if opened is None:
         raise _failure(errno.EBADF)
+    if kind == UNLOCKED:  # Linux's client asks so for every F_GETLK, whichever lock it is about (6.1): for any
+        kind = WRITE
     found = opened.getlock(kind, *_range(start, length), LockOwner(LockClient(id(session), client), process))
     if found is None:
         return UNLOCKED, start, length, process, client
