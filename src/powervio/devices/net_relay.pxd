@@ -70,7 +70,7 @@ cdef class Relay:
     cdef unsigned char *_scratch
     cdef object _books
     cdef void _take_some(self) except *
-    cdef void _account(self, unsigned long long frames, unsigned long long total, unsigned int unheard) except *
+    cdef void _account(self, unsigned long long frames, unsigned int gave, unsigned long long total, unsigned int unheard) except *
     cdef int _collect(self) except? -1
     cdef unsigned long long _part_of(self, unsigned long long total) noexcept
     cdef object _request(self, unsigned int row)
@@ -81,7 +81,6 @@ cdef class Relay:
     cdef int _bring_alone(self, unsigned int row) except? -1
     cdef int _bring_bytes(self, unsigned int row, unsigned long long offset, unsigned long long length, unsigned long long place) except? -1
     cdef int _pass(self, unsigned int row) except? -1
-    cdef int _elsewhere(self) except? -1
     cdef unsigned long long _retag(self, unsigned long long begins, int change, unsigned int tci) noexcept
     cdef object _whole(self, unsigned int row, unsigned long long begins, unsigned long long have, int shift)
     cdef int _give(self, RelayEnd other, unsigned int row, unsigned long long begins, unsigned long long have) except? -1

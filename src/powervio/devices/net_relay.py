@@ -85,6 +85,8 @@ _UNREACHABLE = cython.declare(cython.uint, 2)
 _LOST = cython.declare(cython.int, 0)
 _GOT = cython.declare(cython.int, 1)
 _WAITS = cython.declare(cython.int, 2)
+_GAVE = cython.declare(cython.int, 3)
+"""Got by a port, which has counted it."""
 
 
 @cython.final
@@ -313,6 +315,7 @@ class Relay:
         row: cython.uint
         frames: cython.ulonglong = 0
         total: cython.ulonglong = 0
+        gave: cython.uint = 0
         unheard: cython.uint = 0
         outcome: cython.int
         error: Any = None
@@ -331,8 +334,9 @@ class Relay:
                     outcome = self._pass(row)
                     if outcome == _LOST:
                         unheard += 1
-                    elif outcome == _GOT:
+                    elif outcome != _WAITS:
                         frames += 1
+                        gave += outcome == _GAVE
                         total += self._hand.length
                     if outcome != _WAITS:
                         self._give_back(row)
@@ -343,18 +347,21 @@ class Relay:
                     end._device.take_these([self._request(row)], self._queue)
                     self._bring(row + 1)  # that went through the same memory
         finally:
-            self._account(frames, total, unheard)
+            self._account(frames, gave, total, unheard)
         if error is not None:
             raise error
 
     @cython.cfunc
-    def _account(self, frames: cython.ulonglong, total: cython.ulonglong, unheard: cython.uint) -> cython.void:
+    def _account(
+        self, frames: cython.ulonglong, gave: cython.uint, total: cython.ulonglong, unheard: cython.uint
+    ) -> cython.void:
+        """Count so many frames and their bytes; `gave` of them the port has counted."""
         end: RelayEnd
         counters: Counters = self._end._from_driver
         shown: list[RelayEnd] = self._shown
         counters.frames += frames
         counters.bytes += total
-        self._end.port.sent += frames
+        self._end.port.sent += frames - gave
         if unheard:
             counters.drop("port", unheard)
         if shown:
@@ -538,7 +545,7 @@ class Relay:
     @cython.cfunc
     @cython.exceptval(-1)
     def _pass(self, row: cython.uint) -> cython.int:
-        """Let a frame go on: got, lost, or it is counted and given back elsewhere (_WAITS)."""
+        """Let a frame go on: got, given by the port, lost, or it is counted and given back elsewhere (_WAITS)."""
         end: RelayEnd = self._end
         other: RelayEnd | None
         total: cython.ulonglong = ld32(self._rows, _ROW * row + _TOTAL)
@@ -560,7 +567,7 @@ class Relay:
             return _LOST
         if kind != _ONE:
             frame = self._whole(row, begins, have, 0)
-            return _LOST if frame is None or not end.port.flood(frame, decision, ports) else self._elsewhere()
+            return _LOST if frame is None or not end.port.flood(frame, decision, ports) else _GAVE
         begins = self._retag(begins, decision.todo, decision.tci)
         have += shift_of(decision.todo)
         port = ports[decision.egress]
@@ -574,14 +581,7 @@ class Relay:
             other.is_straight(self._turn)
             other._straight = False  # what follows comes after this one
         frame = self._whole(row, begins, have, shift_of(decision.todo))
-        return _LOST if frame is None or not end.port.give(frame, port) else self._elsewhere()
-
-    @cython.cfunc
-    @cython.exceptval(-1)
-    def _elsewhere(self) -> cython.int:
-        """The port has counted a frame that it gave; the account of the turn does too."""
-        self._end.port.sent -= 1
-        return _GOT
+        return _LOST if frame is None or not end.port.give(frame, port) else _GAVE
 
     @cython.cfunc
     @cython.exceptval(check=False)
