@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import re
-import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -13,6 +12,7 @@ import click
 from powervio.bench.cost import DEPTHS
 from powervio.bench.crq import SCHEDULES, STYLES, Result, measure
 from powervio.cli.main import Entry, LazyGroup
+from powervio.cli.measuring import measuring
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -69,23 +69,12 @@ def crq(as_json: bool, seconds: float, size: int, revision: int, ring: str | Non
     in two; hypervisor calls and remote copies per request; and the compiled load generator over CRQ and over our
     vhost-user path. The image is in the page cache and every block is verified.
     """
-    from rich.console import Console
-    from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
-
-    with Progress(
-        TextColumn("{task.description}"),
-        BarColumn(bar_width=24),
-        TimeRemainingColumn(),
-        console=Console(stderr=True),
-        transient=True,
-        disable=not sys.stderr.isatty(),
-    ) as progress:
-        task = progress.add_task("starting", total=1.0)
+    with measuring() as tell:
         result = measure(
             size,
             seconds,
             revision,
-            lambda what, part: progress.update(task, description=what, completed=part),
+            tell,
             folder,
             packed=None if ring is None else ring == "packed",
         )

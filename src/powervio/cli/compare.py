@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import sys
 import tempfile
 from pathlib import Path
 
@@ -12,6 +11,7 @@ import click
 from powervio.bench.crq import default_folder
 from powervio.bench.vhost_user import PLACEMENTS, ROWS, Comparison, Result, Row, measure, usual_rows
 from powervio.cli.bench import size_of
+from powervio.cli.measuring import measuring
 
 _BY_NAME = {row.name: row for row in ROWS}
 _QUIET = 0.1
@@ -74,19 +74,7 @@ def vhost_user(
     figures are medians, and the peer's are those of its best configuration in that row. Blocks are verified.
     docs/benchmarks.md says how to read the table, and which rows have a ratio that is wanted.
     """
-    from rich.console import Console
-    from rich.progress import BarColumn, Progress, TextColumn
-
-    with Progress(
-        TextColumn("{task.description}"),
-        BarColumn(bar_width=24),
-        TextColumn("{task.percentage:>3.0f} %"),
-        console=Console(stderr=True),
-        transient=True,
-        auto_refresh=False,  # a thread that draws would take time from what is measured
-        disable=not sys.stderr.isatty(),
-    ) as progress:
-        task = progress.add_task("starting", total=1.0)
+    with measuring() as tell:
         result = measure(
             rows,
             PLACEMENTS if placement == "both" else (placement,),
@@ -94,7 +82,7 @@ def vhost_user(
             size,
             memory_folder or default_folder(),
             disk_folder or Path(tempfile.gettempdir()),
-            lambda what, part: progress.update(task, description=what, completed=part, refresh=True),
+            tell,
         )
     if as_json:
         click.echo(json.dumps(result.as_json(), indent=2))

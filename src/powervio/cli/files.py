@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import sys
 from pathlib import Path
 
 import click
@@ -11,6 +10,7 @@ import click
 from powervio.bench.crq import default_folder
 from powervio.bench.files import DEPTHS, KINDS, Kind, Result, measure
 from powervio.cli.bench import size_of
+from powervio.cli.measuring import measuring
 
 _BY_NAME = {kind.name: kind for kind in KINDS}
 
@@ -49,26 +49,14 @@ def files(as_json: bool, seconds: float, kinds: list[Kind], slices: int, size: i
     Messages are as long as both servers agree to; the last rows are reads with each server's own longest. Medians of
     slices in turn. docs/benchmarks.md says how to read the table.
     """
-    from rich.console import Console
-    from rich.progress import BarColumn, Progress, TextColumn
-
-    with Progress(
-        TextColumn("{task.description}"),
-        BarColumn(bar_width=24),
-        TextColumn("{task.percentage:>3.0f} %"),
-        console=Console(stderr=True),
-        transient=True,
-        auto_refresh=False,  # a thread that draws would take time from what is measured
-        disable=not sys.stderr.isatty(),
-    ) as progress:
-        task = progress.add_task("starting", total=1.0)
+    with measuring() as tell:
         result = measure(
             seconds,
             folder or default_folder(),
             kinds=kinds,
             slices=slices,
             file_bytes=size,
-            progress=lambda what, part: progress.update(task, description=what, completed=part, refresh=True),
+            progress=tell,
         )
     if as_json:
         click.echo(json.dumps(result.as_json(), indent=2))

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import sys
 from pathlib import Path
 
 import click
@@ -11,6 +10,7 @@ import click
 from powervio.bench.crq import default_folder
 from powervio.bench.files_guest import ROUNDS, Result, measure
 from powervio.boot import cache, machine
+from powervio.cli.measuring import measuring
 
 
 @click.command("files-guest")
@@ -40,16 +40,10 @@ def files_guest(as_json: bool, arch: str | None, rounds: int, folder: Path | Non
     `powervio boot` does, and about two minutes on two idle processors.
     """
     chosen = machine.find(arch or machine.of_this_machine())
-
-    def tell(what: str, part: float) -> None:
-        if sys.stderr.isatty():
-            click.echo(f"\r{part:4.0%} {what:60.60}", nl=False, err=True)
-
-    result = measure(chosen, kernels or cache.default_folder(), rounds, folder or default_folder(), tell)
-    if sys.stderr.isatty():
-        click.echo("\r" + " " * 66 + "\r", nl=False, err=True)
+    with measuring() as tell:
+        result = measure(chosen, kernels or cache.default_folder(), rounds, folder or default_folder(), tell)
     if as_json:
-        click.echo(json.dumps(result.as_json()))
+        click.echo(json.dumps(result.as_json(), indent=2))
     else:
         show(result)
 

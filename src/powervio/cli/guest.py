@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -13,6 +12,7 @@ from powervio.bench.crq import default_folder
 from powervio.bench.guest import PEERS, ROUNDS, Measured, Result, measure
 from powervio.boot import cache, machine
 from powervio.cli.bench import size_of
+from powervio.cli.measuring import measuring
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -69,19 +69,7 @@ def guest(
     are medians. A second guest maps its buffers by hypervisor calls only. Every block is verified; what a read costs
     is counted. docs/benchmarks.md says how to read the tables.
     """
-    from rich.console import Console
-    from rich.progress import BarColumn, Progress, TextColumn
-
-    with Progress(
-        TextColumn("{task.description}"),
-        BarColumn(bar_width=24),
-        TextColumn("{task.percentage:>3.0f} %"),
-        console=Console(stderr=True),
-        transient=True,
-        auto_refresh=False,  # a thread that draws would take time from what is measured
-        disable=not sys.stderr.isatty(),
-    ) as progress:
-        task = progress.add_task("starting", total=1.0)
+    with measuring() as tell:
         result = measure(
             machine.find(arch or machine.of_this_machine()),
             kernels or cache.default_folder(),
@@ -90,7 +78,7 @@ def guest(
             size,
             folder or default_folder(),
             peer,
-            lambda what, part: progress.update(task, description=what, completed=part, refresh=True),
+            tell,
         )
     if as_json:
         click.echo(json.dumps(result.as_json(), indent=2))

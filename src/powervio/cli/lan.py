@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import json
-import sys
 
 import click
 
 from powervio.bench.net import Result, measure
+from powervio.cli.measuring import measuring
 
 
 @click.command()
@@ -28,24 +28,14 @@ def net(as_json: bool, seconds: int, rounds: int, revision: int, mtu: int, threa
     anything that is between them. Hypervisor calls and remote copies are counted for each frame of 1500 bytes, in
     both directions: of a large frame, for each that it would be on a wire.
     """
-    from rich.console import Console
-    from rich.progress import BarColumn, Progress, TextColumn
-
-    with Progress(
-        TextColumn("{task.description}"),
-        BarColumn(bar_width=24),
-        console=Console(stderr=True),
-        transient=True,
-        disable=not sys.stderr.isatty(),
-    ) as progress:
-        task = progress.add_task("starting", total=1.0)
+    with measuring() as tell:
         result = measure(
             seconds,
             rounds,
             revision=revision,
             mtu=mtu,
             thread=thread,
-            progress=lambda what, part: progress.update(task, description=what, completed=part),
+            progress=tell,
         )
     if as_json:
         click.echo(json.dumps(result.as_json(), indent=2))

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import json
-import sys
 from pathlib import Path
 
 import click
 
 from powervio.bench.scale import MOST, SIZES, Result, measure
+from powervio.cli.measuring import measuring
 
 _NARROW = 76
 """Columns of a terminal from which the table fits."""
@@ -62,20 +62,8 @@ def scale(as_json: bool, sizes: list[int], seconds: float, folder: Path | None) 
 
     All but start, stop and reads are for each client; with one client they include what is there once for all.
     """
-    from rich.console import Console
-    from rich.progress import BarColumn, Progress, TextColumn
-
-    with Progress(
-        TextColumn("{task.description}"),
-        BarColumn(bar_width=24),
-        console=Console(stderr=True),
-        transient=True,
-        disable=not sys.stderr.isatty(),
-    ) as progress:
-        task = progress.add_task("starting", total=1.0)
-        result = measure(
-            sizes, seconds, lambda what, part: progress.update(task, description=what, completed=part), folder
-        )
+    with measuring() as tell:
+        result = measure(sizes, seconds, tell, folder)
     if as_json:
         click.echo(json.dumps(result.as_json(), indent=2))
     else:
