@@ -7,17 +7,14 @@ leads somewhere new; and what they have found, which stays as tests of its own.
 
 from __future__ import annotations
 
-import importlib.util
-import os
 import random
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
+from tests.exploring import explore
 from tests.gateway.hostile import MESSAGES, MIB, TOKENS, U64, World, play
 from tests.gateway.stores import PAGE
 
@@ -110,42 +107,12 @@ def seeds(folder: Path, count: int) -> None:
         (folder / f"seed-{number}").write_bytes(random.Random(number).randbytes(LENGTH))
 
 
-def explore(folder: Path, runs: int, seconds: int) -> None:
-    """Let libFuzzer look for more, for so many runs and seconds at most; then play all of it to the compiled modules.
-
-    Without atheris, which is not there for every machine, the inputs to begin with are all.
-    """
-    seeds(folder, 40)
-    if importlib.util.find_spec("atheris") is not None:
-        ended = subprocess.run(
-            [
-                sys.executable, "-m", "tests.gateway.fuzz_guest", str(folder), "-seed=1", "-len_control=0",
-                f"-runs={runs}", f"-max_total_time={seconds}",
-            ],
-            capture_output=True,
-            text=True,
-            timeout=seconds + 120,
-            check=False,
-            cwd=Path(__file__).parents[2],
-            env={
-                **os.environ,
-                "POWERVIO_INTERPRETED": "1",
-                "PYTHONPATH": os.pathsep.join([str(Path(__file__).parents[2]), *sys.path]),
-            },
-        )  # fmt: skip
-        found = [path.read_bytes().hex() for path in folder.glob("crash-*")]
-        assert (ended.returncode, found) == (0, []), ended.stderr[-8000:]
-    for path in sorted(folder.iterdir()):
-        try:
-            play(path.read_bytes())
-        except Exception as error:
-            raise AssertionError(f"compiled: {path.read_bytes().hex()}") from error
-
-
 def test_exploring(tmp_path: Path) -> None:
-    explore(tmp_path, 1_000, 6)
+    seeds(tmp_path, 40)
+    explore(tmp_path, "tests.gateway.fuzz_guest", play, 1_000, 6)
 
 
 @pytest.mark.slow
 def test_exploring_for_long(tmp_path: Path) -> None:
-    explore(tmp_path, 1_000_000, 300)
+    seeds(tmp_path, 40)
+    explore(tmp_path, "tests.gateway.fuzz_guest", play, 1_000_000, 300)
