@@ -334,6 +334,20 @@ truncate by somebody else takes set-user-ID away
     alice chmod f 04766
     bob truncate f 0
     alice stat f mode -> = 0766
+truncation by somebody else stamps the file, also an empty one
+    alice create f 0644
+    alice chmod f 0666
+    alice write f text
+    alice mark f
+    bob open f O_WRONLY|O_TRUNC
+    alice stat f size -> = 0
+    alice changed f -> = cm
+    alice mark f
+    bob open f O_WRONLY|O_TRUNC
+    alice changed f -> = cm
+    bob openas 1 f O_RDWR
+    bob ftruncate 1 5
+    alice stat f size -> = 5
 ftruncate goes on after the mode was changed
     alice openas 1 f O_RDWR|O_CREAT 0644
     alice chmod f 0000

@@ -10,7 +10,7 @@ import sys
 import tempfile
 import threading
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 
 import pytest
@@ -146,6 +146,34 @@ def a_write_takes_set_user_id_away(folder: Path) -> None:
             node.open(os.O_WRONLY, who).pwrite(b"x", 0)
             assert bool(node.stat().mode & stat.S_ISUID) is kept
         opened.close()
+
+
+@check
+def who_cuts_a_file_stamps_it_and_says_that_set_user_id_is_gone(folder: Path) -> None:
+    with shared(folder) as root:
+        node, _ = root.create(b"f", os.O_RDWR, 0o666, ALICE)
+        cut = Set.SIZE | Set.MODE
+        for valid, mode, code in (
+            (cut | Set.MTIME, 0o766, 0),
+            (cut, 0o4766, errno.EPERM),
+            (cut, 0o777, errno.EPERM),
+            (Set.SIZE | Set.MTIME | Set.ATIME, 0, 0),
+            (Set.MODE, 0o766, errno.EPERM),
+            (Set.MTIME, 0, errno.EPERM),
+        ):
+            node.setattr(Set.MODE | Set.MTIME, ALICE, mode=0o4766, mtime=(1, 0))
+            with fails(code) if code else nullcontext():
+                node.setattr(valid, BOB, mode=mode, size=3)
+            assert bool(node.stat().mode & stat.S_ISUID) is not bool(valid & Set.SIZE)
+            assert (node.stat().mtime_sec == 1) is (code != 0 and not valid & Set.SIZE)
+        node.setattr(Set.MODE | Set.MTIME, ALICE, mode=0o644, mtime=(1, 0))
+        for valid, time in ((Set.SIZE | Set.MTIME, None), (Set.SIZE | Set.MTIME, (2, 0))):
+            with fails(errno.EACCES):
+                node.setattr(valid, BOB, size=3, mtime=time)
+        node.setattr(Set.MODE, ALICE, mode=0o666)
+        with fails(errno.EPERM):
+            node.setattr(Set.SIZE | Set.MTIME, BOB, size=3, mtime=(2, 0))
+        assert node.stat().mtime_sec != 2
 
 
 @check

@@ -55,7 +55,7 @@ from cython.cimports.powervio.files.tree_stat import Stat, device_of, version_of
 from cython.cimports.powervio.memory.hw import get16, get64, pointer, pointer_to_read
 
 from powervio.files import acl, mapped
-from powervio.files.sizes import ATTRIBUTE_BYTES, FILE_SYSTEM_WORDS, NAME_BYTES, PATH_BYTES
+from powervio.files.sizes import ATTRIBUTE_BYTES, FILE_SYSTEM_WORDS, NAME_BYTES, PATH_BYTES, STATX_BYTES
 from powervio.files.tree_share import TreeOptions
 
 __all__ = ["FileSystem", "Node", "Rename", "Set", "Tree", "TreeOptions"]
@@ -80,6 +80,7 @@ _O_DIRECTORY = cython.declare(cython.int, os.O_DIRECTORY)
 _O_EXCL = cython.declare(cython.int, os.O_EXCL)
 _EEXIST = cython.declare(cython.int, -errno.EEXIST)
 _ENOENT = cython.declare(cython.int, -errno.ENOENT)
+_EPERM = cython.declare(cython.int, -errno.EPERM)
 _EROFS = cython.declare(cython.int, -errno.EROFS)
 _EISDIR = cython.declare(cython.int, -errno.EISDIR)
 _EINVAL = cython.declare(cython.int, -errno.EINVAL)
@@ -358,7 +359,8 @@ class Node(File):
         """Change what `valid` (`Set`) names, in the order size, owner, mode, times.
 
         A time that is None is now. The size is changed by `opened` if that is given and open for writing, which asks
-        for no right that was not checked when it was opened.
+        for no right that was not checked when it was opened. Clients' kernels say with a size what becomes of the rest:
+        who may cut the file may stamp it, and give it the mode that it has now, without set-user-ID.
         """
         share: Share = self.share
         owner: cython.uint = _UNCHANGED
@@ -366,6 +368,9 @@ class Node(File):
         code: cython.int
         fd: cython.int
         cuts: cython.bint = (valid & _SET_SIZE) != 0
+        stamps: cython.bint = cuts and mtime is None and (valid & (_SET_ATIME | _SET_MTIME)) == _SET_MTIME
+        book: bytearray | None = None
+        facts: cython.p_uchar = cython.NULL
         times: bytearray | None = None
         when: cython.p_uchar = cython.NULL
         share.writable()
@@ -376,6 +381,9 @@ class Node(File):
         if valid & (_SET_ATIME | _SET_MTIME):
             times = _times(valid, atime, mtime)
             when = pointer(times)
+        if cuts and valid & _SET_MODE:
+            book = bytearray(STATX_BYTES)
+            facts = pointer(book)
         if cuts and size >> 63:
             raise failure(errno.EINVAL)
         if cuts and opened is not None and opened.flags & _ACCESS_MODE:
@@ -397,10 +405,18 @@ class Node(File):
                     code = change_owner(fd, owner, group)
                 if code >= 0 and valid & _SET_MODE:
                     code = change_mode(share.proc, fd, mode & 0o7777)
+                    if code == _EPERM and facts != cython.NULL and stat_of(fd, facts) >= 0:
+                        code = 0 if get16(facts, 28) & 0o7777 == mode & 0o7777 else _EPERM
                 if code >= 0 and valid & (_SET_ATIME | _SET_MTIME):
                     code = change_times(fd, when)
+                    stamps = stamps and code == _EPERM
                 elif code >= 0 and valid == _SET_CTIME:
                     code = change_owner(fd, _UNCHANGED, _UNCHANGED)
+                else:
+                    stamps = False
+            if stamps:  # by utimensat(2) only an owner stamps one time alone
+                share.identity.enter_own()
+                code = change_times(fd, when)
         self.end()
         good(code)
 
