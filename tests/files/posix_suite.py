@@ -118,3 +118,15 @@ class Actors:
             self.call(actor, "leave")
         self.call("root", "rmtree", name)
         return problems
+
+
+def main(folder: str) -> None:
+    """Run the whole table on a directory, and say what was not as expected: one JSON line for each case, and `END`."""
+    with Actors(Path(folder)) as actors:
+        for case in CASES:
+            print("\n" + json.dumps({"case": case.title, "problems": actors.run(case)}), flush=True)
+    print("\nEND", flush=True)
+
+
+if __name__ == "__main__":
+    main(sys.argv[1])

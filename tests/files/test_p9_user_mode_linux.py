@@ -8,21 +8,16 @@ import stat
 from pathlib import Path
 
 import pytest
+from tests.files.kernel_9p import HERE, kernel_client, make_network, mounting
 from tests.files.p9_recording import Recorder, dissect, write_pcap
-from tests.network.namespace import ip, isolated
-from tests.vhost_user.harness import serving
-from tests.vhost_user.linux_guest import make_initramfs, uml, uml_module
+from tests.network.namespace import isolated
 
-from powervio.devices.net import NetDevice
 from powervio.files.p9_server import P9Server
 from powervio.files.tree import Tree
-from powervio.network.tap import TapPort
 
-MODULES = ("failover", "net_failover", "virtio_net", "netfs", "fscache", "9pnet", "9pnet_fd", "9p")
 SCRIPT = """
-ifconfig eth0 10.9.0.2 netmask 255.255.255.0 up
 mount -t hostfs -o ro,/usr none /usr
-mount -t 9p -o trans=tcp,port=PORT,version=9p2000.L,msize=MSIZE,OPTIONS 10.9.0.1 /mnt && echo MOUNTED
+MOUNT_IT && echo MOUNTED
 grep /mnt /proc/mounts
 cd /mnt
 echo "READ $(md5sum <given)"
@@ -64,10 +59,7 @@ WORDS = (
 )
 @isolated
 def test_linux_mounts_a_share(tmp_path: Path, options: str, msize: int) -> None:
-    ip("tuntap", "add", "uml0", "mode", "tap")
-    ip("addr", "add", "10.9.0.1/24", "dev", "uml0")
-    ip("link", "set", "uml0", "up")
-    device = NetDevice(TapPort("uml0"), mac=bytes.fromhex("525400123456"))
+    make_network()
     share = tmp_path / "share"
     share.mkdir()
     given = os.urandom(1_234_567)
@@ -76,12 +68,10 @@ def test_linux_mounts_a_share(tmp_path: Path, options: str, msize: int) -> None:
     with (
         Tree(share) as tree,
         P9Server(tree, [path]) as server,
-        Recorder(path, "10.9.0.1") as recorder,
-        serving(tmp_path, device) as back,
+        Recorder(path, HERE) as recorder,
     ):
-        script = SCRIPT.replace("PORT", str(recorder.port)).replace("OPTIONS", options).replace("MSIZE", str(msize))
-        archive = make_initramfs(tmp_path, script, [uml_module(name) for name in MODULES])
-        with uml(tmp_path, archive, f"virtio_uml.device={back.path}:1") as guest:
+        mount = mounting(recorder.port, f"msize={msize},{options}")
+        with kernel_client(tmp_path, SCRIPT.replace("MOUNT_IT", mount)) as guest:
             console = guest.finish()
     said = console.split()
     assert [word for word in WORDS.split() if word not in said] == [], console
