@@ -7,7 +7,6 @@ import fcntl
 import mmap
 import os
 import re
-import shutil
 import signal
 import sqlite3
 import stat
@@ -21,9 +20,9 @@ from pathlib import Path
 import pytest
 from tests.attach.p9_mounts import Mounted, is_mounted
 from tests.attach.p9_servers import Diod, Ours, Server
+from tests.project_copy import PROJECT, copy_project
 
 TESTS = Path(__file__).parents[1]
-PROJECT = TESTS.parent
 BUILD = """
 from Cython.Build import cythonize
 from setuptools import Extension, setup
@@ -104,19 +103,11 @@ def test_tree_of_the_project_is_copied_and_compared(mounted: Mounted, server: Se
     assert os.listdir(server.share) == []
 
 
-def _is_made(folder: str, names: list[str]) -> list[str]:
-    """What compiling and running has left."""
-    made = [name for name in names if name.endswith(".so") or name == "__pycache__"]
-    return made + [name for name in names if name.endswith(".c") and f"{name[:-2]}.py" in names]
-
-
 def test_part_of_the_project_is_built_and_tested_inside(ours: Mounted) -> None:
     inside = ours.path / "project"
     inside.mkdir()
-    for name in ("src/powervio/memory", "src/powervio/virtio"):
-        shutil.copytree(PROJECT / name, inside / name, symlinks=True, ignore=_is_made)
-    for path in (PROJECT / "src/powervio").glob("*.py"):
-        shutil.copy2(path, inside / "src/powervio")
+    top = [f"src/powervio/{path.name}" for path in (PROJECT / "src/powervio").glob("*.py")]
+    copy_project(inside, "src/powervio/memory", "src/powervio/virtio", *top)
     (inside / "pytest.ini").write_text("[pytest]\npythonpath = src\nmarkers = dual\n")
     run("cp", "-a", "--parents", "tests/conftest.py", "tests/virtio", inside, cwd=PROJECT)
     run(sys.executable, "-c", BUILD, "build_ext", "--inplace", cwd=inside)

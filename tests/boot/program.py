@@ -14,16 +14,16 @@ COMMAND = [sys.executable, "-m", "powervio", "boot"]
 
 
 def run(
-    cache: Path, *arguments: str, environment: Mapping[str, str] | None = None
+    cache: Path, *arguments: str, environment: Mapping[str, str] | None = None, limit: float = LIMIT
 ) -> subprocess.CompletedProcess[bytes]:
-    """Run it to its end."""
+    """Run it to its end, in `limit` seconds."""
     command = [*COMMAND, "--cache", str(cache), *arguments]
     done = subprocess.run(
         command,
         stdin=subprocess.DEVNULL,
         capture_output=True,
         check=False,
-        timeout=LIMIT,
+        timeout=limit,
         env={**os.environ, **(environment or {})},
     )
     assert b"Traceback" not in done.stderr, done.stderr.decode()

@@ -8,10 +8,15 @@ import shutil
 import sqlite3
 import stat
 import subprocess
+import sys
 from pathlib import Path
 
+import Cython
+import cython
 import pytest
 from tests.boot.program import run
+from tests.project_copy import copy_project
+from tests.vhost_user.linux_guest import admin_program
 
 pytestmark = pytest.mark.timeout(400)  # the first one fills the cache
 ROOT = Path(__file__).parents[2]
@@ -60,6 +65,56 @@ sqlite3 data.db 'pragma integrity_check; select count(*) > 0 from t;'
 echo done
 """
 """With Debian's."""
+ROUND_TRIP = """
+mkdir /disk
+mount -t ext4 /dev/vda /disk
+cd /mnt
+rsync -aHAXS source/ /disk/copy/
+rsync -aHAXS /disk/copy/ copy/
+echo "--$(rsync -aHAXSin --checksum --delete source/ copy/)--"
+chmod u+w copy/plain
+touch -d @1 copy/other
+setfattr -x user.note copy/a/name
+setfacl -b copy/acl
+rm copy/b/name
+rsync -aHAXSin --delete source/ copy/
+rsync -aHAXS --delete source/ copy/
+echo "--$(rsync -aHAXSin --checksum --delete source/ copy/)--"
+"""
+"""By way of a disk. Then what was changed is found and mended."""
+BUILT = """
+import importlib.machinery, importlib.util, sys
+
+import powervio
+
+name, path = "powervio.vio.ranges", "/mnt/copy/src/powervio/vio/ranges.so"
+spec = importlib.util.spec_from_file_location(name, path, loader=importlib.machinery.ExtensionFileLoader(name, path))
+module = importlib.util.module_from_spec(spec)
+spec.loader.exec_module(module)
+sys.modules[name] = module
+
+
+def pytest_report_header():
+    return f"tested is {sys.modules[name].__file__}"
+"""
+"""What puts a module that was built in the place of its source, for pytest."""
+BUILD = """
+cd /mnt
+cp -a project copy
+diff -r project copy
+cd copy
+gcc -O1 -g0 -shared -fPIC -Wall -Werror -Isrc/powervio/memory $(python3-config --includes) \\
+    -o src/powervio/vio/ranges.so src/powervio/vio/ranges.c
+export PYTHONPATH=/mnt/site:src PYTHONDONTWRITEBYTECODE=1 HYPOTHESIS_STORAGE_DIRECTORY=/tmp
+python3 -m pytest -p built -p no:cacheprovider -c /mnt/pytest.ini --rootdir . tests/vio/test_ranges.py
+cd /
+umount /mnt
+"""
+
+
+def packaged(*names: str) -> list[str]:
+    """Have the guest get these of Debian's packages."""
+    return [word for name in names for word in ("--package", name)]
 
 
 def listing(folder: Path) -> dict[str, tuple[object, ...]]:
@@ -136,7 +191,7 @@ def test_git_and_sqlite_on_the_kernels_9p(tmp_path: Path, boot_cache: Path, arch
     for words in (["init", "-q"], ["add", "."], [*identity, "commit", "-qm", "docs"]):
         subprocess.run(["git", *words], cwd=source, check=True)
     subprocess.run(["git", "clone", "-q", "--bare", source, share / "project.git"], check=True)
-    packages = ("--package", "git", "--package", "sqlite3")
+    packages = packaged("git", "sqlite3")
     command = MOUNT + PROGRAMS
     done = run(boot_cache, "--arch", arch, "--memory", "1G", *packages, "--share", str(share), "--exec", command)
     said = done.stdout.decode()
@@ -154,3 +209,113 @@ def test_git_and_sqlite_on_the_kernels_9p(tmp_path: Path, boot_cache: Path, arch
     data = sqlite3.connect(share / "data.db")
     assert data.execute("pragma integrity_check").fetchone() == ("ok",)
     data.close()
+
+
+def make_odd_tree(folder: Path) -> None:
+    """One of each: what a copy may lose."""
+    for name in ("a", "b", "empty", "acl", "deep/" * 12):
+        (folder / name).mkdir(parents=True)
+    (folder / "a/name").write_bytes(os.urandom(300_000))
+    for name in ("b/name", "third"):
+        os.link(folder / "a/name", folder / name)
+    (folder / "sparse").write_bytes(b"begin")
+    with (folder / "sparse").open("r+b") as sparse:
+        sparse.seek(1_000_000)
+        sparse.write(b"middle")
+        sparse.truncate(3_000_000)
+    for odd in (b" -rf *", b"new\nline", "Größe".encode(), b"\xff\xfe", b"back\\slash'\"", b"n" * 255, b".hidden"):
+        (folder / os.fsdecode(odd)).write_bytes(odd)
+    for name, mode in (("plain", 0o444), ("other", 0o600), ("none", 0), ("run", 0o4755)):
+        (folder / name).write_text(name)
+        os.chown(folder / name, 1234, 5678)
+        (folder / name).chmod(mode)
+    os.chown(folder / "b", 0, 20)
+    (folder / "b").chmod(0o3771)
+    (folder / "dangling").symlink_to("no/where")
+    (folder / "far").symlink_to("/" + "x" * 3000)
+    os.lchown(folder / "far", 7, 8)
+    os.mkfifo(folder / "fifo", 0o640)
+    os.mknod(folder / "null", stat.S_IFCHR | 0o666, os.makedev(1, 3))
+    os.mknod(folder / "disk", stat.S_IFBLK | 0o660, os.makedev(8, 300))
+    for name, attribute, value in (
+        ("a/name", "user.note", bytes(range(256))),
+        ("a/name", "user.empty", b""),
+        ("a", "user.of a folder", b"value"),
+        ("other", "trusted.hidden", b"1"),
+        ("other", "security.capability", b"\1\0\0\2" + bytes(16)),
+    ):
+        os.setxattr(folder / name, attribute, value)
+    for acl, name in (("u:1234:rw,g:20:r,m::rw", "plain"), ("u:1234:rwx,d:u:4321:rx,d:g::-,d:o::-", "acl")):
+        subprocess.run(["setfacl", "-m", acl, folder / name], check=True)
+    (folder / "acl/below").write_text("inherits")
+    for number, path in enumerate(sorted(folder.rglob("*"))):
+        os.utime(path, ns=(10**18 + number, 10**18 + number * 1_111_111_111), follow_symlinks=False)
+
+
+def every_fact(folder: Path) -> dict[str, tuple[object, ...]]:
+    """What is in a tree: all that can be asked, but the number of a file, for which there are all of its names."""
+    names: dict[int, list[str]] = {}
+    for path in sorted(folder.rglob("*")):
+        names.setdefault(path.lstat().st_ino, []).append(str(path.relative_to(folder)))
+    found: dict[str, tuple[object, ...]] = {}
+    for path in [folder, *sorted(folder.rglob("*"))]:
+        facts = path.lstat()
+        content: object = os.readlink(path) if path.is_symlink() else facts.st_rdev
+        if stat.S_ISREG(facts.st_mode):
+            content = facts.st_size, hashlib.sha256(path.read_bytes()).hexdigest()
+        attributes = {
+            name: os.getxattr(path, name, follow_symlinks=False) for name in os.listxattr(path, follow_symlinks=False)
+        }
+        own = (facts.st_mode, facts.st_uid, facts.st_gid, facts.st_nlink, facts.st_mtime_ns // 10**9)
+        found[str(path.relative_to(folder))] = (*own, names.get(facts.st_ino), content, attributes)
+    return found
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("arch", ["x86_64", "ppc64le"])
+def test_rsync_takes_all_of_a_tree_there_and_back(tmp_path: Path, boot_cache: Path, arch: str) -> None:
+    share, image = tmp_path / "share", tmp_path / "disk"
+    share.mkdir()
+    make_odd_tree(share / "source")
+    before = every_fact(share / "source")
+    image.touch()
+    os.truncate(image, 64 << 20)
+    subprocess.run([admin_program("mke2fs"), "-q", "-F", "-t", "ext4", "-b", "4096", image], check=True)
+    packages = packaged("rsync", "acl", "attr")
+    command = MOUNT.replace("msize=512000", "msize=512000,access=client,posixacl") + ROUND_TRIP
+    given = ("--disk", str(image), "--share", str(share))
+    done = run(boot_cache, "--arch", arch, "--memory", "1G", *packages, *given, "--exec", command, limit=200)
+    said = done.stdout.decode()
+    assert done.returncode == 0, said + done.stderr.decode()
+    assert "posixacl" in said
+    _, equal, changed, again, _ = said.split("--")
+    assert (equal, again) == ("", "")
+    assert [name for name in ("plain", "other", "a/name", "acl/", "b/name") if f" {name}" not in changed] == [], changed
+    assert every_fact(share / "source") == before
+    assert every_fact(share / "copy") == before
+    assert (share / "copy/sparse").stat().st_blocks < 1000
+
+
+@pytest.mark.slow
+def test_project_is_copied_built_and_tested_on_the_kernels_9p(tmp_path: Path, boot_cache: Path) -> None:
+    share = tmp_path / "share"
+    project, site = share / "project", share / "site"
+    copy_project(project, "src", "tests", "docs", "linux", "pyproject.toml")
+    subprocess.run([sys.executable, "-m", "cython", "powervio/vio/ranges.py"], cwd=project / "src", check=True)
+    (site / "Cython").mkdir(parents=True)  # which sources that are not compiled import
+    shutil.copy(cython.__file__, site)
+    for name in ("__init__.py", "Shadow.py"):
+        shutil.copy(Path(Cython.__file__).with_name(name), site / "Cython")
+    (site / "built.py").write_text(BUILT)
+    (share / "pytest.ini").write_text("[pytest]\nmarkers = dual\n")
+    packages = packaged("gcc", "libc6-dev", "python3-dev", "python3-pytest", "python3-hypothesis")
+    given = ("--memory", "2G", "--timeout", "200", "--share", str(share))
+    command = MOUNT.replace("msize=512000", "msize=512000,cache=loose") + BUILD
+    done = run(boot_cache, "--arch", "x86_64", *given, *packages, "--exec", command, limit=300)
+    said = done.stdout.decode()
+    assert done.returncode == 0, said + done.stderr.decode()
+    assert "tested is /mnt/copy/src/powervio/vio/ranges.so\n" in said
+    assert " 2 passed" in said
+    before, after = listing(project), listing(share / "copy")
+    assert after.pop("src/powervio/vio/ranges.so")[-1] is not None
+    assert after == before
