@@ -79,8 +79,10 @@ static void reap_later(struct timer_list *timer)
 
 	spin_lock_irqsave(&gate->lock, flags);
 	reap(gate);
-	if (gate->reaped < gate->number && !READ_ONCE(gate->hv.dead))
+	if (gate->reaped < gate->number && !READ_ONCE(gate->hv.dead)) {
+		ring(gate);
 		mod_timer(&gate->reaper, jiffies + LOOK_AGAIN);
+	}
 	spin_unlock_irqrestore(&gate->lock, flags);
 }
 
@@ -123,8 +125,10 @@ static u64 try_post(struct gateway *gate, u64 token, const u64 *arguments, unsig
 			mod_timer(&gate->reaper, jiffies + LOOK_AGAIN);
 	}
 	spin_unlock_irqrestore(&gate->lock, flags);
-	if (number)
-		ring(gate);	/* without a look at AWAKE: an emulated fence may order nothing (G5.9) */
+	/* the hypervisor looks for long enough after AWAKE for a fence that orders nothing, too (G5.7) */
+	virt_mb();
+	if (number && !READ_ONCE(gate->header->awake))
+		ring(gate);
 	return number;
 }
 

@@ -92,20 +92,86 @@ void wire_addresses(const struct wire_ring *wire, struct wire_addresses *where)
 	}
 }
 
+/* A piece of a chain: descriptors of the driver's whose addresses follow each other. */
+struct piece {
+	u64 address;
+	u32 length;
+	u16 flags;
+};
+
+/*
+ * The piece of a chain that begins at a descriptor, and the number of the one behind it if the flags say that there is
+ * one. The pages of a buffer are mapped one by one, and mostly one after the other: the server need not see that.
+ *
+ * Returns how many descriptors of the driver's it is, or 0 when they are no chain: `left` is how many there may be.
+ */
+static unsigned int take_piece(const struct wire_ring *wire, const struct vring *driver, unsigned int *at,
+			       unsigned int left, struct piece *piece)
+{
+	unsigned int count = 0;
+
+	for (;;) {
+		const struct vring_desc *desc;
+		u64 address;
+		u32 length;
+		u16 flags;
+
+		if (*at >= wire->size || count == left)
+			return 0;
+		desc = &driver->desc[*at];
+		address = virtio64_to_cpu(wire->vdev, desc->addr);
+		length = virtio32_to_cpu(wire->vdev, desc->len);
+		flags = virtio16_to_cpu(wire->vdev, desc->flags);
+		if (!count) {
+			piece->address = address;
+			piece->length = length;
+			piece->flags = flags;
+		} else if (address == piece->address + piece->length &&
+			   !((flags ^ piece->flags) & ~VRING_DESC_F_NEXT) && !(flags & VRING_DESC_F_INDIRECT) &&
+			   length <= U32_MAX - piece->length) {
+			piece->length += length;
+			piece->flags = flags;
+		} else {
+			return count;
+		}
+		count++;
+		if (!(flags & VRING_DESC_F_NEXT))
+			return count;
+		*at = virtio16_to_cpu(wire->vdev, desc->next);
+	}
+}
+
+static u32 more_room(u32 room, const struct piece *piece)
+{
+	if (piece->flags & VRING_DESC_F_INDIRECT)
+		return U32_MAX;	/* nobody asks here */
+	return piece->flags & VRING_DESC_F_WRITE ? room + piece->length : room;
+}
+
 static int put_split(struct wire_ring *wire, const struct vring *driver, u16 head)
 {
 	struct vring *ring = &wire->split.ring;
-	unsigned int at = head, count = 0;
+	unsigned int at = head, from, some, seen = 0, count = 0;
+	struct vring_desc *desc;
+	struct piece piece;
+	u32 room = 0;
 
-	for (;;) {
-		if (at >= wire->size || count++ == wire->size)
+	do {
+		from = at;
+		some = take_piece(wire, driver, &at, wire->size - seen, &piece);
+		if (!some)
 			return -EINVAL;
-		ring->desc[at] = driver->desc[at];
-		if (!(virtio16_to_cpu(wire->vdev, driver->desc[at].flags) & VRING_DESC_F_NEXT))
-			break;
-		at = virtio16_to_cpu(wire->vdev, driver->desc[at].next);
-	}
+		seen += some;
+		count++;
+		room = more_room(room, &piece);
+		desc = &ring->desc[from];
+		desc->addr = cpu_to_virtio64(wire->vdev, piece.address);
+		desc->len = cpu_to_virtio32(wire->vdev, piece.length);
+		desc->flags = cpu_to_virtio16(wire->vdev, piece.flags);
+		desc->next = cpu_to_virtio16(wire->vdev, at);
+	} while (piece.flags & VRING_DESC_F_NEXT);
 	ring->avail->ring[wire->split.available++ % wire->size] = cpu_to_virtio16(wire->vdev, head);
+	wire->rooms[head] = room;
 	return count;
 }
 
@@ -117,31 +183,32 @@ static u16 made_available(u16 round)
 
 static int put_packed(struct wire_ring *wire, const struct vring *driver, u16 head)
 {
-	unsigned int at = head, count = 0;
+	unsigned int at = head, some, seen = 0, count = 0;
 	u16 next = wire->packed.next, rounds = wire->packed.rounds, flags, first = 0;
+	struct piece piece;
+	u32 room = 0;
 
-	for (;;) {
-		const struct vring_desc *from = &driver->desc[at];
+	do {
 		struct vring_packed_desc *to = &wire->packed.ring[next];
 
-		if (at >= wire->size || count++ == wire->size)
+		some = take_piece(wire, driver, &at, wire->size - seen, &piece);
+		if (!some)
 			return -EINVAL;
-		flags = virtio16_to_cpu(wire->vdev, from->flags);
-		to->addr = cpu_to_le64(virtio64_to_cpu(wire->vdev, from->addr));
-		to->len = cpu_to_le32(virtio32_to_cpu(wire->vdev, from->len));
+		seen += some;
+		room = more_room(room, &piece);
+		to->addr = cpu_to_le64(piece.address);
+		to->len = cpu_to_le32(piece.length);
 		to->id = cpu_to_le16(head);
-		if (count == 1)
-			first = flags | made_available(rounds);
+		flags = piece.flags | made_available(rounds);
+		if (!count++)
+			first = flags;
 		else
-			to->flags = cpu_to_le16(flags | made_available(rounds));
+			to->flags = cpu_to_le16(flags);
 		if (++next == wire->size) {
 			next = 0;
 			rounds++;
 		}
-		if (!(flags & VRING_DESC_F_NEXT))
-			break;
-		at = virtio16_to_cpu(wire->vdev, from->next);
-	}
+	} while (piece.flags & VRING_DESC_F_NEXT);
 	if (wire->packed.hidden) {
 		/* behind one that is not shown: nobody looks here before that one is */
 		wire->packed.ring[wire->packed.next].flags = cpu_to_le16(first);
@@ -152,26 +219,8 @@ static int put_packed(struct wire_ring *wire, const struct vring *driver, u16 he
 	}
 	wire->packed.next = next;
 	wire->packed.rounds = rounds;
+	wire->rooms[head] = room;
 	return count;
-}
-
-/* Bytes that may be written of a chain that was found to be one; of an indirect table nobody asks here. */
-static u32 room_of(const struct wire_ring *wire, const struct vring *driver, u16 head)
-{
-	const struct vring_desc *desc = &driver->desc[head];
-	u32 room = 0;
-
-	for (;;) {
-		u16 flags = virtio16_to_cpu(wire->vdev, desc->flags);
-
-		if (flags & VRING_DESC_F_INDIRECT)
-			return U32_MAX;
-		if (flags & VRING_DESC_F_WRITE)
-			room += virtio32_to_cpu(wire->vdev, desc->len);
-		if (!(flags & VRING_DESC_F_NEXT))
-			return room;
-		desc = &driver->desc[virtio16_to_cpu(wire->vdev, desc->next)];
-	}
 }
 
 /**
@@ -186,10 +235,8 @@ int wire_put(struct wire_ring *wire, const struct vring *driver, u16 head)
 {
 	int count = wire->is_packed ? put_packed(wire, driver, head) : put_split(wire, driver, head);
 
-	if (count > 0) {
+	if (count > 0)
 		wire->counts[head] = count;
-		wire->rooms[head] = room_of(wire, driver, head);
-	}
 	return count;
 }
 

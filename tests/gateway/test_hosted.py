@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import struct
 import threading
 from collections.abc import Iterator
 from pathlib import Path
@@ -12,9 +13,10 @@ from tests.gateway.harness import MIB, House, wait_until
 
 from powervio.devices.block import BlockDevice
 from powervio.gateway import layout
-from powervio.gateway.mailbox import Mailbox
+from powervio.gateway.mailbox import Lookout, Mailbox
 from powervio.gateway.remote_port import RemotePort
 from powervio.gateway.server import Gateway
+from powervio.papr.codes import Hcall
 from powervio.storage.image import open_image
 from powervio.transport.crq.server import VirtioCrq
 from powervio.vio.kernel import PartitionKernel
@@ -116,14 +118,46 @@ def test_reader_is_called_until_it_is_removed(gateway: Gateway) -> None:
 def test_look_finds_what_is_posted_and_says_that_nobody_need_ring() -> None:
     """G5.7"""
     where = layout.plan(1 << 20, 1, region_size=layout.MIN_REGION, slots=4)
-    region = memoryview(bytearray(layout.MIN_REGION))
-    where.write(region)
-    mailbox = Mailbox(region, where, lambda *_: (0,))
-    assert not mailbox.look(1000)
-    assert region[layout.AWAKE] == 0
-    region[where.slots_offset] = 1
-    assert mailbox.look(10**9)
-    assert region[layout.AWAKE] == 1
+    regions = [memoryview(bytearray(layout.MIN_REGION)) for _ in range(2)]
+    fd = os.eventfd(0, os.EFD_NONBLOCK)
+    lookout = Lookout(fd)
+    assert not lookout.look(1000)
+    for region in regions:
+        where.write(region)
+    lookout.watch([Mailbox(region, where, lambda *_: (0,)) for region in regions])
+    assert not lookout.look(1000)
+    assert [region[layout.AWAKE] for region in regions] == [1, 1]
+    assert not lookout.rest()
+    assert [region[layout.AWAKE] for region in regions] == [0, 0]
+    regions[1][where.slots_offset] = 1
+    assert lookout.look(10**9)
+    assert lookout.rest()
+    assert [region[layout.AWAKE] for region in regions] == [1, 1]
+    regions[1][where.slots_offset] = 0
+    os.eventfd_write(fd, 1)
+    assert lookout.look(10**9)
+    os.close(fd)
+
+
+def test_what_is_posted_while_awake_needs_no_doorbell(tmp_path: Path) -> None:
+    """G5.7: a partition that saw AWAKE just before it became 0 is heard of all the same."""
+    with House(tmp_path) as house:
+        house.gateway.stop()
+        door = house.door(house.client)
+        ported: list[RemotePort] = []
+        connecting = threading.Thread(target=lambda: ported.append(RemotePort.connect(door.path)))
+        connecting.start()
+        while connecting.is_alive():
+            house.gateway.poll(0.01)
+        session = door.session
+        assert session is not None
+        region, slot = session.region.view, session.where.slots_offset
+        struct.pack_into("<Q", region, slot + layout.TOKEN, int(Hcall.H_XIRR))
+        struct.pack_into("<Q", region, slot + layout.POSTED, session.mailbox.served + 1)
+        assert session.mailbox.served == 0
+        house.gateway.poll(10.0)
+        assert session.mailbox.served == 1
+        ported[0].close()
 
 
 def test_doors_go_while_the_thread_looks_at_their_rings(tmp_path: Path) -> None:

@@ -107,6 +107,8 @@ def test_turn_ends_at_its_limit() -> None:
     assert len(ring.called) == 3
     assert not ring.calls.must_ring()  # there is another turn
     assert ring.mailbox.turn(3) == (False, False)
+    assert not ring.calls.must_ring()  # it is looked at once more
+    ring.mailbox.rest()
     assert ring.calls.must_ring()
     ring.close()
 

@@ -16,10 +16,7 @@ from dataclasses import dataclass, replace
 from powervio.devices.p9_serve import P9Server, P9Session
 from powervio.virtio import p9
 from powervio.virtio.device import Device, DeviceSession
-from powervio.virtio.queue import ByteOrder, DeviceQueue, Request
-
-_GROUP = 64
-"""Requests that share what they can."""
+from powervio.virtio.queue import ByteOrder, DeviceQueue
 
 
 @dataclass(slots=True)
@@ -110,20 +107,11 @@ class P9Device(Device):
         server = self._server
         if server is None:
             return
-        if queue.batch is None:
-            while (request := queue.pop()) is not None:
-                server.serve(request)
+        if queue.batch is not None:
+            server.serve_all(queue)
             return
-        more = True
-        while more:
-            group: list[Request] = []
-            try:
-                while len(group) < _GROUP and (request := queue.pop()) is not None:
-                    group.append(request)
-            finally:  # also those before the place where the ring broke
-                more = len(group) == _GROUP
-                if group:
-                    server.serve_together(group, queue.batch)
+        while (request := queue.pop()) is not None:
+            server.serve(request)
 
 
 def _add(counters: P9Counters, server: P9Server) -> None:

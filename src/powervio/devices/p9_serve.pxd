@@ -1,4 +1,7 @@
 from powervio.files.p9_session cimport Session
+from powervio.virtio.device_queue cimport DeviceQueue
+from powervio.virtio.device_ring cimport DeviceRing
+from powervio.virtio.staging cimport Staging
 
 cimport cython
 
@@ -15,8 +18,13 @@ cdef class P9Server:
     cdef unsigned char *_out
     cdef long long _room
     cdef long long _data
+    cdef long long _served(self, bytes head, object readable, object writable) except? -1
+    cdef int _serve_staged(self, DeviceQueue queue) except? -1
+    cdef int _move(self, DeviceRing ring, Staging staging, unsigned int begin, unsigned int end, long long length, unsigned long long place, bint out) except? -1
     cdef object _answer(self, bytes head, object readable, object writable)
     cdef bint _is_apart(self, int kind, unsigned char *base, long long there, long long size, long long room) noexcept
     cdef long long _need(self, int kind, unsigned char *base, long long there) noexcept
     cdef object _said(self, object answer, long long done, unsigned char *base, int kind, unsigned int tag, long long room)
     cdef bytes _error(self, unsigned int tag, int code)
+    cdef long long _count(self, long long done, unsigned char *base, int kind, unsigned int tag, long long room) noexcept
+    cdef long long _put_error(self, unsigned char *out, unsigned int tag, int code) noexcept

@@ -17,8 +17,10 @@ from typing import Any, Protocol
 import cython
 from cython.cimports.powervio.files.p9_session import Session
 from cython.cimports.powervio.files.wire import put8, put16, put32, take8, take16, take32
-from cython.cimports.powervio.memory.hw import pointer, pointer_to_read
-from cython.cimports.powervio.virtio.device_queue import Request
+from cython.cimports.powervio.memory.hw import address_of, at, bytes_at, ld64, pointer, pointer_to_read
+from cython.cimports.powervio.virtio.device_queue import DeviceQueue, Request
+from cython.cimports.powervio.virtio.device_ring import DeviceRing
+from cython.cimports.powervio.virtio.staging import Staging
 
 from powervio.errors import RemoteError
 from powervio.memory.abstract import Payload
@@ -35,6 +37,8 @@ SMALL = 16 * 1024
 SMALL_MESSAGE = 4096
 """Bytes of a message up to which all of it is read at once; of a longer one, which is a Twrite nearly always, what
 stands before its data."""
+GROUP = 64
+"""Requests that share what they can."""
 LONGEST = 128 * 1024
 """Bytes of a message without data: far more than sixteen names and a link's target have."""
 
@@ -43,11 +47,16 @@ _WRITE = cython.declare(cython.longlong, WRITE_DATA)
 _READ = cython.declare(cython.longlong, READ_DATA)
 _ERROR = cython.declare(cython.longlong, ERROR_ROOM)
 _SMALL = cython.declare(cython.longlong, SMALL)
+_SMALL_MESSAGE = cython.declare(cython.longlong, SMALL_MESSAGE)
+_GROUP = cython.declare(cython.int, GROUP)
+_PIECES = cython.declare(cython.uint, 4)
+"""Of a message that is read at once: each is a call."""
 _LONGEST = cython.declare(cython.longlong, LONGEST)
 _TREADDIR = cython.declare(cython.int, 40)
 _TWALK = cython.declare(cython.int, 110)
 _TREAD = cython.declare(cython.int, 116)
 _TWRITE = cython.declare(cython.int, 118)
+_EMSGSIZE = cython.declare(cython.int, errno.EMSGSIZE)
 _RLERROR = cython.declare(cython.int, 7)
 _QID = cython.declare(cython.longlong, 13)
 _ROOM = {8: 67, 12: 24, 14: 24, 16: 20, 18: 20, 24: 160, 30: 15, 54: 30, 72: 20, 100: 13, 102: 20, 104: 20}
@@ -105,18 +114,132 @@ class P9Server:
     def serve(self, request: Request) -> None:
         """Serve one where memory is mapped."""
         readable: Any = request.readable
-        writable: Any = request.writable
         length: cython.longlong = readable.length
-        written: cython.longlong = 0
         try:
             head: bytes = readable.read(0, length if length <= SMALL_MESSAGE else WRITE_DATA)
-            answer: Any = self._answer(head, readable, writable)
-            if answer is not None:
-                writable.write(0, answer)
-                written = len(answer) + self._data
         except RemoteError:
             self.refused += 1
-        request.complete(written)
+            request.complete(0)
+            return
+        request.complete(self._served(head, readable, request.writable))
+
+    @cython.cfunc
+    @cython.exceptval(-1)
+    def _served(self, head: bytes, readable: Any, writable: Any) -> cython.longlong:
+        """Serve a message that begins with `head`; bytes that were written."""
+        try:
+            answer: Any = self._answer(head, readable, writable)
+            if answer is None:
+                return 0
+            writable.write(0, answer)
+        except RemoteError:
+            self.refused += 1
+            return 0
+        return len(answer) + self._data
+
+    def serve_all(self, queue: DeviceQueue) -> None:
+        """Serve what is available, in its order, where access to the driver's memory is a call of the hypervisor.
+
+        Raises `RemoteError` when the driver broke the ring; what it had made available before is served.
+        """
+        group: list[Request] = []
+        try:
+            while queue.take_allowed():
+                if not group and not queue.available and self._serve_staged(queue):
+                    continue
+                group.append(queue.request())
+                if len(group) == _GROUP:
+                    requests, group = group, []
+                    self.serve_together(requests, queue.batch)
+        finally:  # also those before the place where the ring broke
+            if group:
+                self.serve_together(group, queue.batch)
+
+    @cython.cfunc
+    @cython.exceptval(-1)
+    def _serve_staged(self, queue: DeviceQueue) -> cython.int:
+        """Serve the buffer that was taken last without making objects of it, as most are that come alone: 1, or 0 when
+        nothing was done. Message and answer go by the transport's own memory."""
+        ring: DeviceRing = queue.ring
+        staging: Staging | None = queue.staging
+        there: cython.longlong = ring.readable_bytes
+        room: cython.longlong = ring.writable_bytes
+        size: cython.longlong
+        kind: cython.int
+        base: cython.p_uchar
+        out: cython.p_uchar
+        done: cython.longlong
+        direct: Session | None = self._direct
+        head: cython.uint = ring.head
+        if staging is None or direct is None or there < _HEADER or there > _SMALL_MESSAGE or room < _ERROR:
+            return 0
+        if ring.readable_count > _PIECES or cython.cast(cython.longlong, staging.size) < _SMALL_MESSAGE + _SMALL:
+            return 0
+        if not self._move(ring, staging, 0, ring.readable_count, there, 0, False):
+            self.messages += 1
+            self.refused += 1
+            queue.complete(head, 0)
+            return 1
+        base = staging.base
+        size = take32(base, 0)
+        kind = take8(base, 4)
+        if (
+            size < _HEADER
+            or size > there
+            or room < self._need(kind, base, size)
+            or self._is_apart(kind, base, size, size, room)
+            or (kind == _TREADDIR and room > _SMALL)
+        ):
+            request: Request = queue.request()
+            request.complete(self._served(bytes_at(address_of(base, 0), there), request.readable, request.writable))
+            return 1
+        self.messages += 1
+        self._data = 0
+        if room > direct.msize:
+            room = direct.msize
+        if room > _SMALL:
+            room = _SMALL
+        out = at(base, _SMALL_MESSAGE)
+        done = self._count(direct.serve(base, size, out, room), out, kind, take16(base, 5), room)
+        if not self._move(ring, staging, ring.readable_count, ring.segment_count, done, _SMALL_MESSAGE, True):
+            self.refused += 1
+            done = 0
+        queue.complete(head, done)
+        return 1
+
+    @cython.cfunc
+    @cython.exceptval(-1)
+    def _move(
+        self,
+        ring: DeviceRing,
+        staging: Staging,
+        begin: cython.uint,
+        end: cython.uint,
+        length: cython.longlong,
+        place: cython.ulonglong,
+        out: cython.bint,
+    ) -> cython.int:
+        """Copy so many bytes between segments of the buffer and the transport's memory; 0 if they are not there."""
+        number: cython.uint
+        size: cython.longlong
+        done: cython.int
+        for number in range(begin, end):
+            if length <= 0:
+                break
+            size = ld64(ring.chain, 16 * number + 8)
+            if size > length:
+                size = length
+            if size == 0:
+                continue
+            if out:
+                done = staging.put(ld64(ring.chain, 16 * number), size, place)
+            else:
+                done = staging.bring(ld64(ring.chain, 16 * number), size, place)
+            if not done:
+                return 0
+            place += size
+            length -= size
+        return 1
 
     def serve_together(self, requests: Sequence[Request], batch: Batch) -> None:
         """Serve these, in their order; what can be read and written together is."""
@@ -258,29 +381,47 @@ class P9Server:
         room: cython.longlong,
     ) -> Any:
         """Count an answer of `done` bytes, and give it as bytes."""
-        said: cython.int
+        if answer is not None and done > room:
+            return self._error(tag, errno.EMSGSIZE)
+        done = self._count(done, base, kind, tag, room)
+        if done == 0:
+            return None
+        return bytes(memoryview(self._book)[:done]) if answer is None else answer
+
+    @cython.cfunc
+    @cython.exceptval(check=False)
+    def _count(
+        self, done: cython.longlong, base: cython.p_uchar, kind: cython.int, tag: cython.uint, room: cython.longlong
+    ) -> cython.longlong:
+        """Count an answer of `done` bytes; how long it is, 0 when there is none. One that is longer than its room
+        becomes an error in its place."""
         size: cython.longlong
         if done < _HEADER:  # nothing can be said to this
             self.refused += 1
-            return None
+            return 0
         if done > room:
-            return self._error(tag, errno.EMSGSIZE)
-        said = take8(base, 4)
+            return self._put_error(base, tag, _EMSGSIZE)
         size = take32(base, 0)
-        if said == _RLERROR:
+        if take8(base, 4) == _RLERROR:
             self.errors += 1
         elif kind == _TREAD:
             self.bytes_read += size - _READ
             self._data = size - done
         elif kind == _TWRITE:
             self.bytes_written += take32(base, 7)
-        return bytes(memoryview(self._book)[:done]) if answer is None else answer
+        return done
+
+    @cython.cfunc
+    @cython.exceptval(check=False)
+    def _put_error(self, out: cython.p_uchar, tag: cython.uint, code: cython.int) -> cython.longlong:
+        self.errors += 1
+        put32(out, 0, ERROR_ROOM)
+        put8(out, 4, _RLERROR)
+        put16(out, 5, tag)
+        put32(out, 7, code)
+        return _ERROR
 
     @cython.cfunc
     def _error(self, tag: cython.uint, code: cython.int) -> bytes:
-        self.errors += 1
-        put32(self._out, 0, ERROR_ROOM)
-        put8(self._out, 4, _RLERROR)
-        put16(self._out, 5, tag)
-        put32(self._out, 7, code)
+        self._put_error(self._out, tag, code)
         return bytes(memoryview(self._book)[:ERROR_ROOM])

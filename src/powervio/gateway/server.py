@@ -24,6 +24,7 @@ from powervio.errors import LocalError
 from powervio.gateway import ivshmem, layout
 from powervio.gateway.hosted import Hosted
 from powervio.gateway.layout import Layout, MapEntry
+from powervio.gateway.mailbox import Lookout
 from powervio.gateway.session import Session
 from powervio.phyp.partition import Partition
 
@@ -33,8 +34,8 @@ TURN = 64
 """hcalls of one partition that are answered before the next partition has its turn."""
 CHECK_SECONDS = 0.25
 """How often each partition's memory file is looked at: whether it is as long as it was."""
-_SLICE = 20_000
-"""Nanoseconds of looking at a ring before descriptors are looked at, too."""
+_SLICE = 50_000
+"""Nanoseconds of looking for something to do without letting go of the lock."""
 _CREDENTIALS = struct.Struct("=iII")
 _BACKLOG = 4
 
@@ -149,6 +150,7 @@ class Door:
         self._socket, self.session = client, session
         self.sessions += 1
         self._gateway.watch(client.fileno(), self._hear)
+        self._gateway.opened(self)
         # every write to the doorbell wakes, so that it need not be read
         self._gateway.watch(session.doorbell, self._ring, select.EPOLLIN | select.EPOLLET)
 
@@ -171,7 +173,7 @@ class Door:
                 self._leave("its process does not listen")
 
     def _ring(self) -> None:
-        self._gateway.ready[self] = None
+        """It woke the thread, which looks at every ring."""
 
     def turn(self, limit: int) -> bool:
         """Answer some hcalls; whether there are more."""
@@ -204,7 +206,7 @@ class Door:
         self._gateway.unwatch(session.doorbell)
         self._gateway.unwatch(client.fileno())
         self._gateway.unwatch(self._listener.fileno())
-        self._gateway.ready.pop(self, None)
+        self._gateway.closed(self)
         self._ender = threading.Thread(target=self._fail, name=f"gateway-{self.partition.name}", daemon=True)
         self.session = self._socket = None
         session.close()
@@ -259,8 +261,10 @@ class Gateway:
         self._turn = turn
         self._spin = spin_us * 1e-6
         self._spin_until = 0.0
-        self._has_worked = False
         self._epoll = select.epoll()
+        self._open: list[Door] = []
+        """Those with a process."""
+        self._lookout = Lookout(self._epoll.fileno())
         self._calls: dict[int, Callable[[], None]] = {}
         self._wake = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
         self.watch(self._wake, self._woken)
@@ -326,51 +330,68 @@ class Gateway:
             self._epoll.unregister(fd)
 
     def poll(self, timeout: float | None = 0.0) -> bool:
-        """One pass: who comes and goes, and a turn for each partition that rang. Waits at most `timeout` seconds for
-        something to do. Whether a partition has more to do."""
-        wait = self._wait(timeout)
-        events = [] if wait is None else self._epoll.poll(wait)
+        """One pass: a turn for each partition that posted something, who comes and goes, and what partitions of this
+        thread have to do. Waits at most `timeout` seconds for something to do. Whether a partition has more to do."""
+        wait = self._look(CHECK_SECONDS if timeout is None else timeout)
+        events = self._epoll.poll(wait)
+        with self.lock:
+            for fd, _ in events:
+                call = self._calls.get(fd)
+                if call is not None:  # it may have been ended by one before it
+                    call()
+        self.hosted.run(events)
+        if events:
+            self._spin_until = time.monotonic() + self._spin
+        return bool(self.ready)
+
+    def _look(self, longest: float) -> float:
+        """Look for what is posted and answer it; seconds to wait for descriptors after that, `longest` at most.
+
+        If there was something to do lately this looks for a while before there is a wait.
+        """
         with self.lock:
             now = time.monotonic()
             if now >= self._next_check:
                 self._next_check = now + CHECK_SECONDS
                 for door in self.doors:
                     door.look()
-            for fd, _ in events:
-                call = self._calls.get(fd)
-                if call is not None:  # it may have been ended by one before it
-                    call()
-            if events or self.ready:
-                self._has_worked = True
-                self._spin_until = now + self._spin
-            for door in list(self.ready):
-                del self.ready[door]
-                if door.turn(self._turn):
-                    self.ready[door] = None
-        self.hosted.run(events)
-        return bool(self.ready)
+            wait = 0.0 if self.ready else self.hosted.timeout(longest)
+            if not wait:
+                self._lookout.look(0)
+            elif now < self._spin_until:
+                self._lookout.look(min(_SLICE, int(wait * 1e9)))
+                wait = 0.0
+            elif self._lookout.rest():
+                wait = 0.0
+            return 0.0 if self._turns() else wait
 
-    def _wait(self, timeout: float | None) -> float | None:
-        """How long to wait for something to do, in seconds; looks for it first, if there was something lately.
+    def _turns(self) -> bool:
+        """A turn for each door where something is posted, those first that had to wait; whether there was one."""
+        for door in self._open:
+            if door.session is not None and door.session.mailbox.waiting:
+                self.ready.setdefault(door)
+        if not self.ready:
+            return False
+        self._spin_until = time.monotonic() + self._spin
+        for door in list(self.ready):
+            del self.ready[door]
+            if door.turn(self._turn):
+                self.ready[door] = None
+        return True
 
-        None when it was found so: then descriptors are for the next pass.
-        """
-        if self.ready:
-            return 0.0
-        if self._has_worked:
-            self._has_worked = False
-            return 0.0  # what was done may have given a partition of this thread something to do
-        longest = self.hosted.timeout(CHECK_SECONDS if timeout is None else timeout)
-        if not longest or time.monotonic() >= self._spin_until:
-            return longest
-        with self.lock:  # a session that ends takes its ring away
-            sessions = [(door, door.session) for door in self.doors if door.session is not None]
-            if len(sessions) == 1:  # of several each is heard of by its doorbell
-                door, session = sessions[0]
-                if session.mailbox.look(_SLICE):
-                    self.ready[door] = None
-                    return None
-        return 0.0
+    def opened(self, door: Door) -> None:
+        """A process is the partition: its ring is looked at."""
+        self._open.append(door)
+        self._watch_rings()
+
+    def closed(self, door: Door) -> None:
+        """It is not any more. Its session is closed after this."""
+        self._open.remove(door)
+        self.ready.pop(door, None)
+        self._watch_rings()
+
+    def _watch_rings(self) -> None:
+        self._lookout.watch([door.session.mailbox for door in self._open if door.session is not None])
 
     def _woken(self) -> None:
         with contextlib.suppress(BlockingIOError):

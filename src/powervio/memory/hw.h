@@ -70,6 +70,10 @@ HW_LOAD(ld32, uint32_t, __ATOMIC_RELAXED)
 HW_LOAD(ld64, uint64_t, __ATOMIC_RELAXED)
 HW_LOAD(ld64_acquire, uint64_t, __ATOMIC_ACQUIRE)
 
+/* A word at an address of this process. */
+static inline uint64_t word_at(uint64_t address)
+{ return __atomic_load_n((const uint64_t *)(uintptr_t)address, __ATOMIC_ACQUIRE); }
+
 HW_STORE(st8, uint8_t, __ATOMIC_RELAXED)
 HW_STORE(st8_release, uint8_t, __ATOMIC_RELEASE)
 HW_STORE(st16, uint16_t, __ATOMIC_RELAXED)

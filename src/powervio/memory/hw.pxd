@@ -8,6 +8,7 @@ cdef extern from "hw.h" nogil:
     uint32_t ld32(const unsigned char *base, uint64_t offset) noexcept
     uint64_t ld64(const unsigned char *base, uint64_t offset) noexcept
     uint64_t ld64_acquire(const unsigned char *base, uint64_t offset) noexcept
+    uint64_t word_at(uint64_t address) noexcept
     void st8(unsigned char *base, uint64_t offset, uint8_t value) noexcept
     void st8_release(unsigned char *base, uint64_t offset, uint8_t value) noexcept
     void st16(unsigned char *base, uint64_t offset, uint16_t value) noexcept

@@ -224,6 +224,11 @@ def copy(to: Pointer, to_offset: int, source: Pointer, from_offset: int, length:
     to[to_offset : to_offset + length] = source[from_offset : from_offset + length]
 
 
+def word_at(address: int) -> int:
+    """Eight bytes at an address of this process, in one piece."""
+    return ctypes.c_uint64.from_address(address).value
+
+
 def fetch(to: Pointer, to_offset: int, address: int, length: int) -> None:
     """Copy from memory that is named by its address."""
     to[to_offset : to_offset + length] = ctypes.string_at(address, length)
