@@ -5,8 +5,6 @@
 #include <linux/module.h>
 #include <linux/slab.h>
 
-#include <linux/dma-map-ops.h>
-
 #include "adapter.h"
 
 int vvio_revision = VVIO_HIGHEST_REVISION;
@@ -16,10 +14,6 @@ MODULE_PARM_DESC(revision, "Highest revision of the protocol that is proposed: 0
 bool vvio_packed = true;
 module_param_named(packed, vvio_packed, bool, 0444);
 MODULE_PARM_DESC(packed, "Packed rings where the server offers them");
-
-bool vvio_indirect;
-module_param_named(indirect, vvio_indirect, bool, 0444);
-MODULE_PARM_DESC(indirect, "Indirect tables with split rings: fewer entries for each request, another copy for the server");
 
 /* -- in sysfs */
 
@@ -148,8 +142,6 @@ void vvio_adapter_lost(struct vvio_device *device, const char *why)
 		adapter->awaited = 0;
 		complete_all(&adapter->answered);
 		spin_unlock_irqrestore(&adapter->crq_lock, flags);
-		pool_opened(&adapter->dma.pool);
-		WRITE_ONCE(adapter->dma.open, true);	/* so that the driver's requests come, and fail */
 		wake_up_all(&adapter->changed);
 		schedule_work(&adapter->fail_work);
 	}
@@ -209,8 +201,6 @@ static int probe(struct device *dev)
 	mutex_lock(&device->lock);
 	device->adapter = adapter;
 	mutex_unlock(&device->lock);
-	set_dma_ops(dev, &vvio_dma_ops);
-	dma_set_max_seg_size(dev, UINT_MAX);
 	mutex_lock(&adapter->session);
 	vvio_connection_start(adapter);
 	mutex_unlock(&adapter->session);
@@ -248,7 +238,6 @@ static int remove(struct device *dev)
 	put_memory(adapter);
 	vvio_dma_exit(&adapter->dma);
 	dev_set_drvdata(dev, NULL);
-	set_dma_ops(dev, NULL);
 	if (adapter->is_attached)
 		put_device(&adapter->vdev.dev);
 	else

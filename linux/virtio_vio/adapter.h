@@ -55,7 +55,7 @@ struct vvio_reply {
 /* A chain that the driver made available and did not get back, in the list of all of them. */
 struct vvio_chain {
 	u16 before, after;
-	bool is_pending;
+	bool is_pending, is_mapped;
 };
 
 #define NO_CHAIN	0xffff
@@ -64,6 +64,9 @@ struct vvio_chain {
  * struct vvio_queue - one virtqueue
  * @again: looks once more, when the hypervisor or the server's CRQ had no room
  * @chains: by head; what the server has not given back is a list, oldest first
+ * @pieces: of these
+ * @has_hidden: something is in the wire ring that the server was not shown yet
+ * @has_unserved: something was given back that the driver was not told of yet
  * @is_live: whether the server looks at the wire ring
  */
 struct vvio_queue {
@@ -78,8 +81,10 @@ struct vvio_queue {
 	u16 seen;
 	u16 used;
 	struct vvio_chain *chains;
+	struct vvio_piece *pieces;
 	u16 oldest, newest;
 	bool is_live;
+	bool has_hidden, has_unserved;
 	bool kick_again;
 	struct timer_list again;
 
@@ -171,7 +176,7 @@ struct vvio_adapter {
 };
 
 extern int vvio_revision;
-extern bool vvio_packed, vvio_indirect;
+extern bool vvio_packed;
 
 #define vdev_to_adapter(vdev_) container_of(vdev_, struct vvio_adapter, vdev)
 

@@ -117,22 +117,15 @@ static void reset(struct virtio_device *vdev)
 }
 
 /* Those that are a matter of this transport and its rings, not of the driver. */
-#define OUR_FEATURES	(BIT_ULL(VIRTIO_RING_F_EVENT_IDX) | BIT_ULL(VIRTIO_F_RING_PACKED) |	\
-			 BIT_ULL(VIRTIO_F_IN_ORDER) | BIT_ULL(37) | BIT_ULL(38) | BIT_ULL(39) |	\
-			 BIT_ULL(41) | BIT_ULL(43))
-
-/* Entries of an indirect table that is in the pool for certain, where requests that fail are looked into. */
-#define LARGEST_TABLE	128
+#define OUR_FEATURES	(BIT_ULL(VIRTIO_RING_F_INDIRECT_DESC) | BIT_ULL(VIRTIO_RING_F_EVENT_IDX) |	\
+			 BIT_ULL(VIRTIO_F_RING_PACKED) | BIT_ULL(VIRTIO_F_IN_ORDER) |			\
+			 BIT_ULL(37) | BIT_ULL(38) | BIT_ULL(39) | BIT_ULL(41) | BIT_ULL(43))
 
 static u64 get_features(struct virtio_device *vdev)
 {
 	struct vvio_adapter *adapter = vdev_to_adapter(vdev);
-	u64 hidden = OUR_FEATURES;
 
-	/* the driver's ring is split, so its tables are, and nobody else could read them */
-	if (adapter->is_packed || !vvio_indirect || adapter->queue_size > LARGEST_TABLE)
-		hidden |= BIT_ULL(VIRTIO_RING_F_INDIRECT_DESC);
-	return adapter->offered & ~hidden;
+	return adapter->offered & ~OUR_FEATURES;
 }
 
 static int finalize_features(struct virtio_device *vdev)
@@ -152,8 +145,8 @@ static int finalize_features(struct virtio_device *vdev)
 	adapter->is_packed &= !!(adapter->offered & BIT_ULL(VIRTIO_F_RING_PACKED));
 	if (adapter->is_packed)
 		adapter->driver_features |= BIT_ULL(VIRTIO_F_RING_PACKED);
-	/* in revision 0 no such bit is on the wire, but the addresses are our windows' all the same */
-	__virtio_set_bit(vdev, VIRTIO_F_ACCESS_PLATFORM);
+	/* the driver's ring has physical addresses, which are mapped when the server is shown them (chain.c) */
+	__virtio_clear_bit(vdev, VIRTIO_F_ACCESS_PLATFORM);
 	return 0;
 }
 
@@ -304,7 +297,6 @@ static int disable_vq_and_reset(struct virtqueue *vq)
 	queue->generation++;
 	queue->is_reset = true;
 	vvio_queue_forget(queue);
-	WRITE_ONCE(adapter->dma.ring_maker, current);	/* a new ring may be made now */
 	mutex_unlock(&adapter->session);
 	del_timer_sync(&queue->again);
 	synchronize_cbs(vq->vdev);
@@ -321,7 +313,6 @@ static int enable_vq_after_reset(struct virtqueue *vq)
 	if (!vq->reset)
 		return -EBUSY;
 	mutex_lock(&adapter->session);
-	WRITE_ONCE(adapter->dma.ring_maker, NULL);
 	err = vvio_queue_remake(queue);
 	if (!err && adapter->stage == VVIO_LIVE) {
 		err = vvio_find_queues(adapter, &queue, 1);

@@ -34,7 +34,7 @@ static void shut(struct vvio_adapter *adapter)
 {
 	adapter->is_open = false;
 	adapter->awaited = 0;
-	WRITE_ONCE(adapter->dma.open, adapter->is_lost);	/* requests of a lost one come, and fail */
+	WRITE_ONCE(adapter->dma.open, false);
 	complete_all(&adapter->answered);
 }
 
@@ -219,7 +219,6 @@ static void opened(struct vvio_adapter *adapter)
 	spin_unlock_irq(&adapter->crq_lock);
 	if (!is_open || adapter->is_lost)
 		return;
-	pool_opened(&adapter->dma.pool);
 	WRITE_ONCE(adapter->dma.open, true);
 	if (adapter->goal < VVIO_PROBED)
 		adapter->goal = VVIO_PROBED;

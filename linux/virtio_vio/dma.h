@@ -3,7 +3,6 @@
 #ifndef VIRTIO_VIO_DMA_H
 #define VIRTIO_VIO_DMA_H
 
-#include <linux/dma-mapping.h>
 #include <linux/spinlock.h>
 #include <linux/types.h>
 
@@ -58,8 +57,9 @@ struct tce_window {
 
 int tce_init(struct tce_window *window, struct device *dev, struct vvio_hv *hv, u32 liobn, u64 size);
 void tce_exit(struct tce_window *window);
-dma_addr_t tce_map(struct tce_window *window, phys_addr_t address, size_t length, u64 access);
-dma_addr_t tce_map_virtual(struct tce_window *window, void *start, size_t length, u64 access);
+int tce_map_pages(struct tce_window *window, unsigned int count, u64 access, phys_addr_t (*next)(void *context),
+		  void *context, dma_addr_t *ioba);
+int tce_map_virtual(struct tce_window *window, void *start, size_t length, u64 access, dma_addr_t *ioba);
 void tce_unmap(struct tce_window *window, dma_addr_t ioba, size_t length);
 int tce_settle(struct tce_window *window);
 void tce_flush(struct tce_window *window);
@@ -81,36 +81,32 @@ struct dma_pool_area {
 	spinlock_t lock;	/* protects what follows */
 	unsigned long chunks;
 	unsigned long *taken;
-	unsigned long *known;	/* chunks that some server may know, since the connection was lost */
-	unsigned long reserve;	/* first chunk of those that are used without a connection only */
 	unsigned long hint;
-	void **origin;		/* for each chunk the memory that it stands for */
+	void **origin;		/* by its first chunk, the buffer that is there */
 };
 
 int pool_init(struct dma_pool_area *pool, struct tce_window *window, size_t size);
 void pool_exit(struct dma_pool_area *pool, struct tce_window *window);
-dma_addr_t pool_map(struct dma_pool_area *pool, void *origin, size_t length, bool is_open);
-void pool_opened(struct dma_pool_area *pool);
-void pool_unmap(struct dma_pool_area *pool, dma_addr_t ioba, size_t length, bool copy);
-void pool_sync(struct dma_pool_area *pool, dma_addr_t ioba, size_t length, bool for_cpu);
-void *pool_find(struct dma_pool_area *pool, dma_addr_t ioba, size_t length);
+int pool_map(struct dma_pool_area *pool, void *origin, size_t length, bool only_received, dma_addr_t *ioba);
+void pool_unmap(struct dma_pool_area *pool, dma_addr_t ioba, size_t length, bool is_wanted);
+
+static inline bool pool_has(const struct dma_pool_area *pool, dma_addr_t ioba)
+{
+	return ioba >= pool->ioba && ioba - pool->ioba < pool->size;
+}
 
 /**
  * struct vvio_dma - all that an adapter has mapped
  * @copied: bytes of the largest buffer that goes to the pool if there is room
  * @open: whether addresses may be given a new use: not while an older server may still use them
  *	(docs/protocol.md, P1.5)
- * @ring_maker: who is making the driver's ring, which the server never sees
  */
 struct vvio_dma {
 	struct tce_window window;
 	struct dma_pool_area pool;
 	size_t copied;
 	bool open;
-	struct task_struct *ring_maker;
 };
-
-extern const struct dma_map_ops vvio_dma_ops;
 
 int vvio_dma_init(struct vvio_dma *dma, struct device *dev, struct vvio_hv *hv, u32 liobn, u64 size);
 void vvio_dma_exit(struct vvio_dma *dma);
@@ -120,6 +116,7 @@ struct vvio_memory {
 	void *cpu;
 	dma_addr_t ioba;
 	size_t size;
+	bool is_mapped;
 };
 
 int vvio_memory_get(struct vvio_dma *dma, struct vvio_memory *memory, size_t size);

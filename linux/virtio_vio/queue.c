@@ -1,11 +1,12 @@
 // SPDX-License-Identifier: GPL-2.0
 /*
- * Virtqueues: what the driver makes available is put into the ring that the server sees, and what
- * the server has used is put into the driver's.
+ * Virtqueues: what the driver makes available is mapped and put into the ring that the server sees,
+ * and what the server has used is unmapped and put into the driver's.
  *
  * What the server has not given back is remembered, in order. When the server is lost, all of it
  * is put into the new ring of the next one; when the adapter is lost, it is given back unserved.
  */
+#include <linux/io.h>
 #include <linux/slab.h>
 #include <linux/virtio_config.h>
 #include <uapi/linux/virtio_blk.h>
@@ -89,43 +90,17 @@ static u16 available(const struct vvio_queue *queue)
 	return virtio16_to_cpu(&queue->adapter->vdev, smp_load_acquire(&queue->vring->avail->idx));
 }
 
-static u16 next_head(struct vvio_queue *queue)
+static u16 next_head(const struct vvio_queue *queue)
 {
-	return virtio16_to_cpu(&queue->adapter->vdev,
-			       queue->vring->avail->ring[queue->seen++ % queue->vring->num]);
+	return virtio16_to_cpu(&queue->adapter->vdev, queue->vring->avail->ring[queue->seen % queue->vring->num]);
 }
 
-/* Show the server what the driver has made available; called with the lock. */
-static void forward(struct vvio_queue *queue)
+/* The server reaches the chain no more. */
+static void unmap(struct vvio_queue *queue, u16 head, bool copy)
 {
-	bool some = false;
-	u16 until, head;
-
-	if (!queue->is_live)
-		return;
-	until = available(queue);
-	if (until == queue->seen)
-		return;
-	if (tce_settle(&queue->adapter->dma.window)) {
-		look_again(queue);
-		return;
-	}
-	while (queue->seen != until) {
-		head = next_head(queue);
-		if (head >= queue->vring->num || queue->chains[head].is_pending ||
-		    wire_put(&queue->wire, queue->vring, head) < 0) {
-			dev_err(queue->adapter->dev, "queue %u: the driver made no chain of %u\n",
-				queue->index, head);
-			continue;
-		}
-		remember(queue, head);
-		some = true;
-	}
-	if (!some)
-		return;
-	wire_show(&queue->wire);
-	if (wire_wants_kick(&queue->wire))
-		kick(queue);
+	if (queue->chains[head].is_mapped)
+		vvio_chain_unmap(&queue->adapter->dma, queue->pieces, head, copy);
+	queue->chains[head].is_mapped = false;
 }
 
 /* Give a chain back to the driver, who sees it at show_used(). */
@@ -145,34 +120,25 @@ static void show_used(struct vvio_queue *queue)
 	WRITE_ONCE(queue->vring->used->idx, cpu_to_virtio16(&queue->adapter->vdev, queue->used));
 }
 
-/* The last bytes that the server may write of a chain, if they are in the pool. */
+/* The last byte that the server may write of a chain of the driver's. */
 static u8 *last_writable(struct vvio_queue *queue, u16 head)
 {
 	struct virtio_device *vdev = &queue->adapter->vdev;
-	struct dma_pool_area *pool = &queue->adapter->dma.pool;
-	const struct vring_desc *table = queue->vring->desc, *desc = &table[head], *last = NULL;
-	unsigned int room = queue->vring->num, left;
-	u32 length;
+	const struct vring *vring = queue->vring;
+	unsigned int at = head, left;
+	u64 last = 0;
 
-	if (virtio16_to_cpu(vdev, desc->flags) & VRING_DESC_F_INDIRECT) {
-		length = virtio32_to_cpu(vdev, desc->len);
-		table = pool_find(pool, virtio64_to_cpu(vdev, desc->addr), length);
-		room = length / sizeof(*table);
-		desc = table;
-	}
-	for (left = room; desc && left; left--) {
-		u16 flags = virtio16_to_cpu(vdev, desc->flags), next = virtio16_to_cpu(vdev, desc->next);
+	for (left = vring->num; at < vring->num && left; left--) {
+		const struct vring_desc *desc = &vring->desc[at];
+		u16 flags = virtio16_to_cpu(vdev, desc->flags);
 
-		if (flags & VRING_DESC_F_WRITE)
-			last = desc;
-		if (!(flags & VRING_DESC_F_NEXT) || next >= room)
+		if (flags & VRING_DESC_F_WRITE && desc->len)
+			last = virtio64_to_cpu(vdev, desc->addr) + virtio32_to_cpu(vdev, desc->len) - 1;
+		if (!(flags & VRING_DESC_F_NEXT))
 			break;
-		desc = &table[next];
+		at = virtio16_to_cpu(vdev, desc->next);
 	}
-	if (!last || !last->len)
-		return NULL;
-	length = virtio32_to_cpu(vdev, last->len);
-	return pool_find(pool, virtio64_to_cpu(vdev, last->addr) + length - 1, 1);
+	return last ? phys_to_virt(last) : NULL;
 }
 
 /* Give a chain back unserved: a request of a disk with a status that says so, others with no bytes. */
@@ -180,6 +146,7 @@ static void use_unserved(struct vvio_queue *queue, u16 head)
 {
 	u8 *status;
 
+	unmap(queue, head, false);
 	if (queue->adapter->vdev.id.device == VIRTIO_ID_BLOCK) {
 		status = last_writable(queue, head);
 		if (status)
@@ -188,13 +155,68 @@ static void use_unserved(struct vvio_queue *queue, u16 head)
 	use(queue, head, 0);
 }
 
+/* Map the next chain for the server; -ENOSPC or -EBUSY if that has to wait. */
+static int take_available(struct vvio_queue *queue)
+{
+	u16 head = next_head(queue);
+	int err = -EINVAL;
+
+	if (head < queue->vring->num && !queue->chains[head].is_pending) {
+		err = vvio_chain_map(&queue->adapter->dma, &queue->adapter->vdev, queue->vring, head, queue->pieces);
+		if (err == -ENOSPC || err == -EBUSY)
+			return err;
+		remember(queue, head);
+		if (!err) {
+			queue->chains[head].is_mapped = true;
+			wire_put(&queue->wire, queue->pieces, head);
+			queue->has_hidden = true;
+		} else {
+			use_unserved(queue, head);
+			show_used(queue);
+			queue->has_unserved = true;	/* the driver hears of it when it has let go of its lock */
+			look_again(queue);
+		}
+	}
+	if (err)
+		dev_err_ratelimited(queue->adapter->dev, "queue %u: chain %u cannot be mapped: %d\n", queue->index,
+				    head, err);
+	queue->seen++;
+	return 0;
+}
+
+/* Show the server what the driver has made available; called with the lock. */
+static void forward(struct vvio_queue *queue)
+{
+	struct vvio_dma *dma = &queue->adapter->dma;
+	int err = 0;
+	u16 until;
+
+	if (!queue->is_live || !READ_ONCE(dma->open))
+		return;
+	until = available(queue);
+	while (queue->seen != until && !err)
+		err = take_available(queue);
+	if (err)
+		look_again(queue);	/* there is room when something was used */
+	if (!queue->has_hidden)
+		return;
+	if (tce_settle(&dma->window)) {
+		look_again(queue);
+		return;
+	}
+	queue->has_hidden = false;
+	wire_show(&queue->wire);
+	if (wire_wants_kick(&queue->wire))
+		kick(queue);
+}
+
 /* All that the driver made available; whether there was something. Called with the lock. */
 static bool fail_all(struct vvio_queue *queue)
 {
 	bool some = false;
 	u16 head;
 
-	while (queue->seen != available(queue)) {
+	for (; queue->seen != available(queue); queue->seen++) {
 		head = next_head(queue);
 		if (head < queue->vring->num && !queue->chains[head].is_pending)
 			remember(queue, head);
@@ -221,6 +243,7 @@ static bool take_used(struct vvio_queue *queue)
 			vvio_wake(queue->adapter);
 			break;
 		}
+		unmap(queue, id, true);
 		use(queue, id, min(length, queue->wire.rooms[id]));	/* drivers believe it */
 		some = true;
 	}
@@ -271,12 +294,18 @@ static void again(struct timer_list *timer)
 {
 	struct vvio_queue *queue = from_timer(queue, timer, again);
 	unsigned long flags;
+	bool tell;
 
 	spin_lock_irqsave(&queue->lock, flags);
 	forward(queue);
 	if (queue->is_live && queue->kick_again)
 		kick(queue);
-	spin_unlock_irqrestore(&queue->lock, flags);
+	tell = queue->has_unserved;
+	queue->has_unserved = false;
+	spin_unlock(&queue->lock);
+	if (tell)
+		vring_interrupt(0, queue->vq);
+	local_irq_restore(flags);
 }
 
 /**
@@ -291,6 +320,8 @@ void vvio_queue_complete(struct vvio_queue *queue)
 
 	spin_lock(&queue->lock);
 	some = take_used(queue);
+	if (queue->seen != available(queue))
+		forward(queue);		/* what had to wait for room */
 	spin_unlock(&queue->lock);
 	if (some)
 		vring_interrupt(0, queue->vq);
@@ -306,6 +337,7 @@ void vvio_queue_begin(struct vvio_queue *queue)
 
 	spin_lock_irqsave(&queue->lock, flags);
 	queue->kick_again = false;
+	queue->has_hidden = false;
 	wire_reset(&queue->wire);
 	spin_unlock_irqrestore(&queue->lock, flags);
 }
@@ -323,7 +355,7 @@ void vvio_queue_live(struct vvio_queue *queue)
 	spin_lock_irqsave(&queue->lock, flags);
 	queue->is_live = true;
 	for (head = queue->oldest; head != NO_CHAIN; head = queue->chains[head].after) {
-		wire_put(&queue->wire, queue->vring, head);
+		wire_put(&queue->wire, queue->pieces, head);
 		some = true;
 	}
 	if (some) {
@@ -363,8 +395,10 @@ void vvio_queue_forget(struct vvio_queue *queue)
 	unsigned long flags;
 
 	spin_lock_irqsave(&queue->lock, flags);
-	while (queue->oldest != NO_CHAIN)
+	while (queue->oldest != NO_CHAIN) {
+		unmap(queue, queue->oldest, false);
 		forget(queue, queue->oldest);
+	}
 	queue->seen = available(queue);
 	spin_unlock_irqrestore(&queue->lock, flags);
 }
@@ -414,26 +448,25 @@ struct vvio_queue *vvio_queue_make(struct vvio_adapter *adapter, unsigned int in
 	queue->oldest = queue->newest = NO_CHAIN;
 	spin_lock_init(&queue->lock);
 	timer_setup(&queue->again, again, 0);
-	WRITE_ONCE(adapter->dma.ring_maker, current);
 	queue->vq = vring_create_virtqueue(index, adapter->queue_size, PAGE_SIZE, &adapter->vdev, true,
 					   adapter->revision > 0, context, notify, callback, name);
-	WRITE_ONCE(adapter->dma.ring_maker, NULL);
 	if (!queue->vq)
 		goto no_ring;
 	queue->vq->priv = queue;
 	queue->vq->num_max = adapter->queue_size;
 	queue->vring = virtqueue_get_vring(queue->vq);
 	queue->chains = kcalloc(queue->vring->num, sizeof(*queue->chains), GFP_KERNEL);
-	if (!queue->chains)
-		goto no_chains;
+	queue->pieces = kcalloc(queue->vring->num, sizeof(*queue->pieces), GFP_KERNEL);
+	if (!queue->chains || !queue->pieces)
+		goto no_wire;
 	err = wire_init(&queue->wire, &adapter->dma, &adapter->vdev, queue->vring->num, adapter->is_packed);
 	if (err)
 		goto no_wire;
 	return queue;
 
 no_wire:
+	kfree(queue->pieces);
 	kfree(queue->chains);
-no_chains:
 	vring_del_virtqueue(queue->vq);
 no_ring:
 	kfree(queue);
@@ -450,21 +483,25 @@ int vvio_queue_remake(struct vvio_queue *queue)
 {
 	struct vvio_adapter *adapter = queue->adapter;
 	unsigned int size = queue->vring->num;
+	struct vvio_piece *pieces;
 	struct vvio_chain *chains;
 	struct wire_ring wire;
-	int err;
+	int err = -ENOMEM;
 
 	chains = kcalloc(size, sizeof(*chains), GFP_KERNEL);
-	if (!chains)
-		return -ENOMEM;
-	err = wire_init(&wire, &adapter->dma, &adapter->vdev, size, adapter->is_packed);
+	pieces = kcalloc(size, sizeof(*pieces), GFP_KERNEL);
+	if (chains && pieces)
+		err = wire_init(&wire, &adapter->dma, &adapter->vdev, size, adapter->is_packed);
 	if (err) {
+		kfree(pieces);
 		kfree(chains);
 		return err;
 	}
 	wire_exit(&queue->wire, &adapter->dma);
+	kfree(queue->pieces);
 	kfree(queue->chains);
 	queue->wire = wire;
+	queue->pieces = pieces;
 	queue->chains = chains;
 	queue->seen = 0;
 	queue->used = 0;
@@ -478,8 +515,10 @@ int vvio_queue_remake(struct vvio_queue *queue)
 void vvio_queue_free(struct vvio_queue *queue)
 {
 	del_timer_sync(&queue->again);
+	vvio_queue_forget(queue);
 	wire_exit(&queue->wire, &queue->adapter->dma);
 	vring_del_virtqueue(queue->vq);
+	kfree(queue->pieces);
 	kfree(queue->chains);
 	kfree(queue);
 }

@@ -4,7 +4,9 @@
  */
 #include <linux/bitmap.h>
 #include <linux/delay.h>
+#include <linux/io.h>
 #include <linux/mm.h>
+#include <linux/pfn.h>
 #include <linux/slab.h>
 
 #include "dma.h"
@@ -198,60 +200,51 @@ static int set_entry(struct tce_window *window, unsigned long page, u64 tce)
 	return 0;
 }
 
-/* Takes pages for memory whose i-th page is at where(i). */
-static dma_addr_t map_pages(struct tce_window *window, unsigned int count, u64 access,
-			    phys_addr_t (*where)(const void *start, unsigned int index), const void *start)
+/**
+ * tce_map_pages - let the server reach some pages at addresses that follow each other
+ * @window: the adapter's window
+ * @count: how many, at least one
+ * @access: TCE_READ, TCE_WRITE
+ * @next: gives the physical addresses of the pages, one after the other
+ * @context: for that
+ * @ioba: is set to the I/O bus address of the first one
+ *
+ * They can be reached when tce_settle() has succeeded. For any context.
+ *
+ * Return: 0; -ENOSPC or -EBUSY for now, -EIO for memory that cannot be reached.
+ */
+int tce_map_pages(struct tce_window *window, unsigned int count, u64 access, phys_addr_t (*next)(void *context),
+		  void *context, dma_addr_t *ioba)
 {
 	unsigned long flags;
 	unsigned int i;
 	long first;
+	int err = 0;
 
 	spin_lock_irqsave(&window->lock, flags);
 	first = take(window, count);
-	for (i = 0; first >= 0 && i < count; i++) {
-		u64 logical = window->hv->ops->logical(window->hv, where(start, i), TCE_PAGE);
+	if (first < 0)
+		err = first;
+	for (i = 0; !err && i < count; i++) {
+		u64 logical = window->hv->ops->logical(window->hv, next(context), TCE_PAGE);
 
-		if (logical == VVIO_UNREACHABLE || set_entry(window, first + i, logical | access)) {
+		err = logical == VVIO_UNREACHABLE ? -EIO : set_entry(window, first + i, logical | access);
+		if (err)
 			release(window, first, count);
-			first = -EIO;
-		}
 	}
 	spin_unlock_irqrestore(&window->lock, flags);
-	return first < 0 ? DMA_MAPPING_ERROR : (dma_addr_t)first << TCE_SHIFT;
+	*ioba = (dma_addr_t)first << TCE_SHIFT;
+	return err;
 }
 
-static phys_addr_t physical_page(const void *start, unsigned int index)
+static phys_addr_t next_virtual(void *context)
 {
-	return *(const phys_addr_t *)start + ((phys_addr_t)index << TCE_SHIFT);
-}
+	const void **at = context, *page = *at;
 
-static phys_addr_t virtual_page(const void *start, unsigned int index)
-{
-	const void *at = start + ((size_t)index << TCE_SHIFT);
-
-	if (is_vmalloc_addr(at))
-		return page_to_phys(vmalloc_to_page(at)) + offset_in_page(at);
-	return virt_to_phys((void *)at);
-}
-
-/**
- * tce_map - let the server reach memory
- * @window: the adapter's window
- * @address: of the first byte; it need not begin a page
- * @length: bytes
- * @access: TCE_READ, TCE_WRITE
- *
- * It can be reached when tce_settle() has succeeded. For any context.
- *
- * Return: the I/O bus address of the first byte, or DMA_MAPPING_ERROR.
- */
-dma_addr_t tce_map(struct tce_window *window, phys_addr_t address, size_t length, u64 access)
-{
-	u64 offset = address & (TCE_PAGE - 1);
-	phys_addr_t start = address - offset;
-	dma_addr_t ioba = map_pages(window, PAGES_OF(offset, length), access, physical_page, &start);
-
-	return ioba == DMA_MAPPING_ERROR ? ioba : ioba + offset;
+	*at += TCE_PAGE;
+	if (is_vmalloc_addr(page))
+		return PFN_PHYS(page_to_pfn(vmalloc_to_page(page))) + offset_in_page(page);
+	return virt_to_phys((void *)page);
 }
 
 /**
@@ -260,19 +253,20 @@ dma_addr_t tce_map(struct tce_window *window, phys_addr_t address, size_t length
  * @start: begins a page
  * @length: bytes
  * @access: TCE_READ, TCE_WRITE
+ * @ioba: is set to the I/O bus address of the first byte
  *
- * Return: as tce_map().
+ * Return: as tce_map_pages().
  */
-dma_addr_t tce_map_virtual(struct tce_window *window, void *start, size_t length, u64 access)
+int tce_map_virtual(struct tce_window *window, void *start, size_t length, u64 access, dma_addr_t *ioba)
 {
-	return map_pages(window, PAGES_OF(0, length), access, virtual_page, start);
+	return tce_map_pages(window, PAGES_OF(0, length), access, next_virtual, &start, ioba);
 }
 
 /**
- * tce_unmap - end what tce_map() began
+ * tce_unmap - end what one of these began
  * @window: the adapter's window
- * @ioba: what it returned
- * @length: the same bytes
+ * @ioba: the address of the first byte
+ * @length: bytes, all of them
  *
  * The server may be at it until tce_flush() was called; a table that is written in place lets it
  * begin nothing there from here on.

@@ -92,87 +92,24 @@ void wire_addresses(const struct wire_ring *wire, struct wire_addresses *where)
 	}
 }
 
-/* A piece of a chain: descriptors of the driver's whose addresses follow each other. */
-struct piece {
-	u64 address;
-	u32 length;
-	u16 flags;
-};
-
-/*
- * The piece of a chain that begins at a descriptor, and the number of the one behind it if the flags say that there is
- * one. The pages of a buffer are mapped one by one, and mostly one after the other: the server need not see that.
- *
- * Returns how many descriptors of the driver's it is, or 0 when they are no chain: `left` is how many there may be.
- */
-static unsigned int take_piece(const struct wire_ring *wire, const struct vring *driver, unsigned int *at,
-			       unsigned int left, struct piece *piece)
-{
-	unsigned int count = 0;
-
-	for (;;) {
-		const struct vring_desc *desc;
-		u64 address;
-		u32 length;
-		u16 flags;
-
-		if (*at >= wire->size || count == left)
-			return 0;
-		desc = &driver->desc[*at];
-		address = virtio64_to_cpu(wire->vdev, desc->addr);
-		length = virtio32_to_cpu(wire->vdev, desc->len);
-		flags = virtio16_to_cpu(wire->vdev, desc->flags);
-		if (!count) {
-			piece->address = address;
-			piece->length = length;
-			piece->flags = flags;
-		} else if (address == piece->address + piece->length &&
-			   !((flags ^ piece->flags) & ~VRING_DESC_F_NEXT) && !(flags & VRING_DESC_F_INDIRECT) &&
-			   length <= U32_MAX - piece->length) {
-			piece->length += length;
-			piece->flags = flags;
-		} else {
-			return count;
-		}
-		count++;
-		if (!(flags & VRING_DESC_F_NEXT))
-			return count;
-		*at = virtio16_to_cpu(wire->vdev, desc->next);
-	}
-}
-
-static u32 more_room(u32 room, const struct piece *piece)
-{
-	if (piece->flags & VRING_DESC_F_INDIRECT)
-		return U32_MAX;	/* nobody asks here */
-	return piece->flags & VRING_DESC_F_WRITE ? room + piece->length : room;
-}
-
-static int put_split(struct wire_ring *wire, const struct vring *driver, u16 head)
+static void put_split(struct wire_ring *wire, const struct vvio_piece *pieces, u16 head)
 {
 	struct vring *ring = &wire->split.ring;
-	unsigned int at = head, from, some, seen = 0, count = 0;
-	struct vring_desc *desc;
-	struct piece piece;
-	u32 room = 0;
+	const struct vvio_piece *piece;
+	unsigned int at = head;
 
-	do {
-		from = at;
-		some = take_piece(wire, driver, &at, wire->size - seen, &piece);
-		if (!some)
-			return -EINVAL;
-		seen += some;
-		count++;
-		room = more_room(room, &piece);
-		desc = &ring->desc[from];
-		desc->addr = cpu_to_virtio64(wire->vdev, piece.address);
-		desc->len = cpu_to_virtio32(wire->vdev, piece.length);
-		desc->flags = cpu_to_virtio16(wire->vdev, piece.flags);
-		desc->next = cpu_to_virtio16(wire->vdev, at);
-	} while (piece.flags & VRING_DESC_F_NEXT);
+	for (;; at = piece->next) {
+		struct vring_desc *to = &ring->desc[at];
+
+		piece = &pieces[at];
+		to->addr = cpu_to_virtio64(wire->vdev, piece->ioba);
+		to->len = cpu_to_virtio32(wire->vdev, piece->length);
+		to->flags = cpu_to_virtio16(wire->vdev, piece->flags);
+		to->next = cpu_to_virtio16(wire->vdev, piece->next);
+		if (!(piece->flags & VRING_DESC_F_NEXT))
+			break;
+	}
 	ring->avail->ring[wire->split.available++ % wire->size] = cpu_to_virtio16(wire->vdev, head);
-	wire->rooms[head] = room;
-	return count;
 }
 
 /* The wrap counter is 1 in even rounds. */
@@ -181,26 +118,21 @@ static u16 made_available(u16 round)
 	return round & 1 ? BIT(VRING_PACKED_DESC_F_USED) : BIT(VRING_PACKED_DESC_F_AVAIL);
 }
 
-static int put_packed(struct wire_ring *wire, const struct vring *driver, u16 head)
+static void put_packed(struct wire_ring *wire, const struct vvio_piece *pieces, u16 head)
 {
-	unsigned int at = head, some, seen = 0, count = 0;
 	u16 next = wire->packed.next, rounds = wire->packed.rounds, flags, first = 0;
-	struct piece piece;
-	u32 room = 0;
+	const struct vvio_piece *piece;
+	unsigned int at = head;
 
-	do {
+	for (;; at = piece->next) {
 		struct vring_packed_desc *to = &wire->packed.ring[next];
 
-		some = take_piece(wire, driver, &at, wire->size - seen, &piece);
-		if (!some)
-			return -EINVAL;
-		seen += some;
-		room = more_room(room, &piece);
-		to->addr = cpu_to_le64(piece.address);
-		to->len = cpu_to_le32(piece.length);
+		piece = &pieces[at];
+		to->addr = cpu_to_le64(piece->ioba);
+		to->len = cpu_to_le32(piece->length);
 		to->id = cpu_to_le16(head);
-		flags = piece.flags | made_available(rounds);
-		if (!count++)
+		flags = piece->flags | made_available(rounds);
+		if (at == head)
 			first = flags;
 		else
 			to->flags = cpu_to_le16(flags);
@@ -208,7 +140,9 @@ static int put_packed(struct wire_ring *wire, const struct vring *driver, u16 he
 			next = 0;
 			rounds++;
 		}
-	} while (piece.flags & VRING_DESC_F_NEXT);
+		if (!(piece->flags & VRING_DESC_F_NEXT))
+			break;
+	}
 	if (wire->packed.hidden) {
 		/* behind one that is not shown: nobody looks here before that one is */
 		wire->packed.ring[wire->packed.next].flags = cpu_to_le16(first);
@@ -219,25 +153,32 @@ static int put_packed(struct wire_ring *wire, const struct vring *driver, u16 he
 	}
 	wire->packed.next = next;
 	wire->packed.rounds = rounds;
-	wire->rooms[head] = room;
-	return count;
 }
 
 /**
- * wire_put - copy a chain of the driver's ring, which the server does not see before wire_show()
+ * wire_put - put a chain where the server does not see it before wire_show()
  * @wire: the ring
- * @driver: the driver's ring
+ * @pieces: what vvio_chain_map() made of it
  * @head: the chain's first descriptor; the server does not have a chain of this head
- *
- * Return: descriptors, or -EINVAL when they are no chain.
  */
-int wire_put(struct wire_ring *wire, const struct vring *driver, u16 head)
+void wire_put(struct wire_ring *wire, const struct vvio_piece *pieces, u16 head)
 {
-	int count = wire->is_packed ? put_packed(wire, driver, head) : put_split(wire, driver, head);
+	const struct vvio_piece *piece = &pieces[head];
+	unsigned int count = 1;
+	u32 room = 0;
 
-	if (count > 0)
-		wire->counts[head] = count;
-	return count;
+	if (wire->is_packed)
+		put_packed(wire, pieces, head);
+	else
+		put_split(wire, pieces, head);
+	for (;; piece = &pieces[piece->next], count++) {
+		if (piece->flags & VRING_DESC_F_WRITE)
+			room += piece->length;
+		if (!(piece->flags & VRING_DESC_F_NEXT))
+			break;
+	}
+	wire->counts[head] = count;
+	wire->rooms[head] = room;
 }
 
 /**

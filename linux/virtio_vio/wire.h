@@ -16,7 +16,28 @@ struct wire_addresses {
 };
 
 /**
- * struct wire_ring - a ring that is filled from the driver's, chain by chain
+ * struct vvio_piece - a part of a chain, one descriptor for the server
+ * @ioba: where the server finds it
+ * @length: bytes
+ * @flags: VRING_DESC_F_WRITE, and VRING_DESC_F_NEXT if there is another one behind it
+ * @next: number of that
+ *
+ * It has the number of the first of the driver's descriptors that are in it.
+ */
+struct vvio_piece {
+	dma_addr_t ioba;
+	u32 length;
+	u16 flags;
+	u16 next;
+};
+
+/* chain.c */
+int vvio_chain_map(struct vvio_dma *dma, struct virtio_device *vdev, const struct vring *vring, u16 head,
+		   struct vvio_piece *pieces);
+void vvio_chain_unmap(struct vvio_dma *dma, const struct vvio_piece *pieces, u16 head, bool copy);
+
+/**
+ * struct wire_ring - a ring that is filled with the driver's chains
  * @vdev: whose byte order it has
  * @size: entries, as many as the driver's ring has
  * @counts: for each chain that the server has, by its head, how many descriptors
@@ -55,7 +76,7 @@ int wire_init(struct wire_ring *wire, struct vvio_dma *dma, struct virtio_device
 void wire_exit(struct wire_ring *wire, struct vvio_dma *dma);
 void wire_reset(struct wire_ring *wire);
 void wire_addresses(const struct wire_ring *wire, struct wire_addresses *where);
-int wire_put(struct wire_ring *wire, const struct vring *driver, u16 head);
+void wire_put(struct wire_ring *wire, const struct vvio_piece *pieces, u16 head);
 void wire_show(struct wire_ring *wire);
 bool wire_wants_kick(const struct wire_ring *wire);
 u32 wire_position(const struct wire_ring *wire);

@@ -19,7 +19,7 @@ from powervio.files.p9_session import Session
 from powervio.files.tree import Tree
 from powervio.testing.direct import DirectLink
 from powervio.testing.pair import PartitionPair
-from powervio.testing.raw import RawDriver
+from powervio.testing.raw import Exchange, RawDriver
 from powervio.virtio import p9
 
 pytestmark = pytest.mark.dual
@@ -111,6 +111,39 @@ def test_writes_of_every_size_are_in_the_file(rig: Rig, tmp_path: Path, count: i
     data = os.urandom(count)
     assert rig.ask(codec.TWRITE, 2, 7, data) == (count,)
     assert (tmp_path / "file").read_bytes()[7 : 7 + count] == data
+
+
+def test_message_that_comes_alone_is_copied_once_and_so_is_its_answer(tmp_path: Path) -> None:
+    """The other three are of a split ring: what is available, the descriptors, what is used."""
+    rig = Rig(tmp_path, "copied")
+    assert rig.pair is not None
+    rig.attach()
+    ledger = rig.pair.server_adapter.ledger
+    before = ledger.snapshot()
+    rig.ask(codec.TGETATTR, 1, 0x7FF, room=160)
+    calls = (ledger.snapshot() - before)["hcalls"]
+    assert {name: count for name, count in calls.items() if "RDMA" in name} == {"H_COPY_RDMA": 5}
+    rig.close()
+
+
+@pytest.mark.parametrize("lost", ["message", "answer"])
+def test_memory_that_is_not_there_fails_a_message_that_comes_alone(tmp_path: Path, lost: str) -> None:  # F5.1
+    rig = Rig(tmp_path, "copied")
+    rig.attach()
+    transport = rig.driver.transport
+    assert transport is not None
+    here, gone = (transport.allocate(4096, mapped=True) for _ in range(2))
+    here.view[:11] = codec.pack(codec.TCLUNK, 7, 99)
+    readable, writable = (gone, here) if lost == "message" else (here, gone)
+    exchange = Exchange(writable, 0, 512)
+    assert transport.queues[0].add([(readable, 0, 11)], [(writable, 0, 512)], exchange)
+    transport.release(gone)
+    transport.queues[0].kick()
+    rig.run()
+    assert exchange.used == 0
+    assert rig.device.counters.refused == 1
+    assert rig.ask(codec.TGETATTR, 1, 0x7FF, room=160)
+    rig.close()
 
 
 def test_directory_is_listed_as_far_as_there_is_room(rig: Rig, tmp_path: Path) -> None:  # F3.3

@@ -51,6 +51,7 @@ cdef class DmaOperation:
     cdef list _runs_of(self, unsigned int first, unsigned int last)
     cpdef int release(self) except? -1
     cpdef bint take_all(self, DmaTable table, object moves, unsigned long long count) except? -1
+    cpdef bint carry_out_whole(self, Target target, unsigned long long position, bint to_memory) except? -1
     cpdef int carry_out(self, object backing, object moves, unsigned long long count) except? -1
     cdef unsigned long long _after(self, unsigned long long number, unsigned long long count) noexcept nogil
     cdef unsigned int _begin(self, unsigned long long number) noexcept nogil

@@ -421,6 +421,23 @@ class DmaOperation:
 
     @cython.ccall
     @cython.exceptval(-1)
+    def carry_out_whole(self, target: Target, position: cython.ulonglong, to_memory: cython.bint) -> cython.bint:
+        """Move all of an operation of one request without the interpreter lock; false if the backing has to do it."""
+        run: cython.ulonglong
+        length: cython.ulonglong = 0
+        done: cython.bint
+        with cython.nogil:
+            for run in range(self._run_count):
+                length += ld64(self._runs, 16 * run + 8)
+            done = (
+                target.is_whole()
+                and target.move(not to_memory, self._runs, self._run_count, position, length)
+                and target.is_whole()
+            )
+        return done
+
+    @cython.ccall
+    @cython.exceptval(-1)
     def carry_out(self, backing: Backing, moves: Any, count: cython.ulonglong) -> cython.int:
         """Move the bytes of a list that was taken, and note in it how each request ended; how many failed.
 

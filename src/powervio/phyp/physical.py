@@ -94,7 +94,9 @@ class PhysicalAdapter(PhysicalRecord, DmaEngine):
         operation = self.begin(segments, to_memory=True)
         moved = False
         try:
-            backing.read_vector(position, buffers_of(operation))
+            target = backing.target
+            if target is None or not operation.carry_out_whole(target, position, True):
+                backing.read_vector(position, buffers_of(operation))
             moved = True
         finally:
             self.end(operation, moved=moved)
@@ -104,7 +106,9 @@ class PhysicalAdapter(PhysicalRecord, DmaEngine):
         operation = self.begin(segments, to_memory=False)
         moved = False
         try:
-            backing.write_vector(position, buffers_of(operation))
+            target = backing.target
+            if target is None or not operation.carry_out_whole(target, position, False):
+                backing.write_vector(position, buffers_of(operation))
             moved = True
         finally:
             self.end(operation, moved=moved)

@@ -12,5 +12,6 @@ cdef class Redirector:
     cdef object _pages
     cpdef bint carry_out(self, MoveList group, object backing) except? -1
     cdef bint _copy(self) except? -1
-    cdef long long _map(self, bytearray pages, long long count, long long start) except? -1
+    cdef bint _move(self, long long first, bytearray pages, long long count, list places, object backing, object position, bint to_memory) except? -1
+    cdef long long _map(self, long long first, bytearray pages, long long count, long long start) except? -1
     cdef bint _unmap(self, long long start, long long count) except? -1

@@ -85,8 +85,9 @@ class Redirector:
             address, length = pieces[0]
             lead = address & _OFFSET
             count = (lead + length + _OFFSET) >> TCE_PAGE_SHIFT
-            first = address >> TCE_PAGE_SHIFT
-            return self._move(range(first, first + count), [(lead, length)], backing, position, to_memory)
+            if (address + length) >> 64:  # no address at all
+                return self._copy()
+            return self._move(address >> TCE_PAGE_SHIFT, None, count, [(lead, length)], backing, position, to_memory)
         numbers: list[int] = []
         places: list[DmaSegment] = []
         end = -1
@@ -99,28 +100,35 @@ class Redirector:
                 places.append(((len(numbers) << TCE_PAGE_SHIFT) | (address & _OFFSET), length))
             end = address + length
             numbers.extend(range(first, (end + _OFFSET) >> TCE_PAGE_SHIFT))
-        return self._move(numbers, places, backing, position, to_memory)
+        if max(numbers) >> 52:
+            return self._copy()
+        pages = bytearray(array("Q", numbers))
+        first = consecutive_from(pages, len(numbers))
+        return self._move(first, pages, len(numbers), places, backing, position, to_memory)
 
+    @cython.cfunc
+    @cython.exceptval(-1)
     def _move(
         self,
-        numbers: Sequence[int],
+        first: cython.longlong,
+        pages: bytearray | None,
+        count: cython.longlong,
         places: list[DmaSegment],
         backing: Backing,
-        position: int,
-        to_memory: bool,
-    ) -> bool:
-        """`numbers` are pages of the partner's window, `places` offsets and lengths in them."""
-        if max(numbers) >> 52:  # no address at all
-            return self._copy()
-        count = len(numbers)
-        pages = bytearray(array("Q", numbers))
+        position: object,
+        to_memory: cython.bint,
+    ) -> cython.bint:
+        """Pages of the partner's window from `first` on, or those in `pages` if that is -1; `places` are offsets and
+        lengths in them."""
+        start: cython.longlong
+        mapped: cython.longlong
+        free: cython.bint = False
         try:
             start = self._engine.allocate(count)
         except RangeExhausted:
             return self._copy()
-        free = False
         try:
-            mapped = self._map(pages, count, start)
+            mapped = self._map(first, pages, count, start)
             if mapped < count:
                 free = self._unmap(start, mapped)
                 return self._copy()
@@ -153,7 +161,7 @@ class Redirector:
         except RangeExhausted:
             return self._copy()
         try:
-            mapped = self._map(group.pages, count, start)
+            mapped = self._map(consecutive_from(group.pages, count), group.pages, count, start)
             if mapped < count:
                 free = self._unmap(start, mapped)
                 return self._copy()
@@ -177,14 +185,15 @@ class Redirector:
 
     @cython.cfunc
     @cython.exceptval(-1)
-    def _map(self, pages: bytearray, count: cython.longlong, start: cython.longlong) -> cython.longlong:
-        """Put these pages of the partner's window into the engine's; how many are mapped."""
-        first: cython.longlong = consecutive_from(pages, count)
+    def _map(
+        self, first: cython.longlong, pages: bytearray | None, count: cython.longlong, start: cython.longlong
+    ) -> cython.longlong:
+        """Put these pages of the partner's window into the engine's, see `_move`; how many are mapped."""
         address: cython.ulonglong
         if first >= 0:
             address = cython.cast(cython.ulonglong, first) << _SHIFT
             code, done = self._port.put_rtce(self._remote, address, self._engine.liobn, start, count)
-        elif count > _LIST:  # more than a list holds
+        elif pages is None or count > _LIST:  # more than a list holds
             return 0
         else:
             list_address = self._pages.list_address
