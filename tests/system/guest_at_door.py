@@ -64,8 +64,8 @@ def boot(
     `happenings` are called in another thread, each when the guest has said its name. To be called in the main thread.
     """
     found = house.ps()
-    door = found["lpar"][0]["door"]
-    images = [adapter["image"] for adapter in found["adapters"] if adapter["role"] == "client"]
+    door = next(lpar["door"] for lpar in found["lpar"] if lpar["door"])
+    images = [adapter["image"] for adapter in found["adapters"] if adapter["role"] == "client" and "image" in adapter]
     memory = 256 * MIB
 
     @contextmanager

@@ -20,6 +20,7 @@ from powervio.boot.processes import Disk
 from powervio.boot.transport import Served, Transport
 from powervio.system.load import ConfigError, parse
 
+from .guest_at_door import boot
 from .harness import House
 
 MIB = 1 << 20
@@ -106,6 +107,57 @@ def test_client_guest_and_machine_are_on_one_lan(house: House, netns: str, boot_
     assert port["received"] > 3
     shown = house.ok("ps")
     assert f"VLAN 10 of ETHERNET0, {MAC}, no machine is there" in shown
+    house.ok("down")
+
+
+DOOR = """
+[[vios]]
+name = "vios1"
+
+[[lpar]]
+name = "client1"
+[[lpar.net]]
+vios = "vios1"
+netns = "{netns}"
+tap = "eth0"
+address = "192.0.2.1/24"
+
+[[lpar]]
+name = "guest1"
+guest = "door"
+arch = "x86_64"
+memory = "256M"
+[[lpar.net]]
+vios = "vios1"
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(300)
+@pytest.mark.parametrize("options", [("pool_kib=64",), ("pool_kib=64", "shared_tce=0"), ("pool_kib=64", "packed=0")])
+def test_guest_whose_pool_is_too_small_for_its_receive_ring_is_heard_and_hears(
+    house: House, netns: str, boot_cache: Path, options: tuple[str, ...]
+) -> None:
+    """The driver makes more available than there is room for; that waits, and what is sent has its part of the pool."""
+    (house.folder / "lan.toml").write_text(DOOR.format(netns=netns))
+    house.use_kernels(boot_cache)
+    house.up("lan.toml")
+    inside = ["ip", "netns", "exec", netns, "ping", "-q", "-i", "0.005", "-W", "5"]
+
+    def ping() -> None:
+        for size in ("56", "1400"):
+            done = subprocess.run(
+                [*inside, "-c", "300", "-s", size, "192.0.2.2"], timeout=60, capture_output=True, text=True, check=True
+            )
+            assert " 0% packet loss" in done.stdout
+
+    command = (
+        "modprobe virtio_net 2>/dev/null; until_so [ -e /sys/class/net/eth0 ]; ifconfig eth0 192.0.2.2 up\n"
+        "until_so ping -c 1 -W 1 192.0.2.1; echo HOST ping; n=0\n"
+        "while [ $n -lt 20 ]; do ping -c 5 -i 0.1 -s 1400 192.0.2.1 || fail ping; n=$((n + 1)); done; quiet ping"
+    )
+    status, text = boot(house, boot_cache, command, {"ping": ping}, options=options)
+    assert status == 0, text
     house.ok("down")
 
 
