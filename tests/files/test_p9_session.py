@@ -289,6 +289,41 @@ def test_rename_and_remove_by_fid_find_the_name(client: SessionClient, folder: P
         client.call(p9.TREMOVE, 0)
 
 
+def test_remove_of_what_was_made_finds_it_wherever_it_is_now(client: SessionClient, folder: Path) -> None:
+    """Where it was made is a hint: what has the name by now is another file, and stays."""
+    (folder / "d").mkdir()
+
+    def make(fid: int) -> Path:
+        client.walk(0, fid, b"d")
+        client.call(p9.TLCREATE, fid, b"f", RDWR | CREATE | EXCL, 0o600, p9.NO_FID)
+        return folder / "d" / "f"
+
+    assert make(1).exists()
+    client.call(p9.TREMOVE, 1)
+    assert os.listdir(folder / "d") == []
+    made = make(1)
+    made.rename(folder / "elsewhere")
+    made.write_bytes(b"another file")
+    client.call(p9.TREMOVE, 1)
+    assert sorted(os.listdir(folder)) == ["d"]
+    assert made.read_bytes() == b"another file"
+    made.unlink()
+    made = make(1)
+    made.unlink()
+    made.symlink_to(folder)
+    with fails(errno.ESTALE):
+        client.call(p9.TREMOVE, 1)
+    assert made.is_symlink()
+    made.unlink()
+    made = make(1)
+    (folder / "d").rename(folder / "e")
+    client.walk(0, 2)
+    client.call(p9.TRENAME, 1, 2, b"g")
+    assert sorted(os.listdir(folder)) == ["e", "g"]
+    client.call(p9.TREMOVE, 1)
+    assert sorted(os.listdir(folder)) == ["e"]
+
+
 def test_remove_of_a_file_without_a_name(client: SessionClient, folder: Path) -> None:
     (folder / "f").write_bytes(b"x")
     client.walk(0, 1, b"f")

@@ -6,6 +6,7 @@ import errno
 import os
 import pwd
 from collections.abc import Callable
+from contextlib import suppress
 from functools import partial
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -177,6 +178,10 @@ def remove(session: Session, number: int) -> tuple[Any, ...]:
 
 def place_of(session: Session, fid: Fid) -> tuple[Node, bytes]:
     """The directory that a fid's file is in, to be closed, and its name there. ESTALE: it has none that is known."""
+    if fid.parent is not None and fid.name is not None:
+        with suppress(OSError):
+            if is_there(fid, fid.parent, fid.name):
+                return fid.parent.duplicate(), fid.name
     names = fid.node.place()
     if not names:
         raise _failure(errno.EBUSY)
@@ -186,10 +191,7 @@ def place_of(session: Session, fid: Fid) -> tuple[Node, bytes]:
             below = node.lookup(name, fid.caller)
             node.close()
             node = below
-        found = node.lookup(names[-1], fid.caller)
-        same = (found.dev, found.ino) == (fid.node.dev, fid.node.ino)
-        found.close()
-        if not same:
+        if not is_there(fid, node, names[-1]):
             raise _failure(errno.ESTALE)
     except FileNotFoundError:
         node.close()
@@ -198,6 +200,14 @@ def place_of(session: Session, fid: Fid) -> tuple[Node, bytes]:
         node.close()
         raise
     return node, names[-1]
+
+
+def is_there(fid: Fid, directory: Node, name: bytes) -> bool:
+    """Whether a name in a directory is that of a fid's file."""
+    found = directory.lookup(name, fid.caller)
+    same = (found.dev, found.ino) == (fid.node.dev, fid.node.ino)
+    found.close()
+    return same
 
 
 # -- files

@@ -13,6 +13,8 @@ cdef class Fid:
     cdef public OpenFile opened
     cdef public object attribute
     cdef public object lock_owners
+    cdef public Node parent
+    cdef public bytes name
 
 @cython.final
 cdef class Session:

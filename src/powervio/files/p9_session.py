@@ -92,7 +92,8 @@ _SAME_FLAGS = cython.declare(
 class Fid:
     """A client's name for a file. It is open (`opened`), or an extended attribute that is read or written, or neither.
 
-    Its number means nothing outside of its session.
+    Its number means nothing outside of its session. `parent` and `name` say where the file was made, if it was made
+    through this fid: a hint, which has to be looked at before it is believed.
     """
 
     number: cython.uint
@@ -101,6 +102,8 @@ class Fid:
     opened: OpenFile | None
     attribute: Any
     lock_owners: Any
+    parent: Node | None
+    name: bytes | None
 
     def __repr__(self) -> str:
         return f"<Fid {self.number} {self.node}>"
@@ -320,6 +323,8 @@ class Session:
         fid.opened = None
         fid.attribute = None
         fid.lock_owners = None
+        fid.parent = None
+        fid.name = None
         self.fids[number] = fid
         return fid
 
@@ -351,6 +356,8 @@ class Session:
                 self.tree.locks.release(client, process, fid.opened.lock_key)
         if fid.opened is not None:
             fid.opened.close()
+        if fid.parent is not None:
+            fid.parent.close()
         fid.node.close()
         return 0
 
@@ -505,10 +512,12 @@ class Session:
             raise failure(errno.EINVAL)
         node: Node
         opened: OpenFile
+        name: bytes = self._text(1, message)
         node, opened = fid.node.create(
-            self._text(1, message), open_flags(self._word(2)), self._word(3), fid.caller, self.group(self._word(4))
+            name, open_flags(self._word(2)), self._word(3), fid.caller, self.group(self._word(4))
         )
-        fid.node.close()
+        fid.parent = fid.node
+        fid.name = name
         fid.node = node
         return self._opened(fid, opened, out)
 
