@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import errno
 import os
+import subprocess
+import sys
+import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -126,6 +129,39 @@ def test_message_that_comes_alone_is_copied_once_and_so_is_its_answer(tmp_path: 
     rig.close()
 
 
+def test_messages_of_several_users_that_come_together_are_each_of_its_own() -> None:
+    """The thread keeps an identity from message to message, and is the server again behind them."""
+    keep = [f"{name}={os.environ[name]}" for name in ("PYTHONPATH", "POWERVIO_INTERPRETED") if name in os.environ]
+    root = [] if os.geteuid() == 0 else ["sudo", "-n"]
+    command = [*root, "env", *keep, sys.executable, __file__]
+    result = subprocess.run(command, capture_output=True, text=True, check=False, timeout=60)
+    assert result.returncode == 0, result.stderr
+
+
+def serve_several_users(folder: Path) -> None:
+    """To be called as root."""
+    (folder / "file").write_bytes(b"x")
+    (folder / "file").chmod(0o600)
+    os.chown(folder / "file", 1000, 1000)
+    rig = Rig(folder, "copied")
+    rig.ask(codec.TVERSION, MSIZE, b"9P2000.L")
+    for user in (1000, 1001):
+        rig.ask(codec.TATTACH, user, codec.NO_FID, b"", b"", user)
+        for number in range(3):
+            rig.ask(codec.TWALK, user, 10 * user + number, [b"file"])
+    sent = [
+        (user, rig.driver.send([codec.pack(codec.TLOPEN, 7, 10 * user + number, 0)], [64]))
+        for number in range(3)
+        for user in (1000, 1001)
+    ]
+    rig.run()
+    for user, exchange in sent:
+        assert exchange.used == (24 if user == 1000 else 11)
+    fields = dict(line.split(":\t") for line in Path("/proc/thread-self/status").read_text().splitlines())
+    assert fields["Uid"].split("\t")[3] == str(os.geteuid())
+    rig.close()
+
+
 @pytest.mark.parametrize("lost", ["message", "answer"])
 def test_memory_that_is_not_there_fails_a_message_that_comes_alone(tmp_path: Path, lost: str) -> None:  # F5.1
     rig = Rig(tmp_path, "copied")
@@ -245,3 +281,9 @@ def test_any_bytes_have_an_answer_or_a_length_of_nothing(
         assert not answer or int.from_bytes(answer[:4], "little") == len(answer)
     rig.attach()
     rig.close()
+
+
+if __name__ == "__main__":
+    with tempfile.TemporaryDirectory(prefix="powervio-test-") as place:
+        os.chmod(place, 0o755)
+        serve_several_users(Path(place))

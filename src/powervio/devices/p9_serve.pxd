@@ -1,3 +1,4 @@
+from powervio.files.identity cimport Identity
 from powervio.files.p9_session cimport Session
 from powervio.virtio.device_queue cimport DeviceQueue
 from powervio.virtio.device_ring cimport DeviceRing
@@ -14,6 +15,7 @@ cdef class P9Server:
     cdef readonly unsigned long long refused
     cdef object _session
     cdef Session _direct
+    cdef Identity _identity
     cdef bytearray _book
     cdef unsigned char *_out
     cdef long long _room

@@ -15,6 +15,7 @@ from collections.abc import Sequence
 from typing import Any, Protocol
 
 import cython
+from cython.cimports.powervio.files.identity import Identity
 from cython.cimports.powervio.files.p9_session import Session
 from cython.cimports.powervio.files.wire import put8, put16, put32, take8, take16, take32
 from cython.cimports.powervio.memory.hw import address_of, at, bytes_at, ld64, pointer, pointer_to_read
@@ -89,6 +90,7 @@ class P9Server:
     refused: cython.ulonglong
     _session: Any
     _direct: Session | None
+    _identity: Identity | None
     _book: bytearray
     _out: cython.p_uchar
     _room: cython.longlong
@@ -102,6 +104,7 @@ class P9Server:
         self.refused = 0
         self._session = session
         self._direct = session if isinstance(session, Session) else None
+        self._identity = session.tree.identity if isinstance(session, Session) else None
         self._book = bytearray(SMALL)
         self._out = pointer(self._book)
         self._room = SMALL
@@ -143,17 +146,23 @@ class P9Server:
         Raises `RemoteError` when the driver broke the ring; what it had made available before is served.
         """
         group: list[Request] = []
+        if self._identity is not None:
+            self._identity.keep()
         try:
-            while queue.take_allowed():
-                if not group and not queue.available and self._serve_staged(queue):
-                    continue
-                group.append(queue.request())
-                if len(group) == _GROUP:
-                    requests, group = group, []
-                    self.serve_together(requests, queue.batch)
-        finally:  # also those before the place where the ring broke
-            if group:
-                self.serve_together(group, queue.batch)
+            try:
+                while queue.take_allowed():
+                    if not group and not queue.available and self._serve_staged(queue):
+                        continue
+                    group.append(queue.request())
+                    if len(group) == _GROUP:
+                        requests, group = group, []
+                        self.serve_together(requests, queue.batch)
+            finally:  # also those before the place where the ring broke
+                if group:
+                    self.serve_together(group, queue.batch)
+        finally:
+            if self._identity is not None:
+                self._identity.rest()
 
     @cython.cfunc
     @cython.exceptval(-1)
