@@ -34,6 +34,10 @@ ANSWER_LIMIT = 20
 """Seconds for an answer."""
 FILES = 256
 """In the directory that is looked up in."""
+SMALL = 4096
+"""Bytes of each of them."""
+COPIED = 64
+"""Files of a tree that is copied."""
 _ROOT = 0
 _FIDS = 1000
 _NAME = b"file-%04d"
@@ -47,11 +51,13 @@ class Kind:
     what: str
     script: Callable[[int, int], list[bytes]]
     """Of the slot's number and msize."""
-    per: int
-    """Messages in a script, of which an operation is made."""
+    per: float
+    """Messages of which an operation is made."""
     prepare: Callable[[int], list[bytes]] = lambda _: []
     """What is said once for each slot."""
     data: bool = False
+    names: bool = True
+    """Whether it is all about names and attributes."""
 
 
 def _name(slot: int) -> bytes:
@@ -60,6 +66,37 @@ def _name(slot: int) -> bytes:
 
 def _own(slot: int) -> int:
     return _FIDS + 2 * slot
+
+
+def _copy(slot: int, _: int) -> list[bytes]:
+    """What a program that copies a tree has said for it, and what one that removes it has."""
+    own, source, target, made = _own(slot), _own(slot) + 1, _FIDS * 10 + slot, _FIDS * 20 + slot
+    folder = b"tree-%d" % slot
+    group = os.getegid()
+    script = [
+        p9.pack(p9.TMKDIR, 0, own, folder, 0o755, group),
+        p9.pack(p9.TWALK, 0, own, made, [folder]),
+    ]
+    for number in range(COPIED):
+        name = _name(slot + number)
+        script += [
+            p9.pack(p9.TWALK, 0, _ROOT, source, [b"many", name]),
+            p9.pack(p9.TGETATTR, 0, source, 0x7FF),
+            p9.pack(p9.TLOPEN, 0, source, os.O_RDONLY),
+            p9.pack(p9.TREAD, 0, source, 0, SMALL),
+            p9.pack(p9.TWALK, 0, made, target, []),
+            p9.pack(p9.TLCREATE, 0, target, name, 0o301, 0o600, group),  # O_WRONLY | O_CREAT | O_EXCL
+            p9.pack(p9.TWRITE, 0, target, 0, b"x" * SMALL),
+            p9.pack(p9.TSETATTR, 0, target, 0x1B1, 0o644, 0, 0, 0, 1, 0, 1, 0),  # mode and both times
+            p9.pack(p9.TCLUNK, 0, target),
+            p9.pack(p9.TCLUNK, 0, source),
+        ]
+    for number in range(COPIED):
+        script += [
+            p9.pack(p9.TWALK, 0, made, target, [_name(slot + number)]),
+            p9.pack(p9.TREMOVE, 0, target),
+        ]
+    return [*script, p9.pack(p9.TREMOVE, 0, made)]
 
 
 KINDS = (
@@ -122,9 +159,18 @@ KINDS = (
             p9.pack(p9.TLOPEN, 0, _own(slot), os.O_RDONLY),
         ],
         data=True,
+        names=False,
+    ),
+    Kind(
+        "copy",
+        f"a tree of small files ({COPIED} of {SMALL} bytes) read, made again, and removed; operations are files",
+        _copy,
+        (12 * COPIED + 3) / COPIED,
+        lambda slot: [p9.pack(p9.TWALK, 0, _ROOT, _own(slot), [b"new"])],
+        names=False,
     ),
 )
-METADATA = tuple(kind.name for kind in KINDS if not kind.data)
+METADATA = tuple(kind.name for kind in KINDS if kind.names)
 
 
 @dataclass(frozen=True)
@@ -335,7 +381,7 @@ def make_share(share: Path, file_bytes: int) -> Path:
     (share / "many").mkdir(parents=True)
     (share / "new").mkdir()
     for number in range(FILES):
-        (share / "many" / os.fsdecode(_NAME % number)).write_bytes(b"x" * 4096)
+        (share / "many" / os.fsdecode(_NAME % number)).write_bytes(b"x" * SMALL)
     block = os.urandom(1 << 20)
     with (share / "large").open("wb") as large:
         for _ in range(file_bytes >> 20):

@@ -23,7 +23,6 @@ _COMMANDS = (
     Entry("crq", "cli.bench:crq", "Random reads through virtio over CRQ: rates, and calls per request."),
     Entry("vhost-user", "cli.compare:vhost_user", "Our vhost-user block back end beside qemu-storage-daemon."),
     Entry("guest", "cli.guest:guest", "A stock Linux guest's disk over CRQ beside its vhost-user disk."),
-    Entry("files-guest", "cli.files_guest:files_guest", "A folder in a stock guest over CRQ beside QEMU's -virtfs."),
     Entry("net", "cli.lan:net", "TCP between two client partitions beside a copying loop."),
     Entry("files", "cli.files:files", "Our 9P server beside diod."),
     Entry("scale", "cli.scale:scale", "Many client partitions on one VIO server: time, memory, calls per request."),

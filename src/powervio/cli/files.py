@@ -1,4 +1,4 @@
-"""`powervio bench files`: our 9P server beside diod."""
+"""`powervio bench files`: our 9P server beside diod, and in a guest beside QEMU's own."""
 
 from __future__ import annotations
 
@@ -7,9 +7,12 @@ from pathlib import Path
 
 import click
 
+from powervio.bench import files_guest
 from powervio.bench.crq import default_folder
 from powervio.bench.files import DEPTHS, KINDS, Kind, Result, measure
+from powervio.boot import cache, machine
 from powervio.cli.bench import size_of
+from powervio.cli.files_guest import show as show_guest
 from powervio.cli.measuring import measuring
 
 _BY_NAME = {kind.name: kind for kind in KINDS}
@@ -43,12 +46,46 @@ def _kinds(context: click.Context, parameter: click.Parameter, value: str | None
     type=click.Path(exists=True, file_okay=False, writable=True, path_type=Path),
     help="Where what is served is made. [default: /dev/shm, else the temporary folder]",
 )
-def files(as_json: bool, seconds: float, kinds: list[Kind], slices: int, size: int, folder: Path | None) -> None:
+@click.option("--guest", is_flag=True, help="And in a stock guest, over CRQ beside QEMU's -virtfs: two minutes more.")
+@click.option(
+    "--arch",
+    type=click.Choice(list(machine.ARCHES)),
+    help="The guest's architecture; this machine's if it is one of them, or x86_64.",
+)
+@click.option(
+    "--rounds",
+    type=click.IntRange(1, 1000),
+    default=files_guest.ROUNDS,
+    show_default=True,
+    help="Pairs of slices in the guest.",
+)
+@click.option(
+    "--cache",
+    "kernels",
+    type=click.Path(file_okay=False, path_type=Path),
+    metavar="FOLDER",
+    help="Where kernels are kept, as for `powervio boot`.",
+)
+def files(
+    as_json: bool,
+    seconds: float,
+    kinds: list[Kind],
+    slices: int,
+    size: int,
+    folder: Path | None,
+    guest: bool,
+    arch: str | None,
+    rounds: int,
+    kernels: Path | None,
+) -> None:
     """`powervio serve-9p` beside diod: one directory, one compiled client, Unix sockets, depth 1 and 32.
 
     Messages are as long as both servers agree to; the last rows are reads with each server's own longest. Medians of
-    slices in turn. docs/benchmarks.md says how to read the table.
+    slices in turn. With --guest a stock Linux guest has a folder mounted twice, too, over CRQ and by QEMU's -virtfs;
+    its kernel's 9p does both, with the same options, and in the end both folders have to be equal. docs/benchmarks.md
+    says how to read the tables.
     """
+    inside: files_guest.Result | None = None
     with measuring() as tell:
         result = measure(
             seconds,
@@ -58,10 +95,17 @@ def files(as_json: bool, seconds: float, kinds: list[Kind], slices: int, size: i
             file_bytes=size,
             progress=tell,
         )
+        if guest:
+            chosen = machine.find(arch or machine.of_this_machine())
+            place = folder or default_folder()
+            inside = files_guest.measure(chosen, kernels or cache.default_folder(), rounds, place, tell)
     if as_json:
-        click.echo(json.dumps(result.as_json(), indent=2))
-    else:
-        _show(result)
+        parts = result.as_json() | ({} if inside is None else {"guest": inside.as_json()})
+        click.echo(json.dumps(parts, indent=2))
+        return
+    _show(result)
+    if inside is not None:
+        show_guest(inside)
 
 
 def _show(result: Result) -> None:
@@ -88,7 +132,8 @@ def _show(result: Result) -> None:
         table.add_row(f"read, {result.our_msize} bytes", str(row.depth), *rates, f"{row.ratio:.2f}")
     console.print(table)
     for kind in KINDS:
-        console.print(f"[bold]{kind.name}[/bold]: {kind.what}")
+        if any(row.kind == kind.name for row in result.rows):
+            console.print(f"[bold]{kind.name}[/bold]: {kind.what}", soft_wrap=True)
     console.print(
         f"Medians of {result.slices} slices of {result.slice_seconds:.2g} s, both servers in turn. Names and"
         f" attributes: geometric mean. The large file has {result.file_bytes >> 20} MiB and is page-cached."
