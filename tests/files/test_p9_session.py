@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from tests.files.p9_client import P9Failure, SessionClient
 
 from powervio.files import p9_codec as p9
-from powervio.files.p9_session import Session
+from powervio.files.p9_session import FidBudget, Session
 from powervio.files.tree import Tree, TreeOptions
 from powervio.memory.abstract import Backing
 
@@ -503,6 +503,24 @@ def test_fids_have_a_bound(tree: Tree) -> None:
         client.walk(0, 100)
     client.call(p9.TCLUNK, 50)
     client.walk(0, 100)
+
+
+def test_fids_of_all_sessions_of_a_server_have_a_bound(tree: Tree) -> None:
+    budget = FidBudget(10)
+    clients = [SessionClient(Session(tree, budget=budget)) for _ in range(2)]
+    for client in clients:
+        client.attach()
+    for number in range(1, 9):
+        clients[number % 2].walk(0, number)
+    for client in clients:
+        with fails(errno.ENFILE):
+            client.walk(0, 9)
+    clients[0].session.close()
+    assert budget.left == 5
+    clients[1].walk(0, 9)
+    clients[1].session.close()
+    clients[1].session.close()
+    assert budget.left == 10
 
 
 def test_read_only_share(folder: Path) -> None:

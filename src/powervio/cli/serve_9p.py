@@ -42,6 +42,13 @@ from powervio.system import serve_p9 as system
     show_default=True,
     help="Most at a time.",
 )
+@click.option(
+    "--fids",
+    type=click.IntRange(1, 1 << 30),
+    default=system.MOST_FIDS,
+    show_default=True,
+    help="Most at a time, of all connections together; a million takes half a gigabyte.",
+)
 @click.pass_obj
 def serve_9p(
     options: Options,
@@ -56,6 +63,7 @@ def serve_9p(
     translate_gid: tuple[str, ...],
     msize: int,
     connections: int,
+    fids: int,
 ) -> None:
     """Serve DIRECTORY by 9P2000.L, until SIGTERM or Ctrl-C.
 
@@ -86,6 +94,7 @@ def serve_9p(
         msize=msize,
         mode=permissions,
         most_connections=connections,
+        most_fids=fids,
         on_ready=lambda places: click.echo(
             f"{directory}: served at {' and '.join(places)}; Ctrl-C or SIGTERM ends it", err=True
         ),

@@ -18,7 +18,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 
 from powervio.errors import LocalError
-from powervio.files.p9_session import Session
+from powervio.files.p9_session import MOST_FIDS, FidBudget, Session
 from powervio.files.p9_stream import P9Stream
 from powervio.files.tree import Tree
 
@@ -57,8 +57,10 @@ class P9Server:
         msize: int = 1 << 20,
         mode: int = 0o600,
         most_connections: int = MOST_CONNECTIONS,
+        most_fids: int = MOST_FIDS,
     ) -> None:
-        """`listen` are `unix:PATH` and `tcp:HOST:PORT` (port 0 is any); `mode` is that of Unix sockets.
+        """`listen` are `unix:PATH` and `tcp:HOST:PORT` (port 0 is any); `mode` is that of Unix sockets. `most_fids`
+        are those of all connections together.
 
         The tree stays the caller's. Raises `LocalError` when one cannot be listened at.
         """
@@ -66,6 +68,7 @@ class P9Server:
         self._tree = tree
         self._msize = msize
         self._most = most_connections
+        self._budget = FidBudget(most_fids)
         self._lock = threading.Lock()
         self._connections: dict[socket.socket, threading.Thread] = {}
         self._closing = False
@@ -146,7 +149,7 @@ class P9Server:
             thread.start()
 
     def _serve(self, made: socket.socket) -> None:
-        session = Session(self._tree, msize=self._msize)
+        session = Session(self._tree, msize=self._msize, budget=self._budget)
         stream = P9Stream(made.fileno(), session)
         try:
             _prepare(made)

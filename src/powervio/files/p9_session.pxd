@@ -17,6 +17,10 @@ cdef class Fid:
     cdef public bytes name
 
 @cython.final
+cdef class FidBudget:
+    cdef public long long left
+
+@cython.final
 cdef class Session:
     cdef readonly object tree
     cdef readonly unsigned int msize
@@ -27,6 +31,7 @@ cdef class Session:
     cdef readonly long long attribute_bytes
     cdef readonly unsigned int most_msize
     cdef readonly unsigned int most_fids
+    cdef FidBudget _budget
     cdef object _source
     cdef object _target
     cdef long long _apart

@@ -7,7 +7,7 @@ twice does no harm; nothing waits for a lock (Rlock says BLOCKED). What is seldo
 
 Any bytes have an answer: what is no message gets Rlerror(EPROTO), a type that 9P2000.L has not EOPNOTSUPP, anything
 before Tversion EPROTO. Other errors are those of the share. A fid is bounded by what a `Node` costs, and there are
-never more than `most_fids` of them (ENFILE).
+never more than `most_fids` of them, nor more than its server has left (ENFILE).
 This file is compiled (Cython pure mode) and also runs interpreted.
 """
 
@@ -111,6 +111,17 @@ class Fid:
 
 @cython.final
 @cython.cclass
+class FidBudget:
+    """Fids that all sessions of a server may have together; each takes some 450 bytes and, open, a descriptor."""
+
+    left: cython.longlong
+
+    def __init__(self, most: int) -> None:
+        self.left = most
+
+
+@cython.final
+@cython.cclass
 class Session:
     """The server's end of one connection, or of one life of a device. One thread at a time uses it."""
 
@@ -123,6 +134,7 @@ class Session:
     attribute_bytes: cython.longlong
     most_msize: cython.uint
     most_fids: cython.uint
+    _budget: FidBudget
     _source: Payload | None
     _target: Payload | None
     _apart: cython.longlong
@@ -133,8 +145,11 @@ class Session:
     _answer: bytearray | None
     _base: cython.p_uchar
 
-    def __init__(self, tree: Tree, *, msize: int = MSIZE, most_fids: int = MOST_FIDS) -> None:
-        """`msize` is the longest message that is agreed to, in bytes."""
+    def __init__(
+        self, tree: Tree, *, msize: int = MSIZE, most_fids: int = MOST_FIDS, budget: FidBudget | None = None
+    ) -> None:
+        """`msize` is the longest message that is agreed to, in bytes; `budget` is that of the session's server."""
+        self._budget = FidBudget(most_fids) if budget is None else budget
         self.tree = tree
         self.most_msize = self.msize = max(LEAST_MSIZE, msize)
         self.most_fids = most_fids
@@ -326,13 +341,14 @@ class Session:
         fid.parent = None
         fid.name = None
         self.fids[number] = fid
+        self._budget.left -= 1
         return fid
 
     @cython.cfunc
     def _check_free(self, number: cython.uint) -> Any:
         if number in self.fids or number == _NO_GID:
             raise failure(errno.EINVAL)
-        if len(self.fids) >= self.most_fids:
+        if len(self.fids) >= self.most_fids or self._budget.left <= 0:
             raise failure(errno.ENFILE)
 
     def check_free(self, number: cython.uint) -> None:
@@ -349,6 +365,7 @@ class Session:
     @cython.exceptval(-1)
     def _end(self, fid: Fid) -> cython.int:
         del self.fids[fid.number]
+        self._budget.left += 1
         if fid.attribute is not None:
             self.attribute_bytes -= fid.attribute.size
         if fid.lock_owners is not None and fid.opened is not None:

@@ -10,9 +10,10 @@ from contextlib import suppress
 from powervio.errors import LocalError
 from powervio.files.identity import IDENTITIES, IdRange
 from powervio.files.p9_server import MOST_CONNECTIONS, P9Server, ServerCounters
+from powervio.files.p9_session import MOST_FIDS
 from powervio.files.tree import Tree, TreeOptions
 
-__all__ = ["IDENTITIES", "MOST_CONNECTIONS", "ServerCounters", "TreeOptions", "range_of", "run"]
+__all__ = ["IDENTITIES", "MOST_CONNECTIONS", "MOST_FIDS", "ServerCounters", "TreeOptions", "range_of", "run"]
 
 
 def range_of(text: str) -> IdRange:
@@ -31,6 +32,7 @@ def run(
     msize: int = 1 << 20,
     mode: int = 0o600,
     most_connections: int = MOST_CONNECTIONS,
+    most_fids: int = MOST_FIDS,
     on_ready: Callable[[list[str]], None] = lambda _: None,
 ) -> ServerCounters:
     """Serve until SIGTERM or SIGINT, and say what was done. Raises `LocalError`.
@@ -45,7 +47,9 @@ def run(
     before = signal.pthread_sigmask(signal.SIG_BLOCK, ending)  # threads inherit it, so that this one is woken
     try:
         with Tree(directory, options) as tree:
-            with P9Server(tree, listen, msize=msize, mode=mode, most_connections=most_connections) as server:
+            with P9Server(
+                tree, listen, msize=msize, mode=mode, most_connections=most_connections, most_fids=most_fids
+            ) as server:
                 on_ready(server.places)
                 signal.sigwait(ending)
             return server.counters
