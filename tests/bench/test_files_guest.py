@@ -10,7 +10,9 @@ from pathlib import Path
 
 import pytest
 
-from powervio.bench.files_guest import WORKS, Result, Row, compare, fill
+from powervio.bench.files import KINDS
+from powervio.bench.files_guest import WORKS, Result, Row, Work, compare, fill
+from powervio.cli.files import files as command
 from powervio.cli.files_guest import show
 from powervio.errors import LocalError
 
@@ -36,24 +38,30 @@ def test_table_has_medians_and_ratios_of_rounds(capsys: pytest.CaptureFixture[st
     assert "1.00 (0.50-2.00)" in capsys.readouterr().out
 
 
+def test_every_work_can_be_done_alone_and_again(tmp_path: Path) -> None:
+    fill(tmp_path / "folder")
+    for work in WORKS:
+        for _ in range(2):
+            for words in (work.before, work.command):
+                command = ["sh", "-ec", words.replace("@", str(tmp_path / "folder"))]
+                done = subprocess.run(command, capture_output=True, timeout=60, check=False)
+                assert done.returncode == 0, (work.name, done.stderr)
+
+
+def test_kinds_of_both_parts_are_chosen_by_name() -> None:
+    words = ["--kinds", "guest-copy, read,guest-small-reads"]
+    chosen = command.make_context("files", words).params["kinds"]
+    assert [kind.name for kind in chosen] == ["read", "small-reads", "copy"]
+    assert [isinstance(kind, Work) for kind in chosen] == [False, True, True]
+    assert command.make_context("files", ["--guest"]).params["kinds"] == list(KINDS)
+
+
 @pytest.mark.slow
 @pytest.mark.timeout(400)  # the first one fills the cache
 def test_real_run(boot_cache: Path) -> None:
-    command = [
-        sys.executable,
-        "-m",
-        "powervio",
-        "bench",
-        "files",
-        "--guest",
-        "--json",
-        "--rounds",
-        "1",
-        "--kinds",
-        "getattr",
-    ]
+    options = "--guest --json --kinds getattr --seconds 0.1 --rounds 1 --arch x86_64 --cache"
     done = subprocess.run(
-        [*command, "--seconds", "0.1", "--arch", "x86_64", "--cache", str(boot_cache)],
+        [sys.executable, "-m", "powervio", "bench", "files", *options.split(), str(boot_cache)],
         capture_output=True,
         timeout=350,
         check=False,

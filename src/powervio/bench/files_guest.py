@@ -80,13 +80,14 @@ umount /mnt/{OURS} /mnt/{THEIRS}
 
 @dataclass(frozen=True, slots=True)
 class Work:
-    """One kind of work. `command` is for the guest's shell, in `@`."""
+    """One kind of work. `command` is for the guest's shell, in `@`; `before` makes it possible, and is not measured."""
 
     name: str
     what: str
     command: str
     amount: float
     unit: str
+    before: str = ""
     wanted: float | None = WANTED
 
 
@@ -98,11 +99,13 @@ WORKS = (
          LARGE / 1e6, "MB/s"),
     Work("write", "a file, 480 KiB at a time", f"dd if=/dev/zero of=@/new bs=491520 count={_PIECES}",
          _PIECES * _PIECE / 1e6, "MB/s"),
-    Work("small reads", "4 KiB at a time", "dd if=@/big of=/dev/null bs=4096 count=2048", 2048, "reads/s"),
+    Work("small-reads", "4 KiB at a time", "dd if=@/big of=/dev/null bs=4096 count=2048", 2048, "reads/s"),
     Work("attributes", "find: every entry's attributes", "find @/tree -size +99999999c", _COUNT, "entries/s"),
     Work("archive", "tar: every small file read", "tar cf - @/tree | cat >/dev/null", _COUNT, "entries/s"),
-    Work("copy", "cp -a: a tree of small files", "cp -a @/tree @/copy", _COUNT, "entries/s"),
-    Work("remove", "rm -r of that", "rm -r @/copy", _COUNT, "entries/s"),
+    Work("copy", "cp -a: a tree of small files", "cp -a @/tree @/copy", _COUNT, "entries/s",
+         "rm -rf @/copy"),
+    Work("remove", "rm -r of that", "rm -r @/copy", _COUNT, "entries/s",
+         "[ -d @/copy ] || cp -a @/tree @/copy"),
 )  # fmt: skip
 
 
@@ -167,8 +170,10 @@ def measure(
     rounds: int,
     folder: Path | None = None,
     progress: Callable[[str, float], None] | None = None,
+    *,
+    works: Sequence[Work] = WORKS,
 ) -> Result:
-    """Measure `rounds` rounds with folders made in `folder`. `cache` is that of `powervio boot`.
+    """Measure `rounds` rounds of each work with folders made in `folder`. `cache` is that of `powervio boot`.
 
     To be called in the main thread. Raises `LocalError`.
     """
@@ -189,7 +194,7 @@ def measure(
             "rounds": rounds,
             "load_average_before": round(os.getloadavg()[0], 2),
         }
-        guest = _Guest(arch, rounds, ends, tell)
+        guest = _Guest(arch, rounds, works, ends, tell)
         conditions["guest_kernel"] = guest.measure(cache)
         compare(*ends)
     conditions["load_average_after"] = round(os.getloadavg()[0], 2)
@@ -222,8 +227,15 @@ def compare(ours: Path, theirs: Path) -> None:
 class _Guest:
     """One guest from power on to its end."""
 
-    def __init__(self, arch: Arch, rounds: int, ends: tuple[Path, Path], tell: Callable[[str, float], None]) -> None:
-        self.rows = [Row(work) for work in WORKS]
+    def __init__(
+        self,
+        arch: Arch,
+        rounds: int,
+        works: Sequence[Work],
+        ends: tuple[Path, Path],
+        tell: Callable[[str, float], None],
+    ) -> None:
+        self.rows = [Row(work) for work in works]
         self._arch = arch
         self._rounds = rounds
         self._ends = ends
@@ -239,7 +251,7 @@ class _Guest:
             cache=cache,
             transport=replace(CRQ, serve=self._serve),
             command=_SCRIPT,
-            timeout=BOOT_LIMIT + 2 * (self._rounds + 1) * len(WORKS) * LIMIT,
+            timeout=BOOT_LIMIT + 2 * (self._rounds + 1) * len(self.rows) * LIMIT,
         )
         with open(os.devnull, "wb") as nothing:
             status = run.run(plan, lambda text: self._tell(text, 0.0), Terminal(0, nothing.fileno()), errors=2)
@@ -316,16 +328,22 @@ class _Guest:
     def _round(self, talk: Talk, row: Row, count: Callable[[], tuple[Costs, int]], turn: int) -> None:
         seconds = {}
         for name in (OURS, THEIRS) if turn % 2 else (THEIRS, OURS):
+            if row.work.before:
+                _do(talk, row.work.before, row, name)
             before = count()
             begin = time.monotonic()
-            talk.say(row.work.command.replace("@", f"/mnt/{name}"))
-            said = talk.line(LIMIT)
+            _do(talk, row.work.command, row, name)
             seconds[name] = time.monotonic() - begin
-            if said != "done":
-                raise LocalError(f"{row.work.name} in the guest's {name}: {said}")
             if name == OURS and turn >= 0:
                 after = count()
                 row.costs += after[0] - before[0]
                 row.messages += after[1] - before[1]
         if turn >= 0:
             row.pairs.append((seconds[OURS], seconds[THEIRS]))
+
+
+def _do(talk: Talk, command: str, row: Row, name: str) -> None:
+    talk.say(command.replace("@", f"/mnt/{name}"))
+    said = talk.line(LIMIT)
+    if said != "done":
+        raise LocalError(f"{row.work.name} in the guest's {name}: {said}")

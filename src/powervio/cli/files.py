@@ -10,15 +10,16 @@ import click
 from powervio.bench import files_guest
 from powervio.bench.crq import default_folder
 from powervio.bench.files import DEPTHS, KINDS, Kind, Result, measure
+from powervio.bench.files_guest import WORKS, Work
 from powervio.boot import cache, machine
 from powervio.cli.bench import size_of
 from powervio.cli.files_guest import show as show_guest
 from powervio.cli.measuring import measuring
 
-_BY_NAME = {kind.name: kind for kind in KINDS}
+_BY_NAME = {kind.name: kind for kind in KINDS} | {f"guest-{work.name}": work for work in WORKS}
 
 
-def _kinds(context: click.Context, parameter: click.Parameter, value: str | None) -> list[Kind]:
+def _kinds(context: click.Context, parameter: click.Parameter, value: str | None) -> list[Kind | Work]:
     """Names of kinds, separated by commas."""
     if value is None:
         return list(KINDS)
@@ -26,7 +27,7 @@ def _kinds(context: click.Context, parameter: click.Parameter, value: str | None
     for name in names:
         if name not in _BY_NAME:
             raise click.BadParameter(f"{name!r} is no kind; expected some of {', '.join(_BY_NAME)}")
-    return [kind for kind in KINDS if kind.name in names]
+    return [kind for name, kind in _BY_NAME.items() if name in names]
 
 
 @click.command()
@@ -38,7 +39,12 @@ def _kinds(context: click.Context, parameter: click.Parameter, value: str | None
     show_default=True,
     help="Time for each server in each row.",
 )
-@click.option("--kinds", callback=_kinds, metavar="NAME,...", help=f"Some of {', '.join(_BY_NAME)}. [default: all]")
+@click.option(
+    "--kinds",
+    callback=_kinds,
+    metavar="NAME,...",
+    help=f"Some of {', '.join(_BY_NAME)}. [default: all that are not the guest's]",
+)
 @click.option("--slices", type=click.IntRange(1, 1000), default=7, show_default=True, help="Parts of that time.")
 @click.option("--size", callback=size_of, default="64M", metavar="BYTES", show_default=True, help="Of the large file.")
 @click.option(
@@ -46,7 +52,11 @@ def _kinds(context: click.Context, parameter: click.Parameter, value: str | None
     type=click.Path(exists=True, file_okay=False, writable=True, path_type=Path),
     help="Where what is served is made. [default: /dev/shm, else the temporary folder]",
 )
-@click.option("--guest", is_flag=True, help="And in a stock guest, over CRQ beside QEMU's -virtfs: two minutes more.")
+@click.option(
+    "--guest",
+    is_flag=True,
+    help="And in a stock guest, over CRQ beside QEMU's -virtfs: all kinds if --kinds names none, two minutes more.",
+)
 @click.option(
     "--arch",
     type=click.Choice(list(machine.ARCHES)),
@@ -69,7 +79,7 @@ def _kinds(context: click.Context, parameter: click.Parameter, value: str | None
 def files(
     as_json: bool,
     seconds: float,
-    kinds: list[Kind],
+    kinds: list[Kind | Work],
     slices: int,
     size: int,
     folder: Path | None,
@@ -81,29 +91,27 @@ def files(
     """`powervio serve-9p` beside diod: one directory, one compiled client, Unix sockets, depth 1 and 32.
 
     Messages are as long as both servers agree to; the last rows are reads with each server's own longest. Medians of
-    slices in turn. With --guest a stock Linux guest has a folder mounted twice, too, over CRQ and by QEMU's -virtfs;
-    its kernel's 9p does both, with the same options, and in the end both folders have to be equal. docs/benchmarks.md
-    says how to read the tables.
+    slices in turn. With --guest, or a kind of the guest, a stock Linux guest has a folder mounted twice, too, over CRQ
+    and by QEMU's -virtfs; its kernel's 9p does both, with the same options, and in the end both folders have to be
+    equal. docs/benchmarks.md says how to read the tables.
     """
+    outside = [kind for kind in kinds if isinstance(kind, Kind)]
+    works = [kind for kind in kinds if isinstance(kind, Work)] or (WORKS if guest else ())
+    place = folder or default_folder()
+    result: Result | None = None
     inside: files_guest.Result | None = None
     with measuring() as tell:
-        result = measure(
-            seconds,
-            folder or default_folder(),
-            kinds=kinds,
-            slices=slices,
-            file_bytes=size,
-            progress=tell,
-        )
-        if guest:
+        if outside:
+            result = measure(seconds, place, kinds=outside, slices=slices, file_bytes=size, progress=tell)
+        if works:
             chosen = machine.find(arch or machine.of_this_machine())
-            place = folder or default_folder()
-            inside = files_guest.measure(chosen, kernels or cache.default_folder(), rounds, place, tell)
+            inside = files_guest.measure(chosen, kernels or cache.default_folder(), rounds, place, tell, works=works)
     if as_json:
-        parts = result.as_json() | ({} if inside is None else {"guest": inside.as_json()})
-        click.echo(json.dumps(parts, indent=2))
+        parts = {} if result is None else result.as_json()
+        click.echo(json.dumps(parts | ({} if inside is None else {"guest": inside.as_json()}), indent=2))
         return
-    _show(result)
+    if result is not None:
+        _show(result)
     if inside is not None:
         show_guest(inside)
 
