@@ -358,11 +358,10 @@ void vvio_queue_live(struct vvio_queue *queue)
 		wire_put(&queue->wire, queue->pieces, head);
 		some = true;
 	}
-	if (some) {
-		wire_show(&queue->wire);
+	queue->has_hidden = some;
+	forward(queue);		/* what was mapped when the last server was lost may not be settled */
+	if (some && !queue->has_hidden)
 		kick(queue);
-	}
-	forward(queue);
 	spin_unlock_irqrestore(&queue->lock, flags);
 }
 
@@ -401,6 +400,7 @@ void vvio_queue_forget(struct vvio_queue *queue)
 	}
 	queue->seen = available(queue);
 	spin_unlock_irqrestore(&queue->lock, flags);
+	tce_flush(&queue->adapter->dma.window);
 }
 
 /**
@@ -415,6 +415,7 @@ void vvio_queue_fail(struct vvio_queue *queue)
 	spin_lock_irqsave(&queue->lock, flags);
 	some = fail_all(queue);
 	spin_unlock_irqrestore(&queue->lock, flags);
+	tce_flush(&queue->adapter->dma.window);
 	if (some) {
 		local_bh_disable();
 		local_irq_save(flags);

@@ -374,7 +374,7 @@ class Gateway:
             return False
         self._spin_until = time.monotonic() + self._spin
         for door in list(self.ready):
-            del self.ready[door]
+            self.ready.pop(door, None)
             if door.turn(self._turn):
                 self.ready[door] = None
         return True
