@@ -149,6 +149,14 @@ static inline int fs_reopen(int proc, int fd, int flags)
 static inline int fs_stat_of(int fd, fs_u8 *out)
 { FS_ANSWER(syscall(SYS_statx, fd, "", AT_EMPTY_PATH, 0x1fffU, out)); }
 
+/* The same of a name in a directory, whatever it is. */
+static inline int fs_stat_at(int directory, const fs_u8 *name, fs_u8 *out)
+{
+	const int flags = AT_SYMLINK_NOFOLLOW | AT_NO_AUTOMOUNT;
+
+	FS_ANSWER(syscall(SYS_statx, directory, (const char *)name, flags, 0x1fffU, out));
+}
+
 /* Hold a name in a directory, with what statx(2) has of it. */
 static inline int fs_hold_at(int directory, const fs_u8 *name, fs_u8 *out)
 {

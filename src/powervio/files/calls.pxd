@@ -6,6 +6,7 @@ cdef extern from "calls.h" nogil:
     int open_parent "fs_open_parent" (int directory) noexcept
     int reopen "fs_reopen" (int proc, int fd, int flags) noexcept
     int stat_of "fs_stat_of" (int fd, unsigned char *out) noexcept
+    int stat_at "fs_stat_at" (int directory, const unsigned char *name, unsigned char *out) noexcept
     int hold_at "fs_hold_at" (int directory, const unsigned char *name, unsigned char *out) noexcept
     int make_directory "fs_make_directory" (int directory, const unsigned char *name, unsigned int mode) noexcept
     int make_node "fs_make_node" (int directory, const unsigned char *name, unsigned int mode, uint64_t device) noexcept

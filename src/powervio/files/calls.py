@@ -21,6 +21,8 @@ from powervio.files.sizes import PATH_BYTES
 from powervio.memory.hw import Pointer
 
 EMPTY_PATH = 0x1000
+SYMLINK_NOFOLLOW = 0x100
+NO_AUTOMOUNT = 0x800
 """AT_EMPTY_PATH."""
 _STATX_WANTED = 0x1FFF
 _CLONE_FS = 0x200
@@ -110,6 +112,12 @@ def reopen(proc: int, fd: int, flags: int) -> int:
 def stat_of(fd: int, out: Pointer) -> int:
     """What statx(2) has of the file that a descriptor holds; 256 bytes."""
     return _call(_libc.statx, fd, b"", EMPTY_PATH, _STATX_WANTED, _place(out))
+
+
+def stat_at(directory: int, name: Pointer, out: Pointer) -> int:
+    """The same of a name in a directory, whatever it is."""
+    flags = SYMLINK_NOFOLLOW | NO_AUTOMOUNT
+    return _call(_libc.statx, directory, bytes(name), flags, _STATX_WANTED, _place(out))
 
 
 def hold_at(directory: int, name: Pointer, out: Pointer) -> int:

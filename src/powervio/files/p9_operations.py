@@ -180,7 +180,7 @@ def place_of(session: Session, fid: Fid) -> tuple[Node, bytes]:
     """The directory that a fid's file is in, to be closed, and its name there. ESTALE: it has none that is known."""
     if fid.parent is not None and fid.name is not None:
         with suppress(OSError):
-            if is_there(fid, fid.parent, fid.name):
+            if fid.parent.has(fid.name, fid.node, fid.caller):
                 return fid.parent.duplicate(), fid.name
     names = fid.node.place()
     if not names:
@@ -191,7 +191,7 @@ def place_of(session: Session, fid: Fid) -> tuple[Node, bytes]:
             below = node.lookup(name, fid.caller)
             node.close()
             node = below
-        if not is_there(fid, node, names[-1]):
+        if not node.has(names[-1], fid.node, fid.caller):
             raise _failure(errno.ESTALE)
     except FileNotFoundError:
         node.close()
@@ -200,14 +200,6 @@ def place_of(session: Session, fid: Fid) -> tuple[Node, bytes]:
         node.close()
         raise
     return node, names[-1]
-
-
-def is_there(fid: Fid, directory: Node, name: bytes) -> bool:
-    """Whether a name in a directory is that of a fid's file."""
-    found = directory.lookup(name, fid.caller)
-    same = (found.dev, found.ino) == (fid.node.dev, fid.node.ino)
-    found.close()
-    return same
 
 
 # -- files

@@ -50,6 +50,7 @@ cdef class Session:
     cdef long long _lopen(self, unsigned char *out) except? -1000
     cdef long long _opened(self, Fid fid, OpenFile opened, unsigned char *out) except? -1000
     cdef long long _lcreate(self, unsigned char *message, unsigned char *out) except? -1000
+    cdef int _remove_made(self) except? -1
     cdef long long _read(self, unsigned char *out, long long room) except? -1000
     cdef long long _write(self, unsigned char *message, long long size, unsigned char *out) except? -1000
     cdef long long _readdir(self, unsigned char *out, long long room) except? -1000

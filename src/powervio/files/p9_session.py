@@ -47,6 +47,7 @@ _TREAD = cython.declare(cython.int, 116)
 _TWRITE = cython.declare(cython.int, 118)
 _TCLUNK = cython.declare(cython.int, 120)
 _TLOPEN = cython.declare(cython.int, 12)
+_TREMOVE = cython.declare(cython.int, 122)
 _TLCREATE = cython.declare(cython.int, 14)
 _TREADDIR = cython.declare(cython.int, 40)
 _TSETATTR = cython.declare(cython.int, 26)
@@ -264,6 +265,8 @@ class Session:
             return self._lcreate(message, out)
         if kind == _TREADDIR:
             return self._readdir(out, room)
+        if kind == _TREMOVE and self._remove_made():
+            return 7
         if kind == _TSETATTR:
             return self._setattr()
         if kind == _TUNLINKAT:
@@ -537,6 +540,26 @@ class Session:
         fid.name = name
         fid.node = node
         return self._opened(fid, opened, out)
+
+    @cython.cfunc
+    @cython.exceptval(-1)
+    def _remove_made(self) -> cython.int:
+        """Remove a file that was made through its fid, if it is where it was made; else 0, and nothing was done."""
+        fid: Fid = self.fid(self._word(0))
+        parent: Node | None = fid.parent
+        name: bytes | None = fid.name
+        if parent is None or name is None:
+            return 0
+        try:
+            if not parent.has(name, fid.node, fid.caller):
+                return 0
+        except OSError:
+            return 0
+        try:
+            parent.unlink(name, False, fid.caller)
+        finally:
+            self._end(fid)
+        return 1
 
     @cython.cfunc
     @cython.exceptval(-1000)

@@ -11,6 +11,7 @@ cdef class Node(File):
     cdef int begin_own(self) noexcept
     cdef void end(self) noexcept
     cpdef Node lookup(self, bytes name, Caller caller)
+    cpdef bint has(self, bytes name, Node node, Caller caller) except? -1
     cdef Node _parent(self, Caller caller)
     cpdef Node duplicate(self)
     cpdef void close(self) noexcept

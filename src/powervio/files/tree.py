@@ -46,6 +46,7 @@ from cython.cimports.powervio.files.calls import (
     rename_at,
     reopen,
     set_attribute,
+    stat_at,
     stat_of,
 )
 from cython.cimports.powervio.files.identity import Caller
@@ -233,6 +234,27 @@ class Node(File):
             share.give_scratch(book)
             raise failure(-code)
         return node_from(share, code, book)
+
+    @cython.ccall
+    @cython.exceptval(-1)
+    def has(self, name: bytes, node: Node, caller: Caller) -> cython.bint:
+        """Whether a name in this directory is that of a file at this moment. No error for a name that is not there."""
+        share: Share = self.share
+        text: cython.p_uchar = pointer_to_read(name)
+        good(name_kind(text, len(name)))
+        book: bytearray = share.take_scratch()
+        base: cython.p_uchar = pointer(book)
+        code: cython.int = self.begin(caller)
+        fd: cython.int = self.fd
+        if code >= 0:
+            with cython.nogil:
+                code = stat_at(fd, text, base)
+        self.end()
+        found: cython.bint = code >= 0 and get64(base, 32) == node.ino and device_of(base) == node.dev
+        share.give_scratch(book)
+        if code < 0 and code != _ENOENT:
+            raise failure(-code)
+        return found
 
     @cython.cfunc
     def _parent(self, caller: Caller) -> Node:
