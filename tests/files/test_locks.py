@@ -7,6 +7,7 @@ import fcntl
 import os
 import subprocess
 import sys
+import threading
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -185,6 +186,31 @@ def test_who_waits_is_told_once_of_what_is_released(table: LockTable, path: Path
 def test_ranges_that_are_none(table: LockTable, path: Path, start: int, length: int, code: int) -> None:
     with pytest.raises(OSError, check=lambda error: error.errno == code):
         table.lock(KEY, lambda: opener(path), READ, start, length, ONE)
+
+
+def test_threads_do_not_both_get_what_one_of_them_asked_for_first(table: LockTable, path: Path) -> None:
+    granted: list[bool] = []
+    opened = threading.Event()
+
+    def open_second() -> int:
+        opened.set()
+        return opener(path)
+
+    def second() -> None:
+        granted.append(table.lock(KEY, open_second, WRITE, 0, 0, TWO))
+
+    other = threading.Thread(target=second)
+
+    def open_slowly() -> int:
+        other.start()
+        opened.wait(0.2)
+        return opener(path)
+
+    assert table.lock(KEY, open_slowly, WRITE, 0, 0, ONE)
+    other.join(10)
+    assert granted == [False]
+    assert not opened.is_set()
+    assert table.count == 1
 
 
 def test_last_byte_of_all(table: LockTable, path: Path) -> None:

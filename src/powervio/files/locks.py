@@ -13,6 +13,7 @@ import errno
 import fcntl
 import os
 import struct
+import threading
 from collections.abc import Callable, Hashable
 from dataclasses import dataclass
 from typing import NamedTuple
@@ -79,13 +80,14 @@ class _File:
 
 
 class LockTable:
-    """The locks of one share."""
+    """The locks of one share, for any thread: connections that have one each lock the same files."""
 
     def __init__(self, limit: int = 65536) -> None:
         """`limit`: ranges of all clients together, beyond which there is ENOLCK."""
         self.limit = limit
         self.count = 0
         self._files: dict[FileKey, _File] = {}
+        self._guard = threading.Lock()
 
     def lock(
         self, key: FileKey, open_file: Callable[[], int], kind: int, start: int, length: int, owner: LockOwner
@@ -99,71 +101,89 @@ class LockTable:
         end = last_byte(start, length)
         if kind not in (READ, WRITE, UNLOCK):
             raise OSError(errno.EINVAL, f"{kind} is no kind of lock")
-        file = self._files.get(key)
-        if kind == UNLOCK:
-            if file is not None:
-                self._set(key, file, carved(file.ranges, start, end, owner))
-            return True
-        if self.count >= self.limit or (file is not None and len(file.ranges) >= FILE_LIMIT):
-            raise OSError(errno.ENOLCK, os.strerror(errno.ENOLCK))
-        if file is not None and conflict(file.ranges, kind, start, end, owner) is not None:
-            return False
-        if file is None:
-            file = self._files[key] = _File(open_file())
-        ranges = joined([*carved(file.ranges, start, end, owner), _Range(start, end, kind, owner)])
-        return self._set(key, file, ranges)
+        told: list[Callable[[], None]] = []
+        with self._guard:
+            file = self._files.get(key)
+            if kind == UNLOCK:
+                done = True
+                if file is not None:
+                    self._set(key, file, carved(file.ranges, start, end, owner), told)
+            elif self.count >= self.limit or (file is not None and len(file.ranges) >= FILE_LIMIT):
+                raise OSError(errno.ENOLCK, os.strerror(errno.ENOLCK))
+            elif file is not None and conflict(file.ranges, kind, start, end, owner) is not None:
+                done = False
+            else:
+                if file is None:
+                    file = self._files[key] = _File(open_file())
+                ranges = joined([*carved(file.ranges, start, end, owner), _Range(start, end, kind, owner)])
+                done = self._set(key, file, ranges, told)
+        for waiter in told:
+            waiter()
+        return done
 
     def conflict(self, key: FileKey, fd: int, kind: int, start: int, length: int, owner: LockOwner) -> Lock | None:
         """A lock that is in the way of this one, or None; `fd` is any descriptor of the file."""
         end = last_byte(start, length)
         if kind not in (READ, WRITE):
             raise OSError(errno.EINVAL, f"{kind} is no kind of lock that could be taken")
-        file = self._files.get(key)
-        if file is not None:
-            other = conflict(file.ranges, kind, start, end, owner)
-            if other is not None:
-                size = 0 if other.end == END else other.end - other.start + 1
-                return Lock(other.kind, other.start, size, other.owner, other.owner.process)
-            fd = file.fd
-        asked = _FLOCK.pack(_HOST_KINDS[kind], os.SEEK_SET, start, length_of(start, end), 0)
-        told, _, at, size, process = _FLOCK.unpack(fcntl.fcntl(fd, fcntl.F_OFD_GETLK, asked))
+        with self._guard:
+            file = self._files.get(key)
+            if file is not None:
+                other = conflict(file.ranges, kind, start, end, owner)
+                if other is not None:
+                    size = 0 if other.end == END else other.end - other.start + 1
+                    return Lock(other.kind, other.start, size, other.owner, other.owner.process)
+                fd = file.fd
+            asked = _FLOCK.pack(_HOST_KINDS[kind], os.SEEK_SET, start, length_of(start, end), 0)
+            told, _, at, size, process = _FLOCK.unpack(fcntl.fcntl(fd, fcntl.F_OFD_GETLK, asked))
         return None if told == fcntl.F_UNLCK else Lock(_KINDS[told], at, size, None, process)
 
     def release(self, client: Hashable, process: int | None = None, key: FileKey | None = None) -> None:
         """Give up all locks of a client, or of one of its processes, in all files or in one."""
-        for which in [key] if key is not None else list(self._files):
-            file = self._files.get(which)
-            if file is None:
-                continue
-            left = [
-                lock
-                for lock in file.ranges
-                if lock.owner.client != client or (process is not None and lock.owner.process != process)
-            ]
-            if len(left) < len(file.ranges):
-                self._set(which, file, left)
+        told: list[Callable[[], None]] = []
+        with self._guard:
+            for which in [key] if key is not None else list(self._files):
+                file = self._files.get(which)
+                if file is None:
+                    continue
+                left = [
+                    lock
+                    for lock in file.ranges
+                    if lock.owner.client != client or (process is not None and lock.owner.process != process)
+                ]
+                if len(left) < len(file.ranges):
+                    self._set(which, file, left, told)
+        for waiter in told:
+            waiter()
 
     def when_released(self, key: FileKey, told: Callable[[], None]) -> Callable[[], None]:
         """Have `told` called, once, when something in this file has been given up; what is returned withdraws that."""
-        file = self._files.get(key)
+        with self._guard:
+            file = self._files.get(key)
+            if file is not None:
+                file.waiters.append(told)
         if file is None:
             told()
             return _nothing
-        file.waiters.append(told)
 
         def withdraw() -> None:
-            if told in file.waiters:
-                file.waiters.remove(told)
+            with self._guard:
+                if told in file.waiters:
+                    file.waiters.remove(told)
 
         return withdraw
 
     def close(self) -> None:
         """Give up everything."""
-        for key, file in list(self._files.items()):
-            self._set(key, file, [])
+        told: list[Callable[[], None]] = []
+        with self._guard:
+            for key, file in list(self._files.items()):
+                self._set(key, file, [], told)
+        for waiter in told:
+            waiter()
 
-    def _set(self, key: FileKey, file: _File, ranges: list[_Range]) -> bool:
-        """Have these ranges, if the host lets us; True when it does."""
+    def _set(self, key: FileKey, file: _File, ranges: list[_Range], told: list[Callable[[], None]]) -> bool:
+        """Have these ranges, if the host lets us; True when it does. Who is to be told of it is added to `told`."""
         mirror = strongest(ranges)
         granted = False
         try:
@@ -176,14 +196,11 @@ class LockTable:
         freed = lost(file.ranges, ranges)
         self.count += len(ranges) - len(file.ranges)
         file.ranges, file.mirror = ranges, mirror
-        waiters = file.waiters
         if freed:
+            told += file.waiters
             file.waiters = []
         if not ranges:
             self._end(key, file)
-        if freed:
-            for told in waiters:
-                told()
         return True
 
     def _end(self, key: FileKey, file: _File) -> None:
