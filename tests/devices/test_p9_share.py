@@ -129,21 +129,22 @@ def test_message_that_comes_alone_is_copied_once_and_so_is_its_answer(tmp_path: 
     rig.close()
 
 
-def test_messages_of_several_users_that_come_together_are_each_of_its_own() -> None:
+@pytest.mark.parametrize("way", ["direct", "copied"])
+def test_messages_of_several_users_that_come_together_are_each_of_its_own(way: str) -> None:
     """The thread keeps an identity from message to message, and is the server again behind them."""
     keep = [f"{name}={os.environ[name]}" for name in ("PYTHONPATH", "POWERVIO_INTERPRETED") if name in os.environ]
     root = [] if os.geteuid() == 0 else ["sudo", "-n"]
-    command = [*root, "env", *keep, sys.executable, __file__]
+    command = [*root, "env", *keep, sys.executable, __file__, way]
     result = subprocess.run(command, capture_output=True, text=True, check=False, timeout=60)
     assert result.returncode == 0, result.stderr
 
 
-def serve_several_users(folder: Path) -> None:
+def serve_several_users(folder: Path, way: str) -> None:
     """To be called as root."""
     (folder / "file").write_bytes(b"x")
     (folder / "file").chmod(0o600)
     os.chown(folder / "file", 1000, 1000)
-    rig = Rig(folder, "copied")
+    rig = Rig(folder, way)
     rig.ask(codec.TVERSION, MSIZE, b"9P2000.L")
     for user in (1000, 1001):
         rig.ask(codec.TATTACH, user, codec.NO_FID, b"", b"", user)
@@ -286,4 +287,4 @@ def test_any_bytes_have_an_answer_or_a_length_of_nothing(
 if __name__ == "__main__":
     with tempfile.TemporaryDirectory(prefix="powervio-test-") as place:
         os.chmod(place, 0o755)
-        serve_several_users(Path(place))
+        serve_several_users(Path(place), sys.argv[1])

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import os
+import stat
 import struct
 from collections.abc import Iterator
 from pathlib import Path
@@ -20,7 +21,9 @@ from powervio.files.tree import Tree, TreeOptions
 from powervio.memory.abstract import Backing
 
 pytestmark = pytest.mark.dual
-RDWR, CREATE, EXCL, TRUNC, DIRECTORY = 2, 0o100, 0o200, 0o1000, 0o200000
+WRONLY, RDWR, CREATE, EXCL, TRUNC, DIRECTORY = 1, 2, 0o100, 0o200, 0o1000, 0o200000
+NONBLOCK, DSYNC = 0o4000, 0o10000
+SET_SIZE = 0x8
 
 
 @pytest.fixture
@@ -269,6 +272,43 @@ def test_links_nodes_and_names(client: SessionClient, folder: Path) -> None:
         client.call(p9.TUNLINKAT, 0, b"d", 0x100)
     client.call(p9.TUNLINKAT, 0, b"d", 0x200)
     assert client.call(p9.TSTATFS, 0)[1] > 0
+
+
+@pytest.mark.parametrize("kind", ["FIFO", "socket"])
+def test_nothing_waits_for_the_other_end_of_a_fifo_or_socket(client: SessionClient, folder: Path, kind: str) -> None:
+    """Nor is there one: what is neither file nor directory is never opened, whoever put it there, and when."""
+
+    def put(name: str) -> None:
+        if kind == "FIFO":
+            os.mkfifo(folder / name)
+        else:
+            os.mknod(folder / name, stat.S_IFSOCK | 0o600)
+
+    put("p")
+    client.walk(0, 1, b"p")
+    for flags in (0, WRONLY, RDWR, RDWR | TRUNC, NONBLOCK, WRONLY | NONBLOCK, DSYNC):
+        with fails(errno.ENXIO):
+            client.call(p9.TLOPEN, 1, flags)
+    for flags in (RDWR, RDWR | CREATE, WRONLY | NONBLOCK):
+        client.walk(0, 2)
+        with fails(errno.ENXIO):
+            client.call(p9.TLCREATE, 2, b"p", flags, 0o600, p9.NO_FID)
+        client.call(p9.TCLUNK, 2)
+    with fails(errno.EINVAL):
+        client.call(p9.TSETATTR, 1, SET_SIZE, 0, 0, 0, 0, 0, 0, 0, 0)
+    for message in ((p9.TREAD, 1, 0, 100), (p9.TWRITE, 1, 0, b"x"), (p9.TFSYNC, 1, 0), (p9.TREADDIR, 1, 0, 1000)):
+        with fails(errno.EBADF):
+            client.call(*message)
+    with fails(errno.EBADF):
+        client.call(p9.TLOCK, 1, 1, 0, 0, 0, 1, b"me")
+    assert client.call(p9.TXATTRWALK, 1, 3, b"") == (0,)
+    assert stat.S_IFMT(client.call(p9.TGETATTR, 1, 0x7FF)[2]) == stat.S_IFMT((folder / "p").lstat().st_mode)
+    (folder / "f").write_bytes(b"the file that was found")
+    client.walk(0, 4, b"f")
+    (folder / "f").unlink()
+    put("f")
+    client.call(p9.TLOPEN, 4, 0)
+    assert client.call(p9.TREAD, 4, 0, 100) == (b"the file that was found",)
 
 
 def test_rename_and_remove_by_fid_find_the_name(client: SessionClient, folder: Path) -> None:

@@ -194,6 +194,33 @@ def test_descriptors_are_bounded_and_files_are_found_again(tmp_path: Path) -> No
         assert tree.cache.reopened >= 50
 
 
+def test_name_of_another_file_with_the_number_of_one_that_is_gone_is_not_taken_for_its(tmp_path: Path) -> None:
+    """A file that is held by no descriptor keeps its number from nobody: ext4 gives it away at once."""
+    for number in range(16):
+        (tmp_path / str(number)).touch()
+    with Tree(tmp_path, TreeOptions(max_held=4)) as tree:
+        root = tree.root()
+        nodes = [root.lookup(b"%d" % number, ME) for number in range(16)]
+        assert root.has(b"3", nodes[3], ME)
+        assert not root.has(b"4", nodes[3], ME)
+        assert not root.has(b"none", nodes[3], ME)
+        for number, node in enumerate(nodes):
+            if number != 3:
+                node.stat()
+        evicted = tree.cache.evicted
+        (tmp_path / "3").unlink()
+        for _ in range(100):
+            (tmp_path / "3").touch()
+            if (tmp_path / "3").stat().st_ino == nodes[3].ino:
+                break
+            (tmp_path / "3").rename(tmp_path / "other")
+        else:
+            (tmp_path / "other").rename(tmp_path / "3")
+        with fails(errno.ESTALE):
+            root.has(b"3", nodes[3], ME)
+        assert tree.cache.evicted >= evicted > 0
+
+
 def test_locks(share: Node) -> None:
     _, opened = share.create(b"f", os.O_RDWR, 0o600, ME)
     one, two = LockOwner("client", 1), LockOwner("client", 2)

@@ -109,9 +109,8 @@ class P9Device(Device):
             return
         if queue.batch is not None:
             server.serve_all(queue)
-            return
-        while (request := queue.pop()) is not None:
-            server.serve(request)
+        else:
+            server.serve_mapped(queue)
 
 
 def _add(counters: P9Counters, server: P9Server) -> None:

@@ -1,6 +1,6 @@
 from powervio.files.identity cimport Identity
 from powervio.files.p9_session cimport Session
-from powervio.virtio.device_queue cimport DeviceQueue
+from powervio.virtio.device_queue cimport DeviceQueue, Request
 from powervio.virtio.device_ring cimport DeviceRing
 from powervio.virtio.staging cimport Staging
 
@@ -20,6 +20,7 @@ cdef class P9Server:
     cdef unsigned char *_out
     cdef long long _room
     cdef long long _data
+    cdef int _serve(self, Request request) except? -1
     cdef long long _served(self, bytes head, object readable, object writable) except? -1
     cdef int _serve_staged(self, DeviceQueue queue) except? -1
     cdef int _move(self, DeviceRing ring, Staging staging, unsigned int begin, unsigned int end, long long length, unsigned long long place, bint out) except? -1

@@ -114,8 +114,23 @@ class P9Server:
         """The session is over."""
         self._session.close()
 
-    def serve(self, request: Request) -> None:
-        """Serve one where memory is mapped."""
+    def serve_mapped(self, queue: DeviceQueue) -> None:
+        """Serve what is available, in its order, where memory is mapped.
+
+        Raises `RemoteError` when the driver broke the ring; what it had made available before is served.
+        """
+        if self._identity is not None:
+            self._identity.keep()
+        try:
+            while queue.take_allowed():
+                self._serve(queue.request())
+        finally:
+            if self._identity is not None:
+                self._identity.rest()
+
+    @cython.cfunc
+    @cython.exceptval(-1)
+    def _serve(self, request: Request) -> cython.int:
         readable: Any = request.readable
         length: cython.longlong = readable.length
         try:
@@ -123,8 +138,9 @@ class P9Server:
         except RemoteError:
             self.refused += 1
             request.complete(0)
-            return
+            return 0
         request.complete(self._served(head, readable, request.writable))
+        return 0
 
     @cython.cfunc
     @cython.exceptval(-1)

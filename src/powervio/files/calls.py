@@ -21,9 +21,9 @@ from powervio.files.sizes import PATH_BYTES
 from powervio.memory.hw import Pointer
 
 EMPTY_PATH = 0x1000
+"""AT_EMPTY_PATH."""
 SYMLINK_NOFOLLOW = 0x100
 NO_AUTOMOUNT = 0x800
-"""AT_EMPTY_PATH."""
 _STATX_WANTED = 0x1FFF
 _CLONE_FS = 0x200
 _GROUP_LIMIT = 64

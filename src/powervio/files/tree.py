@@ -238,18 +238,26 @@ class Node(File):
     @cython.ccall
     @cython.exceptval(-1)
     def has(self, name: bytes, node: Node, caller: Caller) -> cython.bint:
-        """Whether a name in this directory is that of a file at this moment. No error for a name that is not there."""
+        """Whether a name in this directory is that of a file at this moment. No error for a name that is not there.
+
+        ESTALE when the file is gone: the number of one that was let go of may be another's by now, and so the file is
+        held while the numbers are compared.
+        """
         share: Share = self.share
         text: cython.p_uchar = pointer_to_read(name)
         good(name_kind(text, len(name)))
         book: bytearray = share.take_scratch()
         base: cython.p_uchar = pointer(book)
-        code: cython.int = self.begin(caller)
-        fd: cython.int = self.fd
+        code: cython.int = node.begin_own()
+        fd: cython.int
         if code >= 0:
-            with cython.nogil:
-                code = stat_at(fd, text, base)
-        self.end()
+            code = self.begin(caller)
+            fd = self.fd
+            if code >= 0:
+                with cython.nogil:
+                    code = stat_at(fd, text, base)
+            self.end()
+        node.end()
         found: cython.bint = code >= 0 and get64(base, 32) == node.ino and device_of(base) == node.dev
         share.give_scratch(book)
         if code < 0 and code != _ENOENT:
