@@ -7,10 +7,12 @@ import os
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
+from tests.files.p9_client import SessionClient
 
-from powervio.system.fs_section import Fs
+from powervio.system.fs_section import Fs, make_device
 from powervio.system.load import ConfigError, parse
 
 from .harness import House
@@ -79,6 +81,21 @@ def test_paths_are_relative_to_the_file_and_all_else_has_its_default(folder: Pat
 def test_mistakes_are_told(folder: Path, more: str, problem: str) -> None:
     found = problems(SYSTEM + more, folder)
     assert problem in found[0], found
+
+
+def test_fids_of_a_share_have_the_bound_that_is_said(folder: Path) -> None:
+    assert declared(SYSTEM, folder).fids == 1 << 20
+    made = make_device(declared(SYSTEM + "fids = 2\n", folder))
+    session: Any = made._make()
+    client = SessionClient(session)
+    client.attach(0)
+    client.walk(0, 1)
+    with pytest.raises(OSError, check=lambda error: error.errno == errno.ENFILE):
+        client.walk(0, 2)
+    session.close()
+    made.close()
+    (found,) = problems(SYSTEM + "fids = 0\n", folder)
+    assert "fids" in found
 
 
 def test_mount_takes_root(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -22,7 +22,16 @@ from powervio.system import vhost_user as system
 from powervio.system.explain import expected
 from powervio.system.section import AdapterSection
 from powervio.system.types import DeviceType
-from powervio.system.vhost_user import FORMATS, IDENTITIES, BackEndOptions, BlockOptions, Identity, Limits, Share
+from powervio.system.vhost_user import (
+    FORMATS,
+    IDENTITIES,
+    MOST_FIDS,
+    BackEndOptions,
+    BlockOptions,
+    Identity,
+    Limits,
+    Share,
+)
 
 BLOCK_CAPABILITIES = {"type": "block", "features": ["read-only", "blk-file"]}
 
@@ -315,6 +324,13 @@ def console(
 @click.option("--squash-gid", type=click.IntRange(0), help="The same of the group.")
 @click.option("--translate-uid", multiple=True, metavar="GUEST:HOST:COUNT", help="Users of the guest, by ranges.")
 @click.option("--translate-gid", multiple=True, metavar="GUEST:HOST:COUNT", help="The same of groups.")
+@click.option(
+    "--fids",
+    type=click.IntRange(1, 1 << 30),
+    default=MOST_FIDS,
+    show_default=True,
+    help="Files that the guest may have in hand at a time; a million takes half a gigabyte.",
+)
 def p9(
     socket_path: str | None,
     fd: int | None,
@@ -330,6 +346,7 @@ def p9(
     squash_gid: int | None,
     translate_uid: tuple[str, ...],
     translate_gid: tuple[str, ...],
+    fids: int,
 ) -> None:
     """Serve a folder by 9P, to whoever has a vhost-user front end for it (QEMU 7.2 has not)."""
     if print_capabilities:
@@ -347,6 +364,7 @@ def p9(
         squash_gid,
         translate_uid,
         translate_gid,
+        fids,
     )
     device = system.open_share(share)
     try:

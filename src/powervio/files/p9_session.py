@@ -29,13 +29,13 @@ from cython.cimports.powervio.memory.hw import copy, get16, get64, ld8, pointer,
 
 from powervio.files.p9_codec import HEADER_BYTES, pack
 from powervio.files.p9_operations import OPERATIONS
+from powervio.files.sizes import MOST_FIDS
 from powervio.files.tree import Tree
 from powervio.memory.abstract import Payload
 
 MSIZE = 1 << 20
 LEAST_MSIZE = 512
 """Bytes: all answers without strings and data fit, and the longest entry of a directory."""
-MOST_FIDS = 1 << 20
 MOST_ATTRIBUTE_BYTES = 8 << 20
 """Bytes of extended attributes that the fids of one session hold together."""
 _ENTRY_ROOM = 65536

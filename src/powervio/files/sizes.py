@@ -1,4 +1,4 @@
-"""Sizes of what Linux's calls on files take and give, in bytes."""
+"""Sizes of what Linux's calls on files take and give, in bytes, and a bound that all servers of shares have."""
 
 NAME_BYTES = 255
 """One component of a path."""
@@ -11,3 +11,5 @@ HANDLE_BYTES = 144
 """{u32 bytes, i32 type, up to 128 bytes, i32 number of the mount at offset 136}."""
 FILE_SYSTEM_WORDS = 11
 """What `calls.file_system_of` gives, in u64."""
+MOST_FIDS = 1 << 20
+"""Of 9P, that one share's clients have at a time, unless it is said otherwise."""

@@ -17,6 +17,7 @@ from powervio.drivers.p9_channel import P9Driver
 from powervio.drivers.p9_core import P9Core
 from powervio.errors import LocalError
 from powervio.files.identity import IdRange, checked
+from powervio.files.sizes import MOST_FIDS
 from powervio.files.tree import Tree, TreeOptions
 from powervio.system.section import AdapterSection
 from powervio.virtio import p9
@@ -39,6 +40,7 @@ class ShareOptions(Protocol):
     squash_gid: int | None
     translate_uid: Sequence[str]
     translate_gid: Sequence[str]
+    fids: int
 
 
 class Fs(AdapterSection):
@@ -67,6 +69,9 @@ class Fs(AdapterSection):
     number on are those of the host from the second on; users in none are nobody."""
     translate_gid: list[str] = field(default_factory=list)
     """The same of groups."""
+    fids: Annotated[int, Meta(ge=1, le=1 << 30)] = MOST_FIDS
+    """How many files the client may have in hand at a time, open or by name, beyond which there is ENFILE. A million
+    takes half a gigabyte."""
     mount: str | None = None
     """Where the client's mount appears on the host, a folder relative to the system file; it takes root. Without it the
     share is for the client library alone, or for a guest."""
@@ -84,6 +89,7 @@ class Share:
     squash_gid: int | None = None
     translate_uid: Sequence[str] = ()
     translate_gid: Sequence[str] = ()
+    fids: int = MOST_FIDS
 
 
 def ranges(texts: Sequence[str]) -> list[IdRange]:
@@ -118,7 +124,7 @@ def make_device(declared: Any) -> device.P9Device:
 
     tree = open_tree(declared)
     try:
-        return device.P9Device(declared.tag, lambda: Session(tree), close=tree.close)
+        return device.P9Device(declared.tag, lambda: Session(tree, most_fids=declared.fids), close=tree.close)
     except BaseException:
         tree.close()
         raise

@@ -10,7 +10,7 @@ from contextlib import suppress
 from powervio.errors import LocalError
 from powervio.files.identity import IDENTITIES, IdRange
 from powervio.files.p9_server import MOST_CONNECTIONS, P9Server, ServerCounters
-from powervio.files.p9_session import MOST_FIDS
+from powervio.files.sizes import MOST_FIDS
 from powervio.files.tree import Tree, TreeOptions
 
 __all__ = ["IDENTITIES", "MOST_CONNECTIONS", "MOST_FIDS", "ServerCounters", "TreeOptions", "range_of", "run"]

@@ -20,6 +20,7 @@ from powervio.devices.net_loop import Forwarder
 from powervio.devices.p9 import P9Device
 from powervio.devices.throttle import Limits
 from powervio.errors import LocalError
+from powervio.files.sizes import MOST_FIDS
 from powervio.memory.abstract import Backing
 from powervio.network.loopback import LoopbackPort
 from powervio.network.switch import PortOptions, Switch
@@ -39,6 +40,7 @@ from powervio.virtio.net import parse_mac
 __all__ = [
     "FORMATS",
     "IDENTITIES",
+    "MOST_FIDS",
     "BackEndOptions",
     "BlockOptions",
     "ConsoleEnds",
