@@ -13,41 +13,33 @@ import os
 import platform
 import random
 import shutil
-import socket
-import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack, closing, contextmanager
-from dataclasses import dataclass, field, replace
+from contextlib import contextmanager
+from dataclasses import dataclass, field
 from pathlib import Path
 from statistics import median
 
 from powervio import _compiled
+from powervio.bench.conducted import LISTEN, MEMORY, Beside, ConductedGuest, Count, Tell
 from powervio.bench.cost import cost_of
 from powervio.bench.folder import scratch_folder
 from powervio.bench.images import filesystem
 from powervio.bench.machine import processor_name
-from powervio.bench.rig import costs_of
 from powervio.bench.talk import Talk
-from powervio.boot import qemu, run
-from powervio.boot.guest import BOOT_LIMIT, Terminal
+from powervio.boot import qemu
+from powervio.boot.guest import BOOT_LIMIT
 from powervio.boot.machine import Arch
-from powervio.boot.processes import Disk
-from powervio.boot.transport import Served
 from powervio.errors import LocalError
 from powervio.phyp.ledger import CostLedger, Costs
-from powervio.system.booted import CRQ, GUEST, VIOS, BootShare, Session, started
-from powervio.system.served import ServedDevice
+from powervio.system.booted import BootShare
 from powervio.virtio.p9 import LINUX_MSIZE
 
-MEMORY = 512 << 20
-"""Bytes of the guest's."""
 ROUNDS = 5
 WANTED = 0.8
 """What each ratio has to be at least."""
 OURS, THEIRS = "crq", "virtfs"
 """Mount tags, and what both are called."""
-PORT = "powervio.bench"
 LIMIT = 60.0
 """Seconds that one slice may take."""
 OPTIONS = f"trans=virtio,version=9p2000.L,msize={LINUX_MSIZE},cache=none"
@@ -58,9 +50,7 @@ _FILES = 20
 """In each folder."""
 
 _SCRIPT = f"""\
-for port in /sys/class/virtio-ports/*; do
-    if [ "$(cat $port/name)" = {PORT} ]; then exec 6<>/dev/${{port##*/}}; fi
-done
+{LISTEN}\
 for tag in {OURS} {THEIRS}; do
     mkdir -p /mnt/$tag
     for number in $(seq 100); do
@@ -195,7 +185,8 @@ def measure(
             "load_average_before": round(os.getloadavg()[0], 2),
         }
         guest = _Guest(arch, rounds, works, ends, tell)
-        conditions["guest_kernel"] = guest.measure(cache)
+        guest.measure(cache)
+        conditions["guest_kernel"] = guest.kernel
         compare(*ends)
     conditions["load_average_after"] = round(os.getloadavg()[0], 2)
     return Result(conditions, guest.rows)
@@ -224,108 +215,45 @@ def compare(ours: Path, theirs: Path) -> None:
         raise LocalError(f"the folders are not equal: {[*seen.left_only, *seen.right_only, *other, *failed][:5]}")
 
 
-class _Guest:
+class _Guest(ConductedGuest):
     """One guest from power on to its end."""
 
-    def __init__(
-        self,
-        arch: Arch,
-        rounds: int,
-        works: Sequence[Work],
-        ends: tuple[Path, Path],
-        tell: Callable[[str, float], None],
-    ) -> None:
+    script = _SCRIPT
+
+    def __init__(self, arch: Arch, rounds: int, works: Sequence[Work], ends: tuple[Path, Path], tell: Tell) -> None:
+        super().__init__(arch, tell)
         self.rows = [Row(work) for work in works]
-        self._arch = arch
+        self.kernel = ""
         self._rounds = rounds
         self._ends = ends
-        self._tell = tell
-        self._kernel = ""
-        self._failure: BaseException | None = None
 
-    def measure(self, cache: Path) -> str:
-        """Boot it and let it work; its kernel. Raises `LocalError`."""
-        plan = run.Plan(
-            arch=self._arch,
-            memory=MEMORY,
-            cache=cache,
-            transport=replace(CRQ, serve=self._serve),
-            command=_SCRIPT,
-            timeout=BOOT_LIMIT + 2 * (self._rounds + 1) * len(self.rows) * LIMIT,
-        )
-        with open(os.devnull, "wb") as nothing:
-            status = run.run(plan, lambda text: self._tell(text, 0.0), Terminal(0, nothing.fileno()), errors=2)
-        if self._failure is not None:
-            raise self._failure
-        if status:
-            raise LocalError(f"the guest's work ended with status {status}")
-        return self._kernel
+    def measure(self, cache: Path) -> None:
+        """Boot it and let it work. Raises `LocalError`."""
+        seconds = 2 * (self._rounds + 1) * len(self.rows) * LIMIT
+        self.boot(cache, seconds, shares=[BootShare(str(self._ends[0]), OURS)])
 
     @contextmanager
-    def _serve(self, arch: Arch, memory: int, disks: Sequence[Disk]) -> Iterator[Served]:
-        with ExitStack() as undo:
-            share = BootShare(str(self._ends[0]), OURS)
-            running = undo.enter_context(started(arch, memory, disks, (share,)))
-            session = undo.enter_context(closing(Session(running.door(GUEST))))
-            ours, theirs = (undo.enter_context(end) for end in socket.socketpair())
-            system = running.system
-            device = system.devices[0]
-            assert isinstance(device, ServedDevice)
-            partitions = [system.partitions[name].ledger for name in (VIOS, GUEST)]
-            ledgers = [device.server_adapter.ledger, device.client_adapter.ledger, *partitions]
+    def beside(self) -> Iterator[Beside]:
+        """QEMU's own device."""
+        yield Beside(qemu.virtfs_options(str(self._ends[1]), THEIRS))
 
-            def count() -> tuple[Costs, int]:
-                return costs_of(ledgers), device.device.requests
-
-            conductor = threading.Thread(
-                target=self._conduct, args=(Talk(ours), count), name="bench-files", daemon=True
-            )
-            conductor.start()
-            served = session.served()
-
-            def handed_over() -> None:
-                served.handed_over()
-                theirs.close()
-
-            try:
-                yield Served(
-                    memory=served.memory,
-                    options=[
-                        *served.options,
-                        *qemu.virtfs_options(str(self._ends[1]), THEIRS),
-                        *qemu.port_options(PORT, theirs.fileno()),
-                    ],
-                    pass_fds=[*served.pass_fds, theirs.fileno()],
-                    watched=served.watched,
-                    handed_over=handed_over,
+    def conduct(self, talk: Talk, count: Count) -> None:
+        """Every round."""
+        mounted = set()
+        while (said := talk.line(BOOT_LIMIT + LIMIT).split())[0] == "mounted":
+            mounted.add(said[1])
+        if mounted != {OURS, THEIRS}:
+            raise LocalError(f"the guest could not mount {' and '.join(sorted({OURS, THEIRS} - mounted))}")
+        self.kernel = said[1]
+        for turn in range(-1, self._rounds):  # the first one is for warming up
+            for number, row in enumerate(self.rows):
+                self.tell(
+                    f"round {turn + 1} of {self._rounds}, {row.work.name}",
+                    (turn + 1 + number / len(self.rows)) / (self._rounds + 1),
                 )
-            finally:
-                ours.shutdown(socket.SHUT_RDWR)  # it waits for nothing any more
-                conductor.join()
+                self._round(talk, row, count, turn)
 
-    # -- in a thread of its own, while `run` looks after the guest
-
-    def _conduct(self, talk: Talk, count: Callable[[], tuple[Costs, int]]) -> None:
-        try:
-            mounted = set()
-            while (said := talk.line(BOOT_LIMIT + LIMIT).split())[0] == "mounted":
-                mounted.add(said[1])
-            if mounted != {OURS, THEIRS}:
-                raise LocalError(f"the guest could not mount {' and '.join(sorted({OURS, THEIRS} - mounted))}")
-            self._kernel = said[1]
-            for turn in range(-1, self._rounds):  # the first one is for warming up
-                for number, row in enumerate(self.rows):
-                    self._tell(
-                        f"round {turn + 1} of {self._rounds}, {row.work.name}",
-                        (turn + 1 + number / len(self.rows)) / (self._rounds + 1),
-                    )
-                    self._round(talk, row, count, turn)
-            talk.say("end")
-        except BaseException as error:
-            self._failure = error
-            talk.close()
-
-    def _round(self, talk: Talk, row: Row, count: Callable[[], tuple[Costs, int]], turn: int) -> None:
+    def _round(self, talk: Talk, row: Row, count: Count, turn: int) -> None:
         seconds = {}
         for name in (OURS, THEIRS) if turn % 2 else (THEIRS, OURS):
             if row.work.before:

@@ -15,53 +15,44 @@ import os
 import platform
 import re
 import shutil
-import socket
-import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack, closing, contextmanager
-from dataclasses import dataclass, field, replace
+from collections.abc import Callable, Iterator
+from contextlib import closing, contextmanager
+from dataclasses import dataclass, field
 from pathlib import Path
 from statistics import median
 
 from powervio import _compiled
 from powervio.bench.back_ends import GuestBackEnd, Image, Kind, peer_version, peers
+from powervio.bench.conducted import LISTEN, MEMORY, Beside, ConductedGuest, Count, Tell
 from powervio.bench.cost import DEPTHS, cost_of
 from powervio.bench.folder import scratch_folder
 from powervio.bench.images import filesystem
 from powervio.bench.machine import busy_seconds, own_seconds, processor_name
 from powervio.bench.reads import write_numbered
-from powervio.bench.rig import costs_of
 from powervio.bench.talk import Talk
-from powervio.boot import qemu, run
-from powervio.boot.guest import BOOT_LIMIT, Terminal
+from powervio.boot import qemu
+from powervio.boot.guest import BOOT_LIMIT
 from powervio.boot.machine import Arch
 from powervio.boot.processes import Disk
 from powervio.boot.programs import GUEST_IO
-from powervio.boot.transport import Served
 from powervio.errors import LocalError
 from powervio.phyp.ledger import CostLedger, Costs
-from powervio.system.booted import CRQ, GUEST, VIOS, Session, started
 from powervio.system.config import POLL
 
-MEMORY = 512 << 20
-"""Bytes of the guest's."""
 ROUNDS = 7
 PEERS = ("threads", "threads+iothread", "io_uring", "io_uring+iothread")
 """Configurations of the storage daemon."""
 OURS, THEIRS = "crq", "vhost-user"
 SLACK = 30.0
 """Seconds that a slice may take longer than it is told to."""
-PORT = "powervio.bench"
 _WARM_UP = 0.2
 _QUIET = 0.02
 """Seconds without a hypervisor call after which all are counted."""
 _COUNTS = ("crq_messages", "interrupts", "tce_updates", "shared_tce_updates")
 
 _SCRIPT = f"""\
-for port in /sys/class/virtio-ports/*; do
-    if [ "$(cat $port/name)" = {PORT} ]; then exec 6<>/dev/${{port##*/}}; fi
-done
+{LISTEN}\
 for device in /sys/bus/virtio/devices/*; do
     if [ "$(cat $device/device)" = 0x0002 ] && [ ! -e $device/driver ]; then
         echo ${{device##*/}} >/sys/bus/virtio/drivers/virtio_blk/bind
@@ -278,8 +269,10 @@ def measure(
     return Result(conditions, guests)
 
 
-class _Guest:
+class _Guest(ConductedGuest):
     """One guest from power on to its end."""
+
+    script = _SCRIPT
 
     def __init__(
         self,
@@ -290,107 +283,54 @@ class _Guest:
         kind: Kind,
         images: tuple[Path, Path],
         folder: Path,
-        tell: Callable[[str, float], None],
+        tell: Tell,
     ) -> None:
-        self._arch = arch
+        super().__init__(arch, tell)
         self._rounds = rounds
         self._seconds = seconds
         self._kind = kind
         self._images = images
         self._folder = folder
-        self._tell = tell
         self._found = Measured(
             mode, [Row(depth, WANTED[arch.name][depth] if mode.wanted else None) for depth in DEPTHS]
         )
-        self._failure: BaseException | None = None
 
     def measure(self, cache: Path) -> Measured:
         """Boot it and let it read; raises `LocalError`."""
         slices = 2 * len(DEPTHS) * (self._rounds + 1)
-        plan = run.Plan(
-            arch=self._arch,
-            memory=MEMORY,
-            cache=cache,
-            transport=replace(CRQ, serve=self._serve),
+        self.boot(
+            cache,
+            slices * (self._seconds + 1) + SLACK,
             disks=(Disk(str(self._images[0]), read_only=True, format="raw"),),
-            command=_SCRIPT,
-            timeout=BOOT_LIMIT + slices * (self._seconds + 1) + SLACK,
             programs=(GUEST_IO,),
             driver_options=self._found.mode.driver_options,
         )
-        with open(os.devnull, "wb") as nothing:
-            status = run.run(plan, lambda text: self._tell(text, 0.0), Terminal(0, nothing.fileno()), errors=2)
-        if self._failure is not None:
-            raise self._failure
-        if status:
-            raise LocalError(f"the guest's work ended with status {status}")
         return self._found
 
     @contextmanager
-    def _serve(self, arch: Arch, memory: int, disks: Sequence[Disk]) -> Iterator[Served]:
-        with ExitStack() as undo:
-            running = undo.enter_context(started(arch, memory, disks))
-            session = undo.enter_context(closing(Session(running.door(GUEST))))
-            peer = undo.enter_context(closing(GuestBackEnd(self._kind, Image(self._images[1]), self._folder)))
-            ours, theirs = (undo.enter_context(end) for end in socket.socketpair())
-            system = running.system
-            disk = system.disks[0]
-            partitions = [system.partitions[name].ledger for name in (VIOS, GUEST)]
-            ledgers = [disk.server_adapter.ledger, disk.client_adapter.ledger, *partitions]
-            conductor = threading.Thread(
-                target=self._conduct,
-                args=(Talk(ours), lambda: (costs_of(ledgers), disk.device.requests)),
-                name="bench-guest",
-                daemon=True,
-            )
-            conductor.start()
-            served = session.served()
+    def beside(self) -> Iterator[Beside]:
+        """The storage daemon."""
+        with closing(GuestBackEnd(self._kind, Image(self._images[1]), self._folder)) as peer:
+            yield Beside(qemu.vhost_user_options([peer.connection.fileno()]), [peer.connection], [peer])
 
-            def handed_over() -> None:
-                served.handed_over()
-                peer.connection.close()  # when QEMU ends, they hear of it
-                theirs.close()
-
-            try:
-                yield Served(
-                    memory=served.memory,
-                    options=[
-                        *served.options,
-                        *qemu.vhost_user_options([peer.connection.fileno()]),
-                        *qemu.port_options(PORT, theirs.fileno()),
-                    ],
-                    pass_fds=[*served.pass_fds, peer.connection.fileno(), theirs.fileno()],
-                    watched=[*served.watched, peer],
-                    handed_over=handed_over,
-                )
-            finally:
-                ours.shutdown(socket.SHUT_RDWR)  # it waits for nothing any more
-                conductor.join()
-
-    # -- in a thread of its own, while `run` looks after the guest
-
-    def _conduct(self, talk: Talk, count: Callable[[], tuple[Costs, int]]) -> None:
-        try:
-            self._found.kernel, disks = hear_hello(talk.line, BOOT_LIMIT + SLACK)
-            for depth in DEPTHS:
-                for name in (OURS, THEIRS):
-                    self._slice(talk, disks[name], depth, min(self._seconds, _WARM_UP))
-            for turn in range(self._rounds):
-                for number, row in enumerate(self._found.rows):
-                    part = (turn + number / len(DEPTHS)) / self._rounds
-                    self._tell(f"round {turn + 1} of {self._rounds}, depth {row.depth}", part)
-                    self._round(talk, disks, row, count, ours_first=turn % 2 == 0)
-            talk.say("end")
-        except BaseException as error:
-            self._failure = error
-            talk.close()
+    def conduct(self, talk: Talk, count: Count) -> None:
+        """Every round."""
+        self._found.kernel, disks = hear_hello(talk.line, BOOT_LIMIT + SLACK)
+        for depth in DEPTHS:
+            for name in (OURS, THEIRS):
+                self._slice(talk, disks[name], depth, min(self._seconds, _WARM_UP))
+        for turn in range(self._rounds):
+            for number, row in enumerate(self._found.rows):
+                part = (turn + number / len(DEPTHS)) / self._rounds
+                self.tell(f"round {turn + 1} of {self._rounds}, depth {row.depth}", part)
+                self._round(talk, disks, row, count, ours_first=turn % 2 == 0)
 
     def _round(
         self,
         talk: Talk,
         disks: dict[str, str],
         row: Row,
-        count: Callable[[], tuple[Costs, int]],
+        count: Count,
         *,
         ours_first: bool,
     ) -> None:
@@ -440,7 +380,7 @@ def parse_reads(line: str) -> tuple[int, float]:
     return int(said[1]), int(said[2]) / 1e6
 
 
-def _settled(count: Callable[[], tuple[Costs, int]]) -> tuple[Costs, int]:
+def _settled(count: Count) -> tuple[Costs, int]:
     """The counts, when nothing is counted any more."""
     limit = time.monotonic() + SLACK
     found = count()
