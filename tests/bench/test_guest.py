@@ -14,6 +14,7 @@ from pathlib import Path
 import pytest
 
 from powervio.bench.guest import MODES, PEERS, Measured, Result, Row, Slice, hear_hello, parse_reads
+from powervio.bench.machine import conditions
 from powervio.bench.talk import Talk
 from powervio.boot import machine
 from powervio.cli.guest import show
@@ -48,9 +49,9 @@ def made_result(others: float = 0.0) -> Result:
             row.requests = 10
             rows.append(row)
         guests.append(Measured(mode, rows, "6.1"))
-    words = ("arch", "filesystem", "peer", "peer_configuration", "kernel", "cpu", "processors", "poll_us")
-    numbers = {"image_bytes": 1 << 20, "rounds": 3, "slice_seconds": 0.5}
-    return Result({**dict.fromkeys(words, "x"), **numbers}, guests)
+    words = ("arch", "filesystem", "peer", "peer_configuration", "poll_us")
+    numbers = {"image_bytes": 1 << 20, "rounds": 3, "slice_seconds": 0.5, "load_average_after": 0.25}
+    return Result({**dict.fromkeys(words, "x"), **conditions(), **numbers}, guests)
 
 
 def test_disks_are_told_apart_by_their_drivers() -> None:

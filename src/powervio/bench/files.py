@@ -19,8 +19,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from powervio._compiled import is_compiled
+from powervio.bench import machine
 from powervio.bench.folder import scratch_folder
+from powervio.bench.images import filesystem
 from powervio.bench.load_9p import Load9P
 from powervio.errors import LocalError
 from powervio.files import p9_codec as p9
@@ -195,15 +196,15 @@ class Row:
 
 @dataclass(frozen=True)
 class Result:
-    """What was measured."""
+    """What was measured, and under which conditions."""
 
+    conditions: dict[str, object]
     msize: int
     our_msize: int
     their_msize: int
     """What each agrees to by itself."""
     peer: str
     """The peer's package and version."""
-    compiled: bool
     slices: int
     slice_seconds: float
     file_bytes: int
@@ -227,9 +228,9 @@ class Result:
     def as_json(self) -> dict[str, Any]:
         """All of it."""
         return {
+            "conditions": self.conditions,
             "msize": self.msize,
             "peer": self.peer,
-            "compiled": self.compiled,
             "slices": self.slices,
             "slice_seconds": self.slice_seconds,
             "file_bytes": self.file_bytes,
@@ -336,8 +337,10 @@ def measure(
     """Measure for `seconds` each server in each row. Raises `LocalError`, as when the peer is missing."""
     if shutil.which(PEER, path=f"{os.environ.get('PATH', os.defpath)}:/usr/sbin:/sbin") is None:
         raise LocalError(f"{PEER}, the peer that is measured beside ours, is missing: apt-get install {PEER}")
+    conditions = machine.conditions()
     with ExitStack() as stack:
         place = stack.enter_context(scratch_folder("powervio-files-", folder))
+        conditions["filesystem"] = filesystem(place)
         share = make_share(place / "share", file_bytes)
         ours = stack.enter_context(_ours(share, place / "ours"))
         theirs = stack.enter_context(_theirs(share, place / "theirs"))
@@ -362,12 +365,13 @@ def measure(
                         who = ("our server", PEER)[which]
                         raise LocalError(f"{who}: {row.kind} at depth {row.depth}: {error}") from error
                     (row.ours, row.theirs)[which].append(rate)
+        conditions["load_average_after"] = machine.load_average()
         return Result(
+            conditions,
             msize,
             largest[0].msize,
             largest[1].msize,
             _version(),
-            is_compiled(),
             slices,
             seconds / slices,
             file_bytes,

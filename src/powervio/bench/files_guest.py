@@ -9,8 +9,6 @@ both folders have to be equal.
 from __future__ import annotations
 
 import filecmp
-import os
-import platform
 import random
 import shutil
 import time
@@ -20,12 +18,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from statistics import median
 
-from powervio import _compiled
+from powervio.bench import machine
 from powervio.bench.conducted import LISTEN, MEMORY, Beside, ConductedGuest, Count, Tell
 from powervio.bench.cost import cost_of
 from powervio.bench.folder import scratch_folder
 from powervio.bench.images import filesystem
-from powervio.bench.machine import processor_name
 from powervio.bench.talk import Talk
 from powervio.boot import qemu
 from powervio.boot.guest import BOOT_LIMIT
@@ -172,23 +169,18 @@ def measure(
         ends = place / OURS, place / THEIRS
         fill(ends[0])
         shutil.copytree(*ends)
-        conditions: dict[str, object] = {
+        conditions = machine.conditions() | {
             "arch": arch.name,
             "memory": MEMORY,
-            "kernel": platform.release(),
-            "cpu": processor_name(),
-            "processors": len(os.sched_getaffinity(0)),
-            "compiled": _compiled.is_compiled(),
             "mount": OPTIONS,
             "filesystem": filesystem(place),
             "rounds": rounds,
-            "load_average_before": round(os.getloadavg()[0], 2),
         }
         guest = _Guest(arch, rounds, works, ends, tell)
         guest.measure(cache)
         conditions["guest_kernel"] = guest.kernel
         compare(*ends)
-    conditions["load_average_after"] = round(os.getloadavg()[0], 2)
+    conditions["load_average_after"] = machine.load_average()
     return Result(conditions, guest.rows)
 
 

@@ -11,8 +11,6 @@ Measured twice, in two guests: with shared TCE tables, and with a hypervisor cal
 
 from __future__ import annotations
 
-import os
-import platform
 import re
 import shutil
 import time
@@ -22,13 +20,13 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from statistics import median
 
-from powervio import _compiled
+from powervio.bench import machine
 from powervio.bench.back_ends import GuestBackEnd, Image, Kind, peer_version, peers
 from powervio.bench.conducted import LISTEN, MEMORY, Beside, ConductedGuest, Count, Tell
 from powervio.bench.cost import DEPTHS, cost_of
 from powervio.bench.folder import scratch_folder
 from powervio.bench.images import filesystem
-from powervio.bench.machine import busy_seconds, own_seconds, processor_name
+from powervio.bench.machine import busy_seconds, own_seconds
 from powervio.bench.reads import write_numbered
 from powervio.bench.talk import Talk
 from powervio.boot import qemu
@@ -231,15 +229,9 @@ def measure(
     tell = progress or (lambda what, part: None)
     version = peer_version()
     kind = next(kind for kind in peers(direct=False) if kind.name == peer)
-    conditions: dict[str, object] = {
+    conditions = machine.conditions() | {
         "arch": arch.name,
         "memory": MEMORY,
-        "kernel": platform.release(),
-        "machine": platform.machine(),
-        "cpu": processor_name(),
-        "processors": len(os.sched_getaffinity(0)),
-        "python": platform.python_version(),
-        "compiled": _compiled.is_compiled(),
         "peer": version,
         "peer_configuration": peer,
         "poll_us": POLL,
@@ -247,7 +239,6 @@ def measure(
         "filesystem": filesystem(folder),
         "rounds": rounds,
         "slice_seconds": seconds,
-        "load_average_before": round(os.getloadavg()[0], 2),
     }
     guests = []
     try:
@@ -265,7 +256,7 @@ def measure(
                 guests.append(_Guest(arch, mode, rounds, seconds, kind, numbered, own, say).measure(cache))
     except OSError as error:
         raise LocalError(f"the benchmark failed: {error}") from error
-    conditions["load_average_after"] = round(os.getloadavg()[0], 2)
+    conditions["load_average_after"] = machine.load_average()
     return Result(conditions, guests)
 
 

@@ -3,10 +3,31 @@
 from __future__ import annotations
 
 import os
+import platform
 from contextlib import suppress
 from pathlib import Path
 
+from powervio import _compiled
+
 _TICKS = os.sysconf("SC_CLK_TCK")
+
+
+def conditions() -> dict[str, object]:
+    """What every result has with it, as far as it is known when a run begins."""
+    return {
+        "kernel": platform.release(),
+        "machine": platform.machine(),
+        "cpu": processor_name(),
+        "processors": len(os.sched_getaffinity(0)),
+        "python": platform.python_version(),
+        "compiled": _compiled.is_compiled(),
+        "load_average_before": load_average(),
+    }
+
+
+def load_average() -> float:
+    """Of the last minute."""
+    return round(os.getloadavg()[0], 2)
 
 
 def processor_name() -> str:

@@ -9,7 +9,6 @@ configuration in this row. Every block read is verified, and every block written
 from __future__ import annotations
 
 import os
-import platform
 import time
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
@@ -17,12 +16,12 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from statistics import median
 
-from powervio import _compiled
+from powervio.bench import machine
 from powervio.bench.back_ends import EXAMPLE, BackEnd, Image, Kind, memory_disk, ours, peer_version, peers
 from powervio.bench.folder import scratch_folder
 from powervio.bench.images import check_written, filesystem, forget, read_all, resident
 from powervio.bench.load import Load
-from powervio.bench.machine import busy_seconds, processor_name
+from powervio.bench.machine import busy_seconds
 from powervio.bench.reads import write_numbered
 from powervio.errors import LocalError
 
@@ -288,24 +287,17 @@ def measure(
                 comparisons.append(_measure_row(row, placement, images[row.place], seconds / SLICES, step))
     except OSError as error:
         raise LocalError(f"the benchmark failed: {error}") from error
-    conditions["load_average_after"] = round(os.getloadavg()[0], 2)
+    conditions["load_average_after"] = machine.load_average()
     return Result(conditions, comparisons)
 
 
 def _conditions(version: str, seconds: float, size: int, systems: dict[str, str]) -> dict[str, object]:
-    return {
-        "kernel": platform.release(),
-        "machine": platform.machine(),
-        "cpu": processor_name(),
-        "processors": len(os.sched_getaffinity(0)),
-        "python": platform.python_version(),
-        "compiled": _compiled.is_compiled(),
+    return machine.conditions() | {
         "peer": version,
         "image_bytes": size,
         "filesystems": systems,
         "slices": SLICES,
         "slice_seconds": seconds / SLICES,
-        "load_average_before": round(os.getloadavg()[0], 2),
     }
 
 

@@ -11,11 +11,10 @@ import click
 from powervio.bench.crq import default_folder
 from powervio.bench.vhost_user import PLACEMENTS, ROWS, Comparison, Result, Row, measure, usual_rows
 from powervio.cli.bench import size_of
+from powervio.cli.conditions import host, others_note
 from powervio.cli.measuring import measuring
 
 _BY_NAME = {row.name: row for row in ROWS}
-_QUIET = 0.1
-"""Processors that others may use without a word."""
 _RESIDENT = 0.99
 """Which part of a warm image may be missing in the page cache without a word."""
 
@@ -99,8 +98,7 @@ def _show(result: Result) -> None:
     conditions = result.conditions
     console.print(
         f"Random requests of 4 KiB to vhost-user block back ends, on images of"
-        f" {conditions['image_bytes']} bytes; {conditions['peer']}, kernel {conditions['kernel']},"
-        f" {conditions['processors']} x {conditions['cpu']}."
+        f" {conditions['image_bytes']} bytes; {conditions['peer']}, {host(conditions)}."
     )
     for placement in PLACEMENTS:
         comparisons = [each for each in result.comparisons if each.placement == placement]
@@ -132,13 +130,9 @@ def _show(result: Result) -> None:
         f"Medians of {conditions['slices']} slices of {conditions['slice_seconds']:.2g} s, all back ends of a row in"
         f" turn. CPU: of the back end, for each request. {result.verified_reads:,} reads were verified."
     )
-    if result.others > _QUIET:
-        console.print(
-            f"[red]Others used {result.others:.2f} of the {conditions['processors']} processors meanwhile: the rates,"
-            f" and their ratios, are not those of a quiet machine.[/red]"
-        )
-    for note in _notes(result.comparisons):
-        console.print(note)
+    for note in (others_note(result.others, conditions), *_notes(result.comparisons)):
+        if note:
+            console.print(note)
 
 
 def _notes(comparisons: list[Comparison]) -> list[str]:

@@ -13,6 +13,7 @@ from powervio.bench.files import DEPTHS, KINDS, Kind, Result, measure
 from powervio.bench.files_guest import WORKS, Work
 from powervio.boot import cache, machine
 from powervio.cli.bench import size_of
+from powervio.cli.conditions import host
 from powervio.cli.files_guest import show as show_guest
 from powervio.cli.measuring import measuring
 
@@ -122,9 +123,8 @@ def _show(result: Result) -> None:
     from rich.table import Table
 
     console = Console(highlight=False)
-    hot_path = "compiled" if result.compiled else "interpreted"
     console.print(
-        f"9P over a Unix socket, messages of {result.msize} bytes, hot path {hot_path}; beside {result.peer}."
+        f"9P over a Unix socket, messages of {result.msize} bytes, beside {result.peer}; {host(result.conditions)}."
     )
     table = Table("operations per second", "depth", box=box.SIMPLE_HEAD, pad_edge=False)
     for heading in ("ours", "diod", "ratio"):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from powervio.bench.files_guest import Result
+from powervio.cli.conditions import host
 
 
 def show(result: Result) -> None:
@@ -12,11 +13,10 @@ def show(result: Result) -> None:
     from rich.table import Table
 
     console = Console(highlight=False)
-    facts = result.conditions
+    conditions = result.conditions
     console.print(
-        f"{facts['arch']}, Linux {facts['guest_kernel']}, {facts['mount']}; folders on {facts['filesystem']},"
-        f" {facts['processors']} processors, load {facts['load_average_before']} to {facts['load_average_after']}",
-        soft_wrap=True,
+        f"Folders on {conditions['filesystem']} in a guest ({conditions['arch']}, Linux {conditions['guest_kernel']},"
+        f" TCG), {conditions['mount']}; {host(conditions)}."
     )
     table = Table("in the guest", "over CRQ", "-virtfs", "", "ratio", box=box.SIMPLE_HEAD, pad_edge=False)
     for row in result.rows:
@@ -26,4 +26,4 @@ def show(result: Result) -> None:
             row.work.name, f"{ours:,.0f}", f"{theirs:,.0f}", row.work.unit, f"{row.ratio:.2f} ({low:.2f}-{high:.2f})"
         )
     console.print(table)
-    console.print(f"Medians of {facts['rounds']} rounds; of the ratio, all rounds are in brackets.")
+    console.print(f"Medians of {conditions['rounds']} rounds; of the ratio, all rounds are in brackets.")

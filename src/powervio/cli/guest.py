@@ -12,13 +12,11 @@ from powervio.bench.crq import default_folder
 from powervio.bench.guest import PEERS, ROUNDS, Measured, Result, measure
 from powervio.boot import cache, machine
 from powervio.cli.bench import size_of
+from powervio.cli.conditions import host, others_note
 from powervio.cli.measuring import measuring
 
 if TYPE_CHECKING:
     from rich.console import Console
-
-_QUIET = 0.1
-"""Processors that others may use without a word."""
 
 
 @click.command()
@@ -95,8 +93,7 @@ def show(result: Result) -> None:
     console.print(
         f"Random reads of 4 KiB in a guest ({conditions['arch']}, Linux {result.guests[0].kernel}, TCG), around its"
         f" page cache, from images of {conditions['image_bytes']} bytes in {conditions['filesystem']};"
-        f" {conditions['peer']} ({conditions['peer_configuration']}), kernel {conditions['kernel']},"
-        f" {conditions['processors']} x {conditions['cpu']}."
+        f" {conditions['peer']} ({conditions['peer_configuration']}), {host(conditions)}."
     )
     for measured in result.guests:
         _show_rounds(console, measured)
@@ -106,11 +103,8 @@ def show(result: Result) -> None:
         f" the two slices of a round. {result.verified_reads:,} reads were verified. The hypervisor looks for news for"
         f" {conditions['poll_us']} us before it sleeps."
     )
-    if result.others > _QUIET:
-        console.print(
-            f"[red]Others used {result.others:.2f} of the {conditions['processors']} processors meanwhile: the rates,"
-            f" and their ratios, are not those of a quiet machine.[/red]"
-        )
+    if note := others_note(result.others, conditions):
+        console.print(note)
 
 
 def _show_rounds(console: Console, measured: Measured) -> None:
