@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import gzip
 import lzma
+import os
 import re
 import shutil
 import struct
@@ -19,6 +20,7 @@ from dataclasses import dataclass
 from functools import partial
 from pathlib import Path, PurePosixPath
 
+from powervio.boot import commands
 from powervio.errors import LocalError
 
 NEEDED = ("virtio_pci", "virtio_blk", "virtio_console", "ext4")
@@ -133,7 +135,7 @@ def control_field(deb: Path, field: str) -> str:
         raise LocalError(f"{deb}: no such file")
     command = ["dpkg-deb", "--field", str(deb), field]
     try:
-        done = subprocess.run(command, capture_output=True, text=True, timeout=_ASK_LIMIT, check=False)
+        done = commands.run(command, os.environ, limit=_ASK_LIMIT, late=f"dpkg-deb to read {deb}")
     except FileNotFoundError:
         raise LocalError("dpkg-deb is missing: kernels are taken out of Debian packages with it") from None
     if done.returncode or not done.stdout.strip():

@@ -6,10 +6,11 @@ For another architecture there may be none on this machine.
 from __future__ import annotations
 
 import hashlib
-import subprocess
+import os
 from dataclasses import dataclass
 from pathlib import Path
 
+from powervio.boot import commands
 from powervio.boot.machine import Arch
 from powervio.boot.module import Compiler
 from powervio.errors import LocalError
@@ -52,10 +53,8 @@ def build(program: Program, arch: Arch, made: Path) -> str:
     """Compile it into the file `made`; what the compiler said. Raises `LocalError`."""
     compiler = Compiler.of(arch, program.name, tools=())
     command = [f"{compiler.prefix}gcc", *_FLAGS, *_MORE_FLAGS.get(arch.name, ()), "-o", str(made), str(program.source)]
-    try:
-        done = subprocess.run(command, capture_output=True, text=True, timeout=COMPILE_LIMIT, check=False)
-    except subprocess.TimeoutExpired:
-        raise LocalError(f"waited {COMPILE_LIMIT:.0f} s for {command[0]} to compile {program.source}") from None
+    late = f"{command[0]} to compile {program.source}"
+    done = commands.run(command, os.environ, limit=COMPILE_LIMIT, late=late)
     if done.returncode:
         lines = [line for line in done.stderr.splitlines() if "error" in line] or ["it said nothing"]
         raise LocalError(f"{program.name} cannot be compiled: {lines[0]}")
