@@ -133,15 +133,17 @@ static int finalize_features(struct virtio_device *vdev)
 	struct vvio_adapter *adapter = vdev_to_adapter(vdev);
 	bool has_reset = vdev->features & BIT_ULL(VIRTIO_F_RING_RESET);
 	u64 needed = BIT_ULL(VIRTIO_F_VERSION_1) | BIT_ULL(VIRTIO_F_ACCESS_PLATFORM);
+	u64 features;
 
 	vring_transport_features(vdev);
 	if (has_reset)
 		__virtio_set_bit(vdev, VIRTIO_F_RING_RESET);
-	if (adapter->revision && (vdev->features & needed) != needed) {
+	features = vdev->features | (adapter->offered & BIT_ULL(VIRTIO_F_ACCESS_PLATFORM));	/* see below */
+	if (adapter->revision && (features & needed) != needed) {
 		dev_err(adapter->dev, "the driver or the device is not one of virtio 1\n");
 		return -EINVAL;
 	}
-	adapter->driver_features = vdev->features & adapter->offered & ~OUR_FEATURES;
+	adapter->driver_features = features & adapter->offered & ~OUR_FEATURES;
 	adapter->is_packed &= !!(adapter->offered & BIT_ULL(VIRTIO_F_RING_PACKED));
 	if (adapter->is_packed)
 		adapter->driver_features |= BIT_ULL(VIRTIO_F_RING_PACKED);

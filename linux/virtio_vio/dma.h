@@ -3,6 +3,7 @@
 #ifndef VIRTIO_VIO_DMA_H
 #define VIRTIO_VIO_DMA_H
 
+#include <linux/atomic.h>
 #include <linux/spinlock.h>
 #include <linux/types.h>
 
@@ -100,12 +101,14 @@ static inline bool pool_has(const struct dma_pool_area *pool, dma_addr_t ioba)
  * @copied: bytes of the largest buffer that goes to the pool if there is room
  * @open: whether addresses may be given a new use: not while an older server may still use them
  *	(docs/protocol.md, P1.5)
+ * @chains: of the driver's that are mapped
  */
 struct vvio_dma {
 	struct tce_window window;
 	struct dma_pool_area pool;
 	size_t copied;
 	bool open;
+	atomic_t chains;
 };
 
 int vvio_dma_init(struct vvio_dma *dma, struct device *dev, struct vvio_hv *hv, u32 liobn, u64 size);

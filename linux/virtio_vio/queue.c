@@ -98,9 +98,11 @@ static u16 next_head(const struct vvio_queue *queue)
 /* The server reaches the chain no more. */
 static void unmap(struct vvio_queue *queue, u16 head, bool copy)
 {
-	if (queue->chains[head].is_mapped)
-		vvio_chain_unmap(&queue->adapter->dma, queue->pieces, head, copy);
+	if (!queue->chains[head].is_mapped)
+		return;
+	vvio_chain_unmap(&queue->adapter->dma, queue->pieces, head, copy);
 	queue->chains[head].is_mapped = false;
+	atomic_dec(&queue->adapter->dma.chains);
 }
 
 /* Give a chain back to the driver, who sees it at show_used(). */
@@ -163,11 +165,14 @@ static int take_available(struct vvio_queue *queue)
 
 	if (head < queue->vring->num && !queue->chains[head].is_pending) {
 		err = vvio_chain_map(&queue->adapter->dma, &queue->adapter->vdev, queue->vring, head, queue->pieces);
+		if (err == -ENOSPC && !atomic_read(&queue->adapter->dma.chains))
+			err = -E2BIG;	/* there is as much room as there will ever be */
 		if (err == -ENOSPC || err == -EBUSY)
 			return err;
 		remember(queue, head);
 		if (!err) {
 			queue->chains[head].is_mapped = true;
+			atomic_inc(&queue->adapter->dma.chains);
 			wire_put(&queue->wire, queue->pieces, head);
 			queue->has_hidden = true;
 		} else {
@@ -260,15 +265,19 @@ static bool take_used(struct vvio_queue *queue)
  */
 static void poll_used(struct vvio_queue *queue)
 {
+	struct vvio_adapter *adapter = queue->adapter;
 	u64 until = ktime_get_ns() + POLL_LIMIT;
 
-	while (queue->is_live && queue->oldest != NO_CHAIN && !take_used(queue)) {
-		if (ktime_get_ns() > until) {
-			WRITE_ONCE(queue->adapter->broken, "the server does not take the console's output");
+	while (queue->is_live && (queue->oldest != NO_CHAIN || queue->seen != available(queue)) && !take_used(queue)) {
+		if (!READ_ONCE(adapter->dma.open)) {
+			queue->is_live = false;		/* the connection has ended, which is about to be seen to */
+		} else if (ktime_get_ns() > until) {
+			WRITE_ONCE(adapter->broken, "the server does not take the console's output");
 			queue->is_live = false;
-			vvio_wake(queue->adapter);
+			vvio_wake(adapter);
 		}
 		cpu_relax();
+		forward(queue);		/* what found no room, or was not settled */
 	}
 	if (!queue->is_live)
 		fail_all(queue);
@@ -277,7 +286,8 @@ static void poll_used(struct vvio_queue *queue)
 static bool notify(struct virtqueue *vq)
 {
 	struct vvio_queue *queue = vq->priv;
-	bool is_polled = vq->vdev->id.device == VIRTIO_ID_CONSOLE && irqs_disabled();
+	bool is_output = vq->vdev->id.device == VIRTIO_ID_CONSOLE && queue->index & 1;
+	bool is_polled = is_output && irqs_disabled();
 	unsigned long flags;
 
 	spin_lock_irqsave(&queue->lock, flags);
@@ -298,7 +308,7 @@ static void again(struct timer_list *timer)
 
 	spin_lock_irqsave(&queue->lock, flags);
 	forward(queue);
-	if (queue->is_live && queue->kick_again)
+	if (queue->is_live && queue->kick_again && !queue->has_hidden)	/* a KICK says what the ring shows (P6.2) */
 		kick(queue);
 	tell = queue->has_unserved;
 	queue->has_unserved = false;
@@ -320,7 +330,7 @@ void vvio_queue_complete(struct vvio_queue *queue)
 
 	spin_lock(&queue->lock);
 	some = take_used(queue);
-	if (queue->seen != available(queue))
+	if (queue->is_live && queue->seen != available(queue))
 		forward(queue);		/* what had to wait for room */
 	spin_unlock(&queue->lock);
 	if (some)
@@ -399,6 +409,8 @@ void vvio_queue_forget(struct vvio_queue *queue)
 		forget(queue, queue->oldest);
 	}
 	queue->seen = available(queue);
+	queue->kick_again = false;
+	queue->has_unserved = false;
 	spin_unlock_irqrestore(&queue->lock, flags);
 	tce_flush(&queue->adapter->dma.window);
 }
