@@ -213,6 +213,22 @@ def test_threads_do_not_both_get_what_one_of_them_asked_for_first(table: LockTab
     assert table.count == 1
 
 
+def test_several_clients_go_at_once(table: LockTable, path: Path) -> None:
+    told: list[str] = []
+    for at, owner in enumerate((ONE, TWO, OTHER)):
+        assert table.lock(KEY, lambda: opener(path), WRITE, at, 1, owner)
+    table.when_released(KEY, lambda: told.append("told"))
+    assert table.holds(KEY, OTHER)
+    assert not table.holds((3, 4), OTHER)
+    table.release_all({"nobody"})
+    assert (table.count, told) == (3, [])
+    table.release_all({"client", "nobody"})
+    assert (table.count, told) == (1, ["told"])
+    assert not table.holds(KEY, ONE)
+    table.release_all({"other client"})
+    assert table.count == 0
+
+
 def test_last_byte_of_all(table: LockTable, path: Path) -> None:
     assert table.lock(KEY, lambda: opener(path), WRITE, END, 1, ONE)
     assert not table.lock(KEY, lambda: opener(path), READ, 5, 0, TWO)

@@ -16,6 +16,7 @@ from hypothesis import strategies as st
 from tests.files.p9_client import P9Failure, SessionClient
 
 from powervio.files import p9_codec as p9
+from powervio.files import p9_operations
 from powervio.files.p9_session import FidBudget, Session
 from powervio.files.tree import Tree, TreeOptions
 from powervio.memory.abstract import Backing
@@ -476,6 +477,43 @@ def test_lock_clients_have_a_bound(client: SessionClient) -> None:
         client.call(p9.TLOCK, 1, 1, 0, 0, 0, 7, b"one more")
 
 
+def test_client_id_of_a_lock_is_no_book(client: SessionClient) -> None:
+    """Each lock keeps one, and there are tens of thousands."""
+    client.walk(0, 1)
+    client.call(p9.TLCREATE, 1, b"f", RDWR, 0o600, 0)
+    assert client.call(p9.TLOCK, 1, 1, 0, 0, 0, 7, b"x" * 255) == (0,)
+    with fails(errno.EINVAL):
+        client.call(p9.TLOCK, 1, 1, 0, 0, 0, 7, b"x" * 256)
+
+
+def test_processes_that_lock_are_counted_while_they_do(
+    client: SessionClient, monkeypatch: pytest.MonkeyPatch, tree: Tree
+) -> None:
+    monkeypatch.setattr(p9_operations, "MOST_LOCK_OWNERS", 3)
+    client.walk(0, 1)
+    client.call(p9.TLCREATE, 1, b"f", RDWR, 0o600, 0)
+    client.walk(0, 2, b"f")
+    client.call(p9.TLOPEN, 2, RDWR)
+    for process in range(10):  # one after the other, as those of a server that goes on and on
+        for _ in range(2):
+            assert client.call(p9.TLOCK, 1, 1, 0, 0, 10, process, b"a") == (0,)
+        client.call(p9.TLOCK, 1, 1, 0, 20, 10, process, b"a")
+        client.call(p9.TLOCK, 1, 2, 0, 0, 10, process, b"a")
+        assert client.session.lock_owners == 1
+        client.call(p9.TLOCK, 1, 2, 0, 0, 0, process, b"a")
+        assert client.session.lock_owners == 0
+    for process, fid in ((1, 1), (2, 2), (3, 2)):
+        assert client.call(p9.TLOCK, fid, 1, 0, 10 * process, 10, process, b"a") == (0,)
+    assert client.call(p9.TLOCK, 2, 1, 0, 50, 10, 3, b"a") == (0,)  # it is one already
+    with fails(errno.ENOLCK):
+        client.call(p9.TLOCK, 1, 1, 0, 50, 10, 4, b"a")
+    client.call(p9.TCLUNK, 2)
+    assert client.session.lock_owners == 1
+    assert client.call(p9.TLOCK, 1, 1, 0, 50, 10, 4, b"a") == (0,)
+    client.session.close()
+    assert (client.session.lock_owners, tree.locks.count) == (0, 0)
+
+
 def test_locks_are_given_up_with_the_fid(client: SessionClient, tree: Tree) -> None:
     client.walk(0, 1)
     client.call(p9.TLCREATE, 1, b"f", RDWR, 0o600, 0)
@@ -561,6 +599,26 @@ def test_fids_of_all_sessions_of_a_server_have_a_bound(tree: Tree) -> None:
     clients[1].session.close()
     clients[1].session.close()
     assert budget.left == 10
+
+
+def test_attributes_of_all_sessions_of_a_server_have_a_bound(tree: Tree, folder: Path) -> None:
+    (folder / "f").write_bytes(b"x")
+    budget = FidBudget(100, attributes=1000)
+    clients = [SessionClient(Session(tree, budget=budget)) for _ in range(2)]
+    for client in clients:
+        client.attach()
+        client.walk(0, 1, b"f")
+        client.walk(1, 2)
+    clients[0].call(p9.TXATTRCREATE, 1, b"user.a", 600, 0)
+    with fails(errno.ENOMEM):
+        clients[1].call(p9.TXATTRCREATE, 1, b"user.a", 401, 0)
+    clients[1].call(p9.TXATTRCREATE, 1, b"user.a", 400, 0)
+    assert budget.attributes == 0
+    with fails(errno.EINVAL):  # not all of it has come
+        clients[0].call(p9.TCLUNK, 1)
+    assert budget.attributes == 600
+    clients[1].session.close()
+    assert budget.attributes == 1000
 
 
 def test_read_only_share(folder: Path) -> None:

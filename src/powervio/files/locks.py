@@ -14,7 +14,7 @@ import fcntl
 import os
 import struct
 import threading
-from collections.abc import Callable, Hashable
+from collections.abc import Callable, Collection, Hashable
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -140,17 +140,29 @@ class LockTable:
 
     def release(self, client: Hashable, process: int | None = None, key: FileKey | None = None) -> None:
         """Give up all locks of a client, or of one of its processes, in all files or in one."""
+        self._release(
+            lambda owner: owner.client == client and (process is None or owner.process == process),
+            key,
+        )
+
+    def release_all(self, clients: Collection[Hashable]) -> None:
+        """Give up all locks of these clients."""
+        self._release(lambda owner: owner.client in clients, None)
+
+    def holds(self, key: FileKey, owner: LockOwner) -> bool:
+        """Whether an owner has locked anything in a file."""
+        with self._guard:
+            file = self._files.get(key)
+            return file is not None and any(one.owner == owner for one in file.ranges)
+
+    def _release(self, ends: Callable[[LockOwner], bool], key: FileKey | None) -> None:
         told: list[Callable[[], None]] = []
         with self._guard:
             for which in [key] if key is not None else list(self._files):
                 file = self._files.get(which)
                 if file is None:
                     continue
-                left = [
-                    lock
-                    for lock in file.ranges
-                    if lock.owner.client != client or (process is not None and lock.owner.process != process)
-                ]
+                left = [lock for lock in file.ranges if not ends(lock.owner)]
                 if len(left) < len(file.ranges):
                     self._set(which, file, left, told)
         for waiter in told:

@@ -23,8 +23,8 @@ LOCK_SUCCESS, LOCK_BLOCKED = 0, 1
 UNLOCKED = 2
 MOST_LOCK_CLIENTS = 1024
 """Different client ids in the locks of one session."""
-MOST_LOCK_OWNERS = 4096
-"""Processes that have taken locks through one fid, which are given up with it."""
+MOST_LOCK_OWNERS = 16384
+"""Processes that hold locks through the fids of one session, which are given up with them; one counts for each fid."""
 GROUPS = b"groups="
 """Begins the name of a user that says which groups it has: numbers with commas, its own group first."""
 _XATTR_REPLACE = os.XATTR_REPLACE
@@ -247,6 +247,8 @@ class LockClient(NamedTuple):
 
 def _owner(session: Session, name: bytes, process: int) -> LockOwner:
     client = LockClient(id(session), name)
+    if len(name) > NAME_BYTES:
+        raise _failure(errno.EINVAL)
     if client not in session.lock_clients:
         if len(session.lock_clients) >= MOST_LOCK_CLIENTS:
             raise _failure(errno.ENOLCK)
@@ -265,14 +267,20 @@ def lock(
         raise _failure(errno.EINVAL)
     owner = _owner(session, client, process)
     known = fid.lock_owners
-    if known is not None and owner not in known and len(known) >= MOST_LOCK_OWNERS:
+    is_new = kind != UNLOCKED and (known is None or owner not in known)
+    if is_new and session.lock_owners >= MOST_LOCK_OWNERS:
         raise _failure(errno.ENOLCK)
-    done = fid.opened.lock(kind, *_range(start, length), owner)
-    if done and kind != UNLOCKED:
+    opened = fid.opened
+    done = opened.lock(kind, *_range(start, length), owner)
+    if done and is_new:
+        session.lock_owners += 1
         if known is None:
             fid.lock_owners = {owner}
         else:
             known.add(owner)
+    elif kind == UNLOCKED and known and owner in known and not session.tree.locks.holds(opened.lock_key, owner):
+        session.lock_owners -= 1
+        known.remove(owner)
     return (LOCK_SUCCESS if done else LOCK_BLOCKED,)
 
 

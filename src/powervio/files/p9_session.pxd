@@ -19,6 +19,7 @@ cdef class Fid:
 @cython.final
 cdef class FidBudget:
     cdef public long long left
+    cdef public long long attributes
 
 @cython.final
 cdef class Session:
@@ -28,6 +29,7 @@ cdef class Session:
     cdef readonly dict fids
     cdef readonly object operations
     cdef readonly set lock_clients
+    cdef public long long lock_owners
     cdef readonly long long attribute_bytes
     cdef readonly unsigned int most_msize
     cdef readonly unsigned int most_fids

@@ -38,6 +38,8 @@ LEAST_MSIZE = 512
 """Bytes: all answers without strings and data fit, and the longest entry of a directory."""
 MOST_ATTRIBUTE_BYTES = 8 << 20
 """Bytes of extended attributes that the fids of one session hold together."""
+MOST_BYTES_OF_SERVER = 64 << 20
+"""The same of all sessions of a server."""
 _ENTRY_ROOM = 65536
 _ANSWER_ROOM = 65536 + 512
 
@@ -113,12 +115,17 @@ class Fid:
 @cython.final
 @cython.cclass
 class FidBudget:
-    """Fids that all sessions of a server may have together; each takes some 450 bytes and, open, a descriptor."""
+    """Fids that all sessions of a server may have together; each takes some 450 bytes and, open, a descriptor.
+
+    And bytes of the extended attributes that these fids hold.
+    """
 
     left: cython.longlong
+    attributes: cython.longlong
 
-    def __init__(self, most: int) -> None:
+    def __init__(self, most: int, attributes: int = MOST_BYTES_OF_SERVER) -> None:
         self.left = most
+        self.attributes = attributes
 
 
 @cython.final
@@ -132,6 +139,7 @@ class Session:
     fids: dict[int, Fid]
     operations: dict[int, Any]
     lock_clients: set[Any]
+    lock_owners: cython.longlong
     attribute_bytes: cython.longlong
     most_msize: cython.uint
     most_fids: cython.uint
@@ -157,6 +165,7 @@ class Session:
         self.versioned = False
         self.fids = {}
         self.lock_clients = set()
+        self.lock_owners = 0
         self.attribute_bytes = 0
         self.operations = OPERATIONS
         self._source = self._target = None
@@ -371,7 +380,9 @@ class Session:
         self._budget.left += 1
         if fid.attribute is not None:
             self.attribute_bytes -= fid.attribute.size
+            self._budget.attributes += fid.attribute.size
         if fid.lock_owners is not None and fid.opened is not None:
+            self.lock_owners -= len(fid.lock_owners)
             for client, process in fid.lock_owners:
                 self.tree.locks.release(client, process, fid.opened.lock_key)
         if fid.opened is not None:
@@ -383,9 +394,10 @@ class Session:
 
     def reserve(self, size: int) -> None:
         """A fid is going to hold so many bytes of an attribute; ENOMEM for too many."""
-        if self.attribute_bytes + size > MOST_ATTRIBUTE_BYTES:
+        if self.attribute_bytes + size > MOST_ATTRIBUTE_BYTES or size > self._budget.attributes:
             raise failure(errno.ENOMEM)
         self.attribute_bytes += size
+        self._budget.attributes -= size
 
     def restart(self, msize: int) -> None:
         """A new conversation with messages of up to `msize` bytes; 0: there is none."""
@@ -398,9 +410,9 @@ class Session:
         self.versioned = False
         for fid in list(self.fids.values()):
             self._end(fid)
-        for client in self.lock_clients:
-            self.tree.locks.release(client)
-        self.lock_clients.clear()
+        if self.lock_clients:
+            self.tree.locks.release_all(self.lock_clients)
+            self.lock_clients.clear()
 
     # -- operations
 
