@@ -11,6 +11,7 @@ import click
 
 from powervio.bench.cost import DEPTHS
 from powervio.bench.crq import SCHEDULES, STYLES, Result, measure
+from powervio.cli import bench_options
 from powervio.cli.main import Entry, LazyGroup
 from powervio.cli.measuring import measuring
 
@@ -56,11 +57,7 @@ def bench() -> None:
 @click.option(
     "--ring", type=click.Choice(["split", "packed"]), help="Kind of virtqueue. [default: packed in revision 1]"
 )
-@click.option(
-    "--folder",
-    type=click.Path(exists=True, file_okay=False, writable=True, path_type=Path),
-    help="Where the image is made. [default: /dev/shm, else the temporary folder]",
-)
+@bench_options.folder("the image is")
 def crq(as_json: bool, seconds: float, size: int, revision: int, ring: str | None, folder: Path | None) -> None:
     """Random reads of 4 KiB through virtio over CRQ, by the Python block driver.
 

@@ -12,6 +12,7 @@ from powervio.bench.crq import default_folder
 from powervio.bench.files import DEPTHS, KINDS, Kind, Result, measure
 from powervio.bench.files_guest import WORKS, Work
 from powervio.boot import cache, machine
+from powervio.cli import bench_options
 from powervio.cli.bench import size_of
 from powervio.cli.conditions import host
 from powervio.cli.files_guest import show as show_guest
@@ -48,21 +49,13 @@ def _kinds(context: click.Context, parameter: click.Parameter, value: str | None
 )
 @click.option("--slices", type=click.IntRange(1, 1000), default=7, show_default=True, help="Parts of that time.")
 @click.option("--size", callback=size_of, default="64M", metavar="BYTES", show_default=True, help="Of the large file.")
-@click.option(
-    "--folder",
-    type=click.Path(exists=True, file_okay=False, writable=True, path_type=Path),
-    help="Where what is served is made. [default: /dev/shm, else the temporary folder]",
-)
+@bench_options.folder("what is served is")
 @click.option(
     "--guest",
     is_flag=True,
     help="And in a stock guest, over CRQ beside QEMU's -virtfs: all kinds if --kinds names none, two minutes more.",
 )
-@click.option(
-    "--arch",
-    type=click.Choice(list(machine.ARCHES)),
-    help="The guest's architecture; this machine's if it is one of them, or x86_64.",
-)
+@bench_options.arch
 @click.option(
     "--rounds",
     type=click.IntRange(1, 1000),
@@ -70,13 +63,7 @@ def _kinds(context: click.Context, parameter: click.Parameter, value: str | None
     show_default=True,
     help="Pairs of slices in the guest.",
 )
-@click.option(
-    "--cache",
-    "kernels",
-    type=click.Path(file_okay=False, path_type=Path),
-    metavar="FOLDER",
-    help="Where kernels are kept, as for `powervio boot`.",
-)
+@bench_options.kernels
 def files(
     as_json: bool,
     seconds: float,

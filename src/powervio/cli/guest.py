@@ -11,6 +11,7 @@ import click
 from powervio.bench.crq import default_folder
 from powervio.bench.guest import PEERS, ROUNDS, Measured, Result, measure
 from powervio.boot import cache, machine
+from powervio.cli import bench_options
 from powervio.cli.bench import size_of
 from powervio.cli.conditions import host, others_note
 from powervio.cli.measuring import measuring
@@ -21,11 +22,7 @@ if TYPE_CHECKING:
 
 @click.command()
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object, with every round.")
-@click.option(
-    "--arch",
-    type=click.Choice(list(machine.ARCHES)),
-    help="The guest's architecture; this machine's if it is one of them, or x86_64.",
-)
+@bench_options.arch
 @click.option("--rounds", type=click.IntRange(1, 1000), default=ROUNDS, show_default=True, help="Pairs of slices.")
 @click.option(
     "--seconds", type=click.FloatRange(0.05, 600), default=1.0, show_default=True, help="Time for each slice."
@@ -38,18 +35,8 @@ if TYPE_CHECKING:
     show_default=True,
     help="How qemu-storage-daemon reads its image.",
 )
-@click.option(
-    "--folder",
-    type=click.Path(exists=True, file_okay=False, writable=True, path_type=Path),
-    help="Where the images are made. [default: /dev/shm, else the temporary folder]",
-)
-@click.option(
-    "--cache",
-    "kernels",
-    type=click.Path(file_okay=False, path_type=Path),
-    metavar="FOLDER",
-    help="Where kernels are kept, as for `powervio boot`.",
-)
+@bench_options.folder("the images are")
+@bench_options.kernels
 def guest(
     as_json: bool,
     arch: str | None,
