@@ -139,6 +139,23 @@ def test_look_finds_what_is_posted_and_says_that_nobody_need_ring() -> None:
     os.close(fd)
 
 
+def test_partitions_have_to_ring_a_gateway_that_has_stopped(tmp_path: Path) -> None:
+    """G5.7"""
+    with House(tmp_path) as house:
+        house.gateway.close()
+        house.gateway = Gateway(spin_us=10**9)  # it looks for as long as the test takes
+        house.gateway.start()
+        door = house.door(house.client)
+        port = RemotePort.connect(door.path)
+        assert port.xirr() == 0xFF << 24
+        session = door.session
+        assert session is not None
+        wait_until(lambda: session.region.view[layout.AWAKE] == 1, "it does not look")
+        house.gateway.stop()
+        assert session.region.view[layout.AWAKE] == 0
+        port.close()
+
+
 def test_what_is_posted_while_awake_needs_no_doorbell(tmp_path: Path) -> None:
     """G5.7: a partition that saw AWAKE just before it became 0 is heard of all the same."""
     with House(tmp_path) as house:

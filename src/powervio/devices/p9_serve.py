@@ -201,7 +201,6 @@ class P9Server:
         if ring.readable_count > _PIECES or cython.cast(cython.longlong, staging.size) < _SMALL_MESSAGE + _SMALL:
             return 0
         if not self._move(ring, staging, 0, ring.readable_count, there, 0, False):
-            self.messages += 1
             self.refused += 1
             queue.complete(head, 0)
             return 1

@@ -419,6 +419,10 @@ class Gateway:
             os.eventfd_write(self._wake, 1)
             thread.join()
             self.hosted.thread = None
+            with self.lock:  # nobody looks any more, so whoever posts something has to ring (G5.7)
+                for door in self._open:
+                    if door.session is not None:
+                        door.session.mailbox.rest()
 
     def close(self) -> None:
         """End the thread and all doors."""
