@@ -35,8 +35,10 @@ def test_table_has_medians_and_ratios_of_rounds(capsys: pytest.CaptureFixture[st
     row = Row(WORKS[0], [(1.0, 0.5), (1.0, 1.0), (0.5, 1.0)])
     assert (row.ratio, row.ratios) == (1.0, [0.5, 1.0, 2.0])
     facts = machine.conditions() | {"load_average_after": 0.25, "rounds": 3}
-    show(Result({**dict.fromkeys(("arch", "guest_kernel", "mount", "filesystem"), "x"), **facts}, [row]))
-    assert "1.00 (0.50-2.00)" in capsys.readouterr().out
+    show(Result({**dict.fromkeys(("arch", "guest_kernel", "mount", "filesystem"), "x"), **facts}, 0.5, [row]))
+    said = " ".join(capsys.readouterr().out.split())
+    assert "1.00 (0.50-2.00)" in said
+    assert "Others used 0.50 of the" in said
 
 
 def test_every_work_can_be_done_alone_and_again(tmp_path: Path) -> None:

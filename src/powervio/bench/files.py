@@ -199,6 +199,8 @@ class Result:
     """What was measured, and under which conditions."""
 
     conditions: dict[str, object]
+    others: float
+    """Processors that were busy for anybody else, on average of all slices."""
     msize: int
     our_msize: int
     their_msize: int
@@ -229,6 +231,7 @@ class Result:
         """All of it."""
         return {
             "conditions": self.conditions,
+            "others": self.others,
             "msize": self.msize,
             "peer": self.peer,
             "slices": self.slices,
@@ -354,6 +357,7 @@ def measure(
         longest = [Row("read", depth, [], []) for depth in DEPTHS] if any(kind.data for kind in kinds) else []
         each = {kind.name: kind for kind in kinds}
         work = [(row, both) for row in rows] + [(row, largest) for row in longest]
+        others = machine.Others()
         for turn in range(slices):
             for index, (row, pair) in enumerate(work):
                 progress(f"{row.kind}, depth {row.depth}", (turn + index / len(work)) / slices)
@@ -368,6 +372,7 @@ def measure(
         conditions["load_average_after"] = machine.load_average()
         return Result(
             conditions,
+            others.so_far(),
             msize,
             largest[0].msize,
             largest[1].msize,

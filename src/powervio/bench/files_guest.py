@@ -144,11 +144,17 @@ class Result:
     """What a run measured, and under which conditions."""
 
     conditions: dict[str, object]
+    others: float
+    """Processors that were busy for anybody else, on average of all rounds."""
     rows: list[Row]
 
     def as_json(self) -> dict[str, object]:
         """The plain values that `--json` prints."""
-        return {"conditions": self.conditions, "rows": [row.as_json() for row in self.rows]}
+        return {
+            "conditions": self.conditions,
+            "others": self.others,
+            "rows": [row.as_json() for row in self.rows],
+        }
 
 
 def measure(
@@ -181,7 +187,7 @@ def measure(
         conditions["guest_kernel"] = guest.kernel
         compare(*ends)
     conditions["load_average_after"] = machine.load_average()
-    return Result(conditions, guest.rows)
+    return Result(conditions, guest.others, guest.rows)
 
 
 def fill(folder: Path) -> None:
@@ -216,6 +222,7 @@ class _Guest(ConductedGuest):
         super().__init__(arch, tell)
         self.rows = [Row(work) for work in works]
         self.kernel = ""
+        self.others = 0.0
         self._rounds = rounds
         self._ends = ends
 
@@ -237,6 +244,7 @@ class _Guest(ConductedGuest):
         if mounted != {OURS, THEIRS}:
             raise LocalError(f"the guest could not mount {' and '.join(sorted({OURS, THEIRS} - mounted))}")
         self.kernel = said[1]
+        others = machine.Others()
         for turn in range(-1, self._rounds):  # the first one is for warming up
             for number, row in enumerate(self.rows):
                 self.tell(
@@ -244,6 +252,7 @@ class _Guest(ConductedGuest):
                     (turn + 1 + number / len(self.rows)) / (self._rounds + 1),
                 )
                 self._round(talk, row, count, turn)
+        self.others = others.so_far()
 
     def _round(self, talk: Talk, row: Row, count: Count, turn: int) -> None:
         seconds = {}

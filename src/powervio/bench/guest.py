@@ -26,7 +26,6 @@ from powervio.bench.conducted import LISTEN, MEMORY, Beside, ConductedGuest, Cou
 from powervio.bench.cost import DEPTHS, cost_of
 from powervio.bench.folder import scratch_folder
 from powervio.bench.images import filesystem
-from powervio.bench.machine import busy_seconds, own_seconds
 from powervio.bench.reads import write_numbered
 from powervio.bench.talk import Talk
 from powervio.boot import qemu
@@ -337,11 +336,10 @@ class _Guest(ConductedGuest):
         row.pairs.append((ours, theirs or self._slice(talk, disks[THEIRS], row.depth, self._seconds)))
 
     def _slice(self, talk: Talk, disk: str, depth: int, seconds: float) -> Slice:
-        busy, own = busy_seconds(), own_seconds()
+        others = machine.Others()
         talk.say(f"/dev/{disk} numbers {depth} {round(seconds * 1000)}")
         reads, taken = parse_reads(talk.line(seconds + SLACK))
-        others = (busy_seconds() - busy - (own_seconds() - own)) / taken
-        return Slice(reads, taken, max(0.0, round(others, 3)))
+        return Slice(reads, taken, others.so_far())
 
 
 def hear_hello(line: Callable[[float], str], limit: float) -> tuple[str, dict[str, str]]:

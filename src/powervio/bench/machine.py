@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import platform
+import time
 from contextlib import suppress
 from pathlib import Path
 
@@ -56,3 +57,16 @@ def own_seconds() -> float:
                 if own in (int(entry.name), int(words[1])):
                     found += int(words[11]) + int(words[12])
     return found / _TICKS
+
+
+class Others:
+    """Who else uses the processors, from when this is made."""
+
+    def __init__(self) -> None:
+        self._begin = time.monotonic()
+        self._busy, self._own = busy_seconds(), own_seconds()
+
+    def so_far(self) -> float:
+        """Processors that were busy for anybody else, or stolen, on average; coarse."""
+        used = busy_seconds() - self._busy - (own_seconds() - self._own)
+        return max(0.0, round(used / (time.monotonic() - self._begin), 3))

@@ -14,7 +14,7 @@ from powervio.bench.files_guest import WORKS, Work
 from powervio.boot import cache, machine
 from powervio.cli import bench_options
 from powervio.cli.bench import size_of
-from powervio.cli.conditions import host
+from powervio.cli.conditions import host, others_note
 from powervio.cli.files_guest import show as show_guest
 from powervio.cli.measuring import measuring
 
@@ -134,3 +134,5 @@ def _show(result: Result) -> None:
         f" attributes: geometric mean. The large file has {result.file_bytes >> 20} MiB and is page-cached."
         f" diod's longest message has {result.their_msize} bytes."
     )
+    if note := others_note(result.others, result.conditions):
+        console.print(note)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from powervio.bench.files_guest import Result
-from powervio.cli.conditions import host
+from powervio.cli.conditions import host, others_note
 
 
 def show(result: Result) -> None:
@@ -27,3 +27,5 @@ def show(result: Result) -> None:
         )
     console.print(table)
     console.print(f"Medians of {conditions['rounds']} rounds; of the ratio, all rounds are in brackets.")
+    if note := others_note(result.others, conditions):
+        console.print(note)
