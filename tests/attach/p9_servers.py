@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import socket
 import subprocess
 import sys
 import time
@@ -35,10 +36,15 @@ class Server:
         with (self.folder / "server.log").open("ab") as log:
             self._process = subprocess.Popen(self.command(), stdin=subprocess.DEVNULL, stdout=log, stderr=log)
         limit = time.monotonic() + 20
-        while not self.socket.exists():
+        while not self._answers():
             assert time.monotonic() < limit, "the server does not listen"
             assert self._process.poll() is None, (self.folder / "server.log").read_text()
             time.sleep(0.01)
+
+    def _answers(self) -> bool:
+        """Whether it listens; its socket's path is there a little earlier."""
+        with socket.socket(socket.AF_UNIX) as made:
+            return made.connect_ex(str(self.socket)) == 0
 
     def kill(self) -> None:
         if self._process is not None:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import json
+import subprocess
 import threading
 import time
 from collections.abc import Callable
@@ -96,17 +98,43 @@ def until(condition: Callable[[], bool]) -> None:
         time.sleep(0.01)
 
 
+def forwards(port: str) -> bool:
+    """Whether the bridge forwards frames of a port: not at once, the kernel looks at its carrier when it has time."""
+    said = subprocess.run(
+        ["ip", "-details", "-json", "link", "show", port], check=True, timeout=10, stdout=subprocess.PIPE
+    )
+    (link,) = json.loads(said.stdout)
+    return bool(link["linkinfo"]["info_slave_data"]["state"] == "forwarding")
+
+
 def outside_and_uplinks() -> PacketPort:
     """A bridge that joins the uplinks of two servers and a host."""
     ip("link", "add", "bridge0", "type", "bridge")
     ip("link", "set", "bridge0", "up")
-    for name in ("up1", "up2", "host"):
+    names = ("up1", "up2", "host")
+    for name in names:
         ip("link", "add", name, "type", "veth", "peer", "name", f"{name}p")
         ip("link", "set", f"{name}p", "master", "bridge0", "up")
         ip("link", "set", name, "up")
+    until(lambda: all(forwards(f"{name}p") for name in names))
     port = PacketPort("host")
     port.take(Offload.CSUM | Offload.TSO4)
     return port
+
+
+def until_bridged(servers: list[Server], *expected: str) -> None:
+    """Until the adapters have these states and the primary one has acted on it: its trunk is the switch's."""
+
+    def settled() -> bool:
+        adapters = [server.sea for server in servers]
+        return tuple(sea.failover.state for sea in adapters) == expected and all(
+            trunk.bridges and trunk.control.is_active()
+            for sea in adapters
+            if sea.failover.state == "PRIMARY"
+            for trunk in sea.trunks
+        )
+
+    until(settled)
 
 
 @isolated
@@ -116,7 +144,7 @@ def test_frames_cross_real_ports_and_a_backup_takes_over_by_itself() -> None:
     client = switch.add(PortOptions(name="client", pvid=20, mac=CLIENTS[0]))
     servers = [Server(switch, number, f"up{number}") for number in (1, 2)]
     try:
-        until(lambda: [server.sea.failover.state for server in servers] == ["PRIMARY", "BACKUP"])
+        until_bridged(servers, "PRIMARY", "BACKUP")
         made = large(b"x" * 5000, 1400)
         data = OUTSIDE[0] + CLIENTS[0] + bytes(made.data[12:])
         client.send(Frame(data, made.partial, False, made.gso, made.gso_size, made.header_bytes))
@@ -130,16 +158,16 @@ def test_frames_cross_real_ports_and_a_backup_takes_over_by_itself() -> None:
         while host.receive() is not None:
             pass
         ip("link", "set", "up1", "down")
-        until(lambda: [server.sea.failover.state for server in servers] == ["LIMBO", "PRIMARY"])
+        until_bridged(servers, "LIMBO", "PRIMARY")
         rarp = received(host, b"\x81\x00", CLIENTS[0])
         assert rarp.data[:6] == EVERYBODY
         assert rarp.data[16:18] == b"\x80\x35"
         host.send(Frame(tag(bytes(back.data), 20)))
         until(lambda: client.waiting > 0)
         ip("link", "set", "up1", "up")
-        until(lambda: [server.sea.failover.state for server in servers] == ["PRIMARY", "BACKUP"])
+        until_bridged(servers, "PRIMARY", "BACKUP")
         servers[0].close()
-        until(lambda: servers[1].sea.failover.state == "PRIMARY")
+        until_bridged(servers[1:], "PRIMARY")
     finally:
         servers[1].close()
         switch.close()
