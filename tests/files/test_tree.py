@@ -7,6 +7,7 @@ import os
 import re
 import resource
 import subprocess
+import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -15,7 +16,7 @@ from pathlib import Path
 import pytest
 
 from powervio.errors import LocalError
-from powervio.files import calls
+from powervio.files import calls, handles
 from powervio.files.identity import Caller
 from powervio.files.locks import READ, UNLOCK, WRITE, LockOwner
 from powervio.files.tree import Node, Rename, Set, Tree, TreeOptions
@@ -192,6 +193,77 @@ def test_descriptors_are_bounded_and_files_are_found_again(tmp_path: Path) -> No
             assert data[:size] == b"%d" % number
         assert len(tree.cache) <= 9
         assert tree.cache.reopened >= 50
+
+
+def test_file_that_two_open_by_handle_at_a_time_is_held_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Interpreted, the other comes while the first is about to; compiled, `test_threads_that_open_by_handle` has it."""
+    for number in range(16):
+        (tmp_path / str(number)).touch()
+    with Tree(tmp_path, TreeOptions(max_held=4)) as tree:
+        root = tree.root()
+        nodes = [root.lookup(b"%d" % number, ME) for number in range(16)]
+        others: list[int] = []
+        before = len(os.listdir("/proc/self/fd"))
+
+        def open_handle(mount: int, handle: memoryview, flags: int) -> int:
+            fd = calls.open_handle(mount, handle, flags)
+            if not others:
+                others.append(fd)
+                assert nodes[0].stat().ino == nodes[0].ino
+            return fd
+
+        monkeypatch.setattr(handles, "open_handle", open_handle, raising=False)
+        assert nodes[0].stat().ino == nodes[0].ino
+        assert tree.cache.reopened == 1
+        assert len(os.listdir("/proc/self/fd")) == before
+        for node in nodes:
+            node.close()
+        assert len(tree.cache) == 1
+
+
+def test_threads_that_open_by_handle(tmp_path: Path) -> None:
+    for number in range(16):
+        (tmp_path / str(number)).write_text(str(number))
+    before = len(os.listdir("/proc/self/fd"))
+    with Tree(tmp_path, TreeOptions(max_held=2)) as tree:
+        root = tree.root()
+        nodes = [root.lookup(b"%d" % number, ME) for number in range(16)]
+        start = threading.Barrier(4)
+        wrong: list[object] = []
+
+        def work() -> None:
+            start.wait()
+            for step in range(400):
+                node = nodes[step % 16]
+                if node.stat().ino != node.ino:
+                    wrong.append(node)
+
+        threads = [threading.Thread(target=work) for _ in range(4)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+        assert wrong == []
+        assert tree.cache.reopened >= 16
+        for node in nodes:
+            node.close()
+        assert len(tree.cache) == 1
+    assert len(os.listdir("/proc/self/fd")) == before
+
+
+def test_nothing_is_opened_by_handle_after_the_end(tmp_path: Path) -> None:
+    """The number of the share's descriptor may be another's by then."""
+    for number in range(8):
+        (tmp_path / str(number)).touch()
+    with Tree(tmp_path, TreeOptions(max_held=2)) as tree:
+        root = tree.root()
+        nodes = [root.lookup(b"%d" % number, ME) for number in range(8)]
+    other = os.open(tmp_path, os.O_RDONLY)
+    for node in nodes:
+        with fails(errno.EBADF):
+            node.stat()
+    os.close(other)
+    assert tree.cache.reopened == 0
 
 
 def test_name_of_another_file_with_the_number_of_one_that_is_gone_is_not_taken_for_its(tmp_path: Path) -> None:

@@ -11,6 +11,10 @@ from __future__ import annotations
 
 import errno
 import os
+import threading
+from collections.abc import Callable
+from functools import wraps
+from typing import Any
 
 import cython
 from cython.cimports.powervio.files.calls import close_file, handle_of, open_handle, stat_of
@@ -125,14 +129,16 @@ class DescriptorCache:
     @cython.cfunc
     @cython.exceptval(check=False)
     def _close(self, held: Held) -> cython.void:
-        if held.fd < 0:
+        fd: cython.int = held.fd
+        if fd < 0:
             return
         if held.slot < 0:
             self.stuck -= 1
         else:
             self._unlink(held)
-        close_file(held.fd)
         held.fd = -1
+        with cython.nogil:  # what has lost its last name is freed by this, which takes as long as it is large
+            close_file(fd)
 
     @cython.cfunc
     @cython.exceptval(check=False)
@@ -146,11 +152,18 @@ class DescriptorCache:
     @cython.cfunc
     @cython.exceptval(check=False)
     def _reopen(self, held: Held) -> cython.int:
-        if held.handle is None:
+        if held.handle is None or self._mount < 0:
             return _EBADF
-        fd: cython.int = open_handle(self._mount, pointer(held.handle), _PATH_FLAGS)
+        mount: cython.int = self._mount
+        handle: cython.p_uchar = pointer(held.handle)
+        fd: cython.int
+        with cython.nogil:  # the file system may have to read it
+            fd = open_handle(mount, handle, _PATH_FLAGS)
         if fd < 0:
             return fd
+        if held.fd >= 0:  # another thread was faster
+            close_file(fd)
+            return 0
         self.reopened += 1
         held.pins += 1  # whoever makes room does not take this one
         self.adopt(held, fd)
@@ -198,8 +211,11 @@ class DescriptorCache:
     @cython.cfunc
     @cython.exceptval(check=False)
     def end(self) -> cython.void:
-        """Close what is held and not in use at this moment; what is, is closed by whoever has it."""
+        """Close what is held and not in use at this moment; what is, is closed by whoever has it. Nothing is opened by
+        handle any more: the mount's descriptor is about to be closed, and its number may be another's then."""
         held: Held
+        self._mount = -1
+        self.by_handle = False
         for held in list(self._ring):
             held.references = 0
             if held.pins == 0:
@@ -214,3 +230,18 @@ class DescriptorCache:
             for _ in range(count):
                 self._evict()
         return cython.cast(cython.int, self.evicted - before)
+
+
+if not cython.compiled:  # then the interpreter lock sees to it: nothing but what may take long gives it away
+    _LOCK = threading.RLock()
+
+    def _one_at_a_time(method: Callable[..., Any]) -> Callable[..., Any]:
+        @wraps(method)
+        def alone(*arguments: Any) -> Any:
+            with _LOCK:
+                return method(*arguments)
+
+        return alone
+
+    for _name in ("adopt", "take", "give", "drop", "end", "make_room"):
+        setattr(DescriptorCache, _name, _one_at_a_time(getattr(DescriptorCache, _name)))
