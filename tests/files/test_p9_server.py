@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import fcntl
 import os
 import socket
 import stat
 import subprocess
+import sys
+import termios
+import threading
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -33,6 +37,14 @@ class Line:
             host, _, port = rest.rpartition(":")
             self.socket = socket.create_connection((host.strip("[]"), int(port)))
         self.socket.settimeout(20)
+
+    @classmethod
+    def of(cls, end: socket.socket) -> Line:
+        """One that is connected already."""
+        made = cls.__new__(cls)
+        made.socket = end
+        end.settimeout(20)
+        return made
 
     def __enter__(self) -> Line:
         return self
@@ -66,11 +78,20 @@ class Line:
         self.ask(p9.TATTACH, 0, p9.NO_FID, b"", b"", os.geteuid())
         return self
 
+    def rest(self) -> bytes:
+        """What comes until the server ends it."""
+        return b"".join(iter(lambda: self.socket.recv(1 << 20), b""))
+
     def ended(self) -> bool:
         try:
             return self.socket.recv(1) == b""
         except ConnectionResetError:
             return True
+
+
+def unread(end: socket.socket) -> int:
+    """Bytes that came and were not read yet."""
+    return int.from_bytes(fcntl.ioctl(end, termios.FIONREAD, bytes(4)), sys.byteorder)
 
 
 def wait_for(true: Callable[[], bool]) -> None:
@@ -103,6 +124,19 @@ def test_serves_at_every_place(server: P9Server, tmp_path: Path) -> None:
             assert line.ask(p9.TREAD, 1, 0, 100) == (b"contents",)
     wait_for(lambda: server.connected == 0)
     assert (server.counters.connections, server.counters.messages) == (3, 15)
+
+
+def test_connection_for_which_there_is_no_thread_is_refused(server: P9Server, monkeypatch: pytest.MonkeyPatch) -> None:
+    def start(thread: threading.Thread) -> None:
+        raise RuntimeError("can't start new thread")
+
+    with monkeypatch.context() as patched:
+        patched.setattr(threading.Thread, "start", start)
+        with Line(server.places[0]) as line:
+            assert line.ended()
+    assert (server.counters.refused, server.counters.connections) == (1, 0)
+    with Line(server.places[0]).begin() as line:
+        line.ask(p9.TGETATTR, 0, 0x7FF)
 
 
 def test_messages_that_come_together_and_in_pieces(server: P9Server, tmp_path: Path) -> None:

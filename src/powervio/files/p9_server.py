@@ -1,4 +1,4 @@
-"""A share served by 9P2000.L on Unix and TCP sockets, with a thread for each connection.
+"""A share served by 9P2000.L on Unix and TCP sockets, with a thread for each connection, and one more for its Tfsync.
 
 Whoever reaches a socket says which user he is and is believed, as with all servers of this protocol without
 authentication: a Unix socket has the mode that it is given, and TCP is for networks that can be trusted.
@@ -13,6 +13,7 @@ import socket
 import stat
 import sys
 import threading
+import time
 from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass
@@ -41,7 +42,7 @@ class ServerCounters:
 
     connections: int = 0
     refused: int = 0
-    """Connections beyond the limit."""
+    """Connections beyond the limit, or beyond the threads that there may be."""
     messages: int = 0
     received: int = 0
     sent: int = 0
@@ -145,9 +146,15 @@ class P9Server:
                     self.counters.refused += 1
                     made.close()
                     continue
+                try:
+                    thread.start()
+                except RuntimeError as error:
+                    log.warning("9P server at %s: %s", _place_of(listening), error)
+                    self.counters.refused += 1
+                    made.close()
+                    continue
                 self._connections[made] = thread
                 self.counters.connections += 1
-            thread.start()
 
     def _serve(self, made: socket.socket) -> None:
         session = Session(self._tree, msize=self._msize, budget=self._budget)
@@ -161,10 +168,10 @@ class P9Server:
         finally:
             session.close()
             with self._lock:
-                self._connections.pop(made, None)
                 self.counters.messages += stream.messages
                 self.counters.received += stream.received
                 self.counters.sent += stream.sent
+                self._connections.pop(made, None)
             made.close()
 
     def close(self) -> None:
@@ -184,8 +191,9 @@ class P9Server:
         for made, _ in threads:
             with suppress(OSError):
                 made.shutdown(socket.SHUT_RDWR)
+        limit = time.monotonic() + ENDING
         for _, thread in threads:
-            thread.join(ENDING)
+            thread.join(max(0.0, limit - time.monotonic()))
 
     def __enter__(self) -> P9Server:
         return self
