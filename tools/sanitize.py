@@ -43,6 +43,7 @@ TESTS = (
     "tests/devices/test_p9.py",
     "tests/devices/test_p9_share.py",
     "tests/files/test_p9_session.py",
+    "tests/files/test_p9_syncs.py",
     "tests/files/test_fuse_codec.py",
     "tests/files/test_tree.py",
     "tests/native/test_lan_hcalls.py",

@@ -184,7 +184,7 @@ class Identity:
     @cython.exceptval(check=False)
     def keep(self) -> cython.void:
         """Until `rest`, file operations of this thread leave its identity as it is, for the next may be by the same
-        caller. The thread does nothing else meanwhile, and starts no other thread.
+        caller. The thread does nothing else meanwhile; one that it starts is born with the identity that it has.
         """
         hold_identity(1)
 

@@ -3,7 +3,8 @@
 
 A session knows nothing of what carries its messages: a socket's buffers, or a device whose payloads are in a driver's
 memory. Messages are carried out one after the other, so that an answer to Tflush is never early and a tag that is used
-twice does no harm; nothing waits for a lock (Rlock says BLOCKED). What is seldom asked for is in `p9_operations`.
+twice does no harm; nothing waits for a lock (Rlock says BLOCKED). Whoever has a Tfsync done beside them (`p9_syncs`)
+sees to that himself. What is seldom asked for is in `p9_operations`.
 
 Any bytes have an answer: what is no message gets Rlerror(EPROTO), a type that 9P2000.L has not EOPNOTSUPP, anything
 before Tversion EPROTO. Other errors are those of the share. A fid is bounded by what a `Node` costs, and there are

@@ -8,6 +8,7 @@ cdef class P9Stream:
     cdef readonly unsigned long long messages
     cdef readonly unsigned long long received
     cdef readonly unsigned long long sent
+    cdef object _syncs
     cdef int _fd
     cdef long long _limit
     cdef bytearray _in
@@ -21,3 +22,5 @@ cdef class P9Stream:
     cdef long long _flush(self) noexcept
     cdef long long _needs(self, unsigned char *message, long long size) noexcept
     cdef int _carry_out(self) except? -1
+    cdef int _is_aside(self, unsigned char *message, long long size) except? -1
+    cdef str _serve(self)

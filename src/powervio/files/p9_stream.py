@@ -3,7 +3,8 @@
 
 All messages that have come are carried out before the answers go, in one call of the kernel if there is room for them,
 and then what comes next is waited for; the interpreter lock is not held while anything waits. A message is carried out
-where it was received, and an answer, with the data of a read, is put where it is sent from.
+where it was received, and an answer, with the data of a read, is put where it is sent from. Tfsync alone is carried out
+beside the others (`p9_syncs`).
 This file is compiled (Cython pure mode) and also runs interpreted.
 """
 
@@ -11,14 +12,19 @@ from __future__ import annotations
 
 import errno
 import os
+from typing import Any
 
 import cython
-from cython.cimports.powervio.files.p9_session import Session
-from cython.cimports.powervio.files.wire import receive, send, take8, take32
+from cython.cimports.powervio.files.p9_session import Fid, Session
+from cython.cimports.powervio.files.wire import receive, send, take8, take16, take32
 from cython.cimports.powervio.memory.hw import at, copy, pointer
+
+from powervio.files.p9_syncs import Syncs
 
 _TREAD = cython.declare(cython.int, 116)
 _TREADDIR = cython.declare(cython.int, 40)
+_TFSYNC = cython.declare(cython.int, 50)
+_TFLUSH = cython.declare(cython.int, 108)
 _TVERSION = cython.declare(cython.int, 100)
 _FIRST = cython.declare(cython.longlong, 65536)
 """Bytes of the longest message before there is a version."""
@@ -37,6 +43,7 @@ class P9Stream:
     messages: cython.ulonglong
     received: cython.ulonglong
     sent: cython.ulonglong
+    _syncs: Any
     _fd: cython.int
     _limit: cython.longlong
     _in: bytearray
@@ -53,6 +60,7 @@ class P9Stream:
         self.messages = self.received = self.sent = 0
         self._fd = fd
         self._start = self._end = self._filled = 0
+        self._syncs = None
         self._in = bytearray()
         self._resize(_FIRST)
 
@@ -79,8 +87,14 @@ class P9Stream:
         done: cython.longlong
         fd: cython.int = self._fd
         to: cython.p_uchar = self._to
+        if self._syncs is not None:
+            self._syncs.lock.acquire()
         with cython.nogil:
             done = send(fd, to, 0, size)
+        if self._syncs is not None:
+            if done < 0:  # before the other thread goes on in the middle of an answer
+                self._syncs.broken = -done
+            self._syncs.lock.release()
         self._filled = 0
         if done > 0:
             self.sent += cython.cast(cython.ulonglong, done)
@@ -121,6 +135,9 @@ class P9Stream:
                 if done < 0:
                     return cython.cast(cython.int, done)
             self.messages += 1
+            if self._is_aside(message, size):
+                self._start += size
+                continue
             done = self.session.serve(message, size, at(self._to, self._filled), len(self._out) - self._filled)
             self._filled += done
             self._start += size
@@ -131,8 +148,46 @@ class P9Stream:
                 self._resize(self.session.msize)
         return 0
 
+    @cython.cfunc
+    @cython.exceptval(-1)
+    def _is_aside(self, message: cython.p_uchar, size: cython.longlong) -> cython.int:
+        """Whether a message is answered beside the others; 0: it is carried out in its place."""
+        kind: cython.int = take8(message, 4)
+        fid: Fid
+        if kind == _TFSYNC:
+            found = self.session.fids.get(take32(message, 7)) if size == 15 and self.session.versioned else None
+            if found is None:
+                return 0
+            fid = found
+            if fid.opened is None:
+                return 0
+            if self._syncs is None:
+                try:
+                    self._syncs = Syncs(self._fd, self.session.tree.identity)
+                except (RuntimeError, OSError):
+                    return 0
+            return 1 if self._syncs.take(take16(message, 5), fid.opened, take32(message, 11) != 0) else 0
+        if self._syncs is not None:
+            if kind == _TFLUSH and size == 9:
+                return 1 if self._syncs.flush(take16(message, 5), take16(message, 7)) else 0
+            if kind == _TVERSION:
+                self._syncs.wait()
+        return 0
+
     def serve(self) -> str:
         """Serve until the client goes, or breaks the protocol so that what follows cannot be understood; why."""
+        try:
+            why = self._serve()
+        finally:
+            if self._syncs is not None:
+                self._syncs.close()
+                self.sent += self._syncs.sent
+        if self._syncs is not None and self._syncs.broken:
+            return os.strerror(self._syncs.broken)
+        return why
+
+    @cython.cfunc
+    def _serve(self) -> str:
         code: cython.longlong
         fd: cython.int = self._fd
         base: cython.p_uchar

@@ -2,7 +2,8 @@
 """A file or directory that is open for reading or writing.
 
 It is one open file of the kernel's, and so goes on after the file was renamed or has lost its last name. Errors are
-`OSError` with the errno of the call. One thread at a time uses one of these.
+`OSError` with the errno of the call. One thread at a time uses one of these, and another may meanwhile sync what it
+holds (`OpenFile.hold`).
 This file is compiled (Cython pure mode) and also runs interpreted.
 """
 
@@ -355,6 +356,27 @@ class OpenFile:
                 code = sync_file(fd, datasync)
             self.end()
         good(code)
+
+    def hold(self) -> bool:
+        """It stays open until `let_go`, although it may be closed meanwhile; False: it is closed."""
+        if self.fd < 0 or self._closing:
+            return False
+        self._pins += 1
+        return True
+
+    def sync_held(self, datasync: cython.bint) -> int:
+        """As `fsync`, of one that is held, in any thread and as whoever that is; 0 or the negative errno."""
+        code: cython.int
+        fd: cython.int = self.fd
+        with cython.nogil:
+            code = sync_file(fd, datasync)
+        return code
+
+    def let_go(self) -> None:
+        """It is held no more."""
+        self._pins -= 1
+        if self._closing and self._pins == 0:
+            self._end()
 
     def truncate(self, size: cython.longlong) -> None:
         """Make the file `size` bytes long; it has to be open for writing."""
