@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 from click.testing import CliRunner
 
+import powervio
 from powervio.bench import files
 from powervio.bench.load_9p import Load9P
 from powervio.cli.files import files as command
@@ -104,6 +105,22 @@ def test_run_beside_diod(tmp_path: Path) -> None:
     assert all(len(row["slices"][who]) == 2 for row in rows.values() for who in ("ours", "theirs"))
     assert all(rate > 0 for row in rows.values() for rate in (row["ours"], row["theirs"]))
     assert list(tmp_path.iterdir()) == []
+
+
+def test_what_a_peer_that_crashes_leaves_goes_with_the_rest(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    tools, caller = tmp_path / "tools", tmp_path / "caller"
+    for folder in (tools, caller, caller / "scratch"):
+        folder.mkdir()
+    peer = tools / "diod"
+    peer.write_text('#!/bin/sh\n: >core\nls "$PWD" >&2\nexit 1\n')
+    peer.chmod(0o755)
+    monkeypatch.setenv("PATH", f"{tools}:{os.environ['PATH']}")
+    monkeypatch.setenv("PYTHONPATH", str(Path(powervio.__file__).parents[1]))
+    monkeypatch.chdir(caller)
+    with pytest.raises(LocalError, match="diod does not listen: core"):
+        files.measure(0.01, Path("scratch"), file_bytes=1 << 20)
+    assert list(caller.iterdir()) == [caller / "scratch"]
+    assert list((caller / "scratch").iterdir()) == []
 
 
 def test_table(tmp_path: Path) -> None:

@@ -407,19 +407,22 @@ def _ours(share: Path, path: Path) -> Iterator[Path]:
 
 @contextmanager
 def _theirs(share: Path, path: Path) -> Iterator[Path]:
+    share, path = share.absolute(), path.absolute()
     command = [PEER, "-f", "-n", "-N", "-c", os.devnull, "-e", str(share), "-l", str(path), "-L", "stderr"]
-    with _running(command, path):
+    place = path.with_suffix(".cwd")  # where it leaves a core if it crashes
+    place.mkdir()
+    with _running(command, path, place):
         yield path
 
 
 @contextmanager
-def _running(command: list[str], path: Path) -> Iterator[None]:
+def _running(command: list[str], path: Path, place: Path | None = None) -> Iterator[None]:
     environment = os.environ | {"PATH": f"{os.environ.get('PATH', os.defpath)}:/usr/sbin:/sbin"}
     said = path.with_suffix(".log")
     with (
         said.open("wb") as log,  # no pipe: diod has a lot to say of fids that were left
         subprocess.Popen(
-            command, env=environment, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=log
+            command, cwd=place, env=environment, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=log
         ) as process,
     ):
         try:
