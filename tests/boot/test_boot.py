@@ -181,7 +181,7 @@ def test_a_hypervisor_that_ends_the_session_ends_the_guest(boot_cache: Path, tmp
             systems[0].door(GUEST).close()
 
     plan = run_boot.Plan(
-        find("x86_64"), 256 * MIB, boot_cache, replace(CRQ, serve=serve), disks, "sleep 600", timeout=60
+        find("x86_64"), 256 * MIB, boot_cache, replace(CRQ, serve=serve), disks, "sleep 600"
     )
     with pytest.raises(GuestFailed, match=r"^the hypervisor has ended the guest's session"):
         run_boot.run(plan, say, Terminal(0, 1))
@@ -264,11 +264,11 @@ def test_a_console_at_a_terminal(boot_cache: Path, tmp_path: Path, arch: str, en
 def test_a_console_of_pipes_takes_all_of_its_input_and_ends_with_it(boot_cache: Path) -> None:
     lines = b"".join(b"echo line %d\n" % number for number in range(2000))
     done = subprocess.run(
-        [*COMMAND, "--cache", str(boot_cache), "--arch", "x86_64", "--timeout", "60"],
+        [*COMMAND, "--cache", str(boot_cache), "--arch", "x86_64", "--timeout", "200"],
         input=b"stty -echo; exec sh -c 'cat >/tmp/lines; wc -c </tmp/lines; md5sum </tmp/lines'\n" + lines,
         capture_output=True,
         check=False,
-        timeout=100,
+        timeout=250,
     )
     assert done.returncode == 0, done.stderr.decode()
     assert f"{len(lines)}\r\n{hashlib.md5(lines).hexdigest()}  -".encode() in done.stdout, done.stdout

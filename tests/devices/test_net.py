@@ -614,7 +614,7 @@ def test_over_crq_a_descriptor_is_read_in_the_partitions_thread() -> None:
     exchange = driver.send([], [1600], net.RECEIVE)
     pair.settle()
     port.other.send(ethernet(46))
-    pair.server_kernel.wait(5)
+    pair.server_kernel.wait(20)
     pair.settle()
     assert exchange.used == 72
     device.close()

@@ -125,7 +125,7 @@ def served(folder: Path, knows_users: bool) -> Iterator[None]:
 
 def _answers() -> bool:
     try:
-        socket.create_connection((HERE, PORT), timeout=5).close()
+        socket.create_connection((HERE, PORT), timeout=20).close()
     except ConnectionRefusedError:
         return False
     return True

@@ -57,7 +57,7 @@ def test_suspend_waits_for_ready_from_another_thread(linked: Rig) -> None:
     assert done.is_alive()
     assert linked.client_end.enabled
     linked.s.vioctl(linked.s_ua, Vioctl.READY_FOR_SUSPEND)
-    done.join(5)
+    done.join(20)
     assert not linked.client_end.enabled
 
 

@@ -136,7 +136,7 @@ def test_parent_that_goes_leaves_no_half_started_system(house: House, how: signa
     wait_for((house.run_folder / "one.sock").exists)
     parent.send_signal(how)
     parent.wait(20)
-    wait_for(lambda: house.leftovers() == [], 10)
+    wait_for(lambda: house.leftovers() == [])
 
 
 @pytest.mark.parametrize("word", ["demo", "bench"])
