@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import ctypes
+import json
 import os
 import subprocess
 import threading
+import time
 from collections.abc import Callable
 from functools import wraps
 from typing import ParamSpec
@@ -46,4 +48,22 @@ def isolated(test: Callable[P, None]) -> Callable[P, None]:
 
 def ip(*words: str) -> None:
     """Run `ip` in the calling thread's namespace."""
-    subprocess.run(["ip", *words], check=True, timeout=10)
+    subprocess.run(["ip", *words], check=True, timeout=20)
+
+
+def until_passing(*names: str) -> None:
+    """Until interfaces pass frames, in the calling thread's namespace, and the bridges that have them forward these.
+
+    The kernel looks at a new carrier when it has time; until then what is sent is dropped without a word.
+    """
+    end = time.monotonic() + 20
+    while not all(map(_passes, names)):
+        assert time.monotonic() < end, names
+        time.sleep(0.01)
+
+
+def _passes(name: str) -> bool:
+    words = ["ip", "-details", "-json", "link", "show", name]
+    (link,) = json.loads(subprocess.run(words, check=True, timeout=20, stdout=subprocess.PIPE).stdout)
+    bridged = link.get("linkinfo", {}).get("info_slave_data", {}).get("state", "forwarding")
+    return bool("LOWER_UP" in link["flags"] and link["qdisc"] != "noop" and bridged == "forwarding")

@@ -7,7 +7,7 @@ import select
 import socket
 
 import pytest
-from tests.network.namespace import ip, isolated
+from tests.network.namespace import ip, isolated, until_passing
 from tests.network.switching import MAC, ethernet, tag
 from tests.network.test_segment import ALL, large
 from tests.network.test_tap import frames_of, received
@@ -25,6 +25,7 @@ def pair(*mtu: str) -> tuple[PacketPort, PacketPort]:
     ip("link", "add", "a0", "type", "veth", "peer", "name", "b0")
     for name in ("a0", "b0"):
         ip("link", "set", name, *mtu, "up")
+    until_passing("a0", "b0")
     return PacketPort("a0"), PacketPort("b0")
 
 
@@ -74,6 +75,7 @@ def test_interface_of_another_namespace_is_in_reach() -> None:
         ip("link", "add", "a0", "type", "veth", "peer", "name", "b0", "netns", name)
         ip("link", "set", "a0", "up")
         ip("-n", name, "link", "set", "b0", "up")
+        until_passing("a0")
         a, b = PacketPort("a0"), PacketPort("b0", name)
         tap, path = TapPort("tap0", name), TapPort("tap1", f"/run/netns/{name}")
         data = ethernet(EVERYBODY, MAC[1])
@@ -112,6 +114,7 @@ def test_interface_that_goes_down_or_away() -> None:
         pass
     ip("link", "set", "a0", "up")
     ip("link", "set", "b0", "up")
+    until_passing("a0", "b0")
     assert b.send(Frame(ethernet(EVERYBODY, MAC[1])))
     assert received(a, b"\x88\xb5").data == ethernet(EVERYBODY, MAC[1])
     ip("link", "del", "a0")

@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 import asyncio
-import json
-import subprocess
 import threading
 import time
 from collections.abc import Callable
 
-from tests.network.namespace import ip, isolated
+from tests.network.namespace import ip, isolated, until_passing
 from tests.network.sea_world import CLIENTS, EVERYBODY, OUTSIDE
 from tests.network.switching import tag
 from tests.network.test_segment import large
@@ -98,15 +96,6 @@ def until(condition: Callable[[], bool]) -> None:
         time.sleep(0.01)
 
 
-def forwards(port: str) -> bool:
-    """Whether the bridge forwards frames of a port: not at once, the kernel looks at its carrier when it has time."""
-    said = subprocess.run(
-        ["ip", "-details", "-json", "link", "show", port], check=True, timeout=10, stdout=subprocess.PIPE
-    )
-    (link,) = json.loads(said.stdout)
-    return bool(link["linkinfo"]["info_slave_data"]["state"] == "forwarding")
-
-
 def outside_and_uplinks() -> PacketPort:
     """A bridge that joins the uplinks of two servers and a host."""
     ip("link", "add", "bridge0", "type", "bridge")
@@ -116,7 +105,7 @@ def outside_and_uplinks() -> PacketPort:
         ip("link", "add", name, "type", "veth", "peer", "name", f"{name}p")
         ip("link", "set", f"{name}p", "master", "bridge0", "up")
         ip("link", "set", name, "up")
-    until(lambda: all(forwards(f"{name}p") for name in names))
+    until_passing(*names, *(f"{name}p" for name in names))
     port = PacketPort("host")
     port.take(Offload.CSUM | Offload.TSO4)
     return port

@@ -8,7 +8,7 @@ import select
 import socket
 
 import pytest
-from tests.network.namespace import ip, isolated
+from tests.network.namespace import ip, isolated, until_passing
 from tests.network.test_segment import ALL, large
 
 from powervio.errors import LocalError
@@ -154,6 +154,7 @@ def test_segments_are_those_that_the_kernel_makes(ipv6: bool, udp: bool) -> None
     for port in ports:
         ip("link", "set", port.name, "master", "bridge0", "up")
     ip("link", "set", "bridge0", "up")
+    until_passing(*(port.name for port in ports))
     payload = bytes(n % 251 for n in range(5000))
     for size, flags, ecn in ((1400, 0x10, False), (1000, 0x99, True), (1250, 0x18, False)):
         frame = large(payload, size, ipv6=ipv6, udp=udp, flags=flags, ecn=ecn and not udp, identifier=0xFFFE)
