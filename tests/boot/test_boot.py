@@ -180,9 +180,7 @@ def test_a_hypervisor_that_ends_the_session_ends_the_guest(boot_cache: Path, tmp
         if "running the command" in text:
             systems[0].door(GUEST).close()
 
-    plan = run_boot.Plan(
-        find("x86_64"), 256 * MIB, boot_cache, replace(CRQ, serve=serve), disks, "sleep 600"
-    )
+    plan = run_boot.Plan(find("x86_64"), 256 * MIB, boot_cache, replace(CRQ, serve=serve), disks, "sleep 600")
     with pytest.raises(GuestFailed, match=r"^the hypervisor has ended the guest's session"):
         run_boot.run(plan, say, Terminal(0, 1))
 

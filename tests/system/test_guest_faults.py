@@ -263,9 +263,7 @@ def test_a_hypervisor_that_never_comes_back_fails_the_guest_s_requests(
         sync
     """
     try:
-        status, said = boot(
-            house, boot_cache, command, happenings, options=["stall_limit=3", f"shared_tce={shared}"]
-        )
+        status, said = boot(house, boot_cache, command, happenings, options=["stall_limit=3", f"shared_tce={shared}"])
     finally:
         process.send_signal(signal.SIGCONT)
     assert (status, said) == (0, "HOST stop\na block failed: 5\nlost\n")
