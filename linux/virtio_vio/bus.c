@@ -2,7 +2,6 @@
 /*
  * The bus of virtual adapters: one device for each adapter that a partition's device tree names.
  */
-#include <linux/dma-mapping.h>
 #include <linux/module.h>
 #include <linux/slab.h>
 #include <linux/version.h>
@@ -76,10 +75,6 @@ static int add(struct vvio_hv *hv, const struct vvio_node *node)
 	vdev->dev.parent = hv->dev;
 	vdev->dev.release = release;
 	INIT_WORK(&vdev->release, let_go);
-	vdev->dma_mask = DMA_BIT_MASK(64);
-	vdev->dev.dma_mask = &vdev->dma_mask;
-	vdev->dev.dma_parms = &vdev->dma_parameters;
-	vdev->dev.coherent_dma_mask = DMA_BIT_MASK(64);
 	dev_set_name(&vdev->dev, "%x.%x", node->unit_address, node->liobn);
 	mutex_init(&vdev->lock);
 	device_initialize(&vdev->dev);

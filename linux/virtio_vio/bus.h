@@ -34,8 +34,6 @@ struct vvio_device {
 	bool unplugged;
 	struct work_struct release;
 	bool is_leaving;
-	u64 dma_mask;
-	struct device_dma_parameters dma_parameters;
 };
 
 #define to_vvio_device(dev_) container_of(dev_, struct vvio_device, dev)
