@@ -283,9 +283,14 @@ static void register_crq(struct vvio_adapter *adapter, bool is_to_offer)
  */
 void vvio_connection_close(struct vvio_adapter *adapter)
 {
+	unsigned long flags;
+
 	cancel_delayed_work(&adapter->retry);
 	if (adapter->state == VVIO_CLOSED)
 		return;
+	spin_lock_irqsave(&adapter->crq_lock, flags);
+	shut(adapter);		/* nothing new is put where it may still be looked at */
+	spin_unlock_irqrestore(&adapter->crq_lock, flags);
 	free_crq(adapter);
 	adapter->state = VVIO_CLOSED;
 	end_session(adapter);
