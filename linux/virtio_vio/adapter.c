@@ -106,7 +106,7 @@ static void attach(struct work_struct *work)
 
 static void fail_work(struct work_struct *work)
 {
-	struct vvio_adapter *adapter = container_of(work, struct vvio_adapter, fail_work);
+	struct vvio_adapter *adapter = container_of(work, struct vvio_adapter, fail_work.work);
 	unsigned int i;
 
 	mutex_lock(&adapter->session);
@@ -143,7 +143,7 @@ void vvio_adapter_lost(struct vvio_device *device, const char *why)
 		complete_all(&adapter->answered);
 		spin_unlock_irqrestore(&adapter->crq_lock, flags);
 		wake_up_all(&adapter->changed);
-		schedule_work(&adapter->fail_work);
+		mod_delayed_work(system_wq, &adapter->fail_work, 0);
 	}
 	mutex_unlock(&device->lock);
 }
@@ -186,7 +186,7 @@ static int probe(struct device *dev)
 	spin_lock_init(&adapter->config_lock);
 	init_waitqueue_head(&adapter->changed);
 	INIT_WORK(&adapter->attach, attach);
-	INIT_WORK(&adapter->fail_work, fail_work);
+	INIT_DELAYED_WORK(&adapter->fail_work, fail_work);
 	vvio_call(adapter->hv, PAPR_FREE_CRQ, adapter->unit_address);	/* of an earlier life: it is harmless else */
 	err = vvio_dma_init(&adapter->dma, dev, adapter->hv, device->node.liobn, device->node.window);
 	if (err)
@@ -234,7 +234,7 @@ static int remove(struct device *dev)
 	adapter->device->adapter = NULL;
 	mutex_unlock(&adapter->device->lock);
 	vvio_connection_exit(adapter);
-	cancel_work_sync(&adapter->fail_work);
+	cancel_delayed_work_sync(&adapter->fail_work);
 	put_memory(adapter);
 	vvio_dma_exit(&adapter->dma);
 	dev_set_drvdata(dev, NULL);

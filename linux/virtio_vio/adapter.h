@@ -67,6 +67,8 @@ struct vvio_chain {
  * @pieces: of these
  * @has_hidden: something is in the wire ring that the server was not shown yet
  * @has_unserved: something was given back that the driver was not told of yet
+ * @waits: something found no room
+ * @pause: jiffies until it is looked for again
  * @is_live: whether the server looks at the wire ring
  */
 struct vvio_queue {
@@ -86,6 +88,9 @@ struct vvio_queue {
 	bool is_live;
 	bool has_hidden, has_unserved;
 	bool kick_again;
+	bool waits;
+	unsigned long pause;
+	struct dma_received received;
 	struct timer_list again;
 
 	/* the Sub-CRQ that carries its notifications, if one does */
@@ -166,7 +171,7 @@ struct vvio_adapter {
 
 	/* the device */
 	struct work_struct attach;
-	struct work_struct fail_work;
+	struct delayed_work fail_work;
 	bool is_attached, is_registered;
 	bool is_leaving;
 	bool is_lost;
@@ -217,6 +222,10 @@ void vvio_queue_forget(struct vvio_queue *queue);
 void vvio_queue_complete(struct vvio_queue *queue);
 void vvio_queue_fail(struct vvio_queue *queue);
 int vvio_queue_remake(struct vvio_queue *queue);
+
+/* unserved.c */
+u32 vvio_queue_excuse(const struct vvio_queue *queue, u16 head);
+bool vvio_queue_needs_answer(const struct vvio_queue *queue);
 
 /* channels.c */
 int vvio_channels_open(struct vvio_adapter *adapter);

@@ -21,7 +21,7 @@ struct walk {
 	u64 address;
 	u32 length;
 	u16 flags;
-	bool only_received;	/* all of the chain is the server's to write */
+	struct dma_received *received;	/* of the queue, if all of the chain is the server's to write */
 };
 
 static int read_descriptor(struct walk *walk)
@@ -86,7 +86,7 @@ static bool is_followed(const struct vvio_dma *dma, const struct walk *walk, u64
 
 	return walk->flags & VRING_DESC_F_NEXT && !IN_PAGE(walk->address + walk->length) &&
 	       !next_descriptor(&next) && !goes_to_pool(dma, next.length) && !IN_PAGE(next.address) &&
-	       !((next.flags ^ walk->flags) & VRING_DESC_F_WRITE) && total + next.length <= U32_MAX;
+	       !((next.flags ^ walk->flags) & VRING_DESC_F_WRITE) && total + next.length <= dma->longest;
 }
 
 static int map_pages(struct vvio_dma *dma, struct walk *walk, struct vvio_piece *piece)
@@ -105,7 +105,7 @@ static int map_pages(struct vvio_dma *dma, struct walk *walk, struct vvio_piece 
 	count = (offset + total + TCE_PAGE - 1) >> TCE_SHIFT;
 	if (count > dma->window.pages / 2)
 		return -E2BIG;
-	err = tce_map_pages(&dma->window, count, access, next_page, &pages, &piece->ioba);
+	err = tce_map_pages(&dma->window, count, access, next_page, &pages, walk->received, &piece->ioba);
 	piece->ioba += offset;
 	piece->length = total;
 	return err;
@@ -116,8 +116,8 @@ static int map_piece(struct vvio_dma *dma, struct walk *walk, struct vvio_piece 
 	int err = -ENOSPC;
 
 	if (goes_to_pool(dma, walk->length)) {
-		err = pool_map(&dma->pool, phys_to_virt(walk->address), walk->length, walk->only_received,
-			       &piece->ioba);
+		err = pool_map(&dma->pool, phys_to_virt(walk->address), walk->length, walk->received,
+			       walk->length >= TCE_PAGE, &piece->ioba);
 		piece->length = walk->length;
 	}
 	if (err && walk->length >= TCE_PAGE)
@@ -133,6 +133,7 @@ static int map_piece(struct vvio_dma *dma, struct walk *walk, struct vvio_piece 
  * @vring: the driver's ring
  * @head: the chain's first descriptor
  * @pieces: as many as the ring has descriptors; those of the chain are filled in
+ * @received: what the queue has for chains that only bring data here
  *
  * It can be reached when tce_settle() has succeeded. For any context.
  *
@@ -140,13 +141,13 @@ static int map_piece(struct vvio_dma *dma, struct walk *walk, struct vvio_piece 
  * then later; another error when there is no such chain, or none that can be mapped.
  */
 int vvio_chain_map(struct vvio_dma *dma, struct virtio_device *vdev, const struct vring *vring, u16 head,
-		   struct vvio_piece *pieces)
+		   struct vvio_piece *pieces, struct dma_received *received)
 {
 	struct walk walk = { .vdev = vdev, .vring = vring, .at = head, .left = vring->num };
 	struct vvio_piece *piece = NULL;
 	int err = read_descriptor(&walk);
 
-	walk.only_received = walk.flags & VRING_DESC_F_WRITE;	/* what is to be read comes first */
+	walk.received = walk.flags & VRING_DESC_F_WRITE ? received : NULL;	/* what is to be read comes first */
 	while (!err) {
 		if (piece)
 			piece->next = walk.at;
@@ -163,7 +164,7 @@ int vvio_chain_map(struct vvio_dma *dma, struct virtio_device *vdev, const struc
 			piece->flags &= ~VRING_DESC_F_NEXT;
 	}
 	if (piece)
-		vvio_chain_unmap(dma, pieces, head, false);
+		vvio_chain_unmap(dma, pieces, head, received, false);
 	return err;
 }
 
@@ -172,19 +173,24 @@ int vvio_chain_map(struct vvio_dma *dma, struct virtio_device *vdev, const struc
  * @dma: the adapter's window
  * @pieces: the pieces
  * @head: the chain's first descriptor
+ * @received: as vvio_chain_map() was given it
  * @copy: whether what the server wrote is to be seen
  *
  * The server may be at it until tce_flush() was called.
  */
-void vvio_chain_unmap(struct vvio_dma *dma, const struct vvio_piece *pieces, u16 head, bool copy)
+void vvio_chain_unmap(struct vvio_dma *dma, const struct vvio_piece *pieces, u16 head,
+		      struct dma_received *received, bool copy)
 {
 	const struct vvio_piece *piece = &pieces[head];
 
+	if (!(piece->flags & VRING_DESC_F_WRITE))
+		received = NULL;
 	while (piece->length) {
 		if (pool_has(&dma->pool, piece->ioba))
-			pool_unmap(&dma->pool, piece->ioba, piece->length, copy && piece->flags & VRING_DESC_F_WRITE);
+			pool_unmap(&dma->pool, piece->ioba, piece->length, received,
+				   copy && piece->flags & VRING_DESC_F_WRITE);
 		else
-			tce_unmap(&dma->window, piece->ioba, piece->length);
+			tce_unmap(&dma->window, piece->ioba, piece->length, received);
 		if (!(piece->flags & VRING_DESC_F_NEXT))
 			return;
 		piece = &pieces[piece->next];

@@ -5,7 +5,9 @@
 #include <linux/slab.h>
 #include <linux/version.h>
 #include <linux/virtio_config.h>
+#include <uapi/linux/virtio_blk.h>
 #include <uapi/linux/virtio_config.h>
+#include <uapi/linux/virtio_ids.h>
 
 #include "adapter.h"
 
@@ -95,6 +97,8 @@ static void reset(struct virtio_device *vdev)
 
 	mutex_lock(&adapter->session);
 	adapter->goal = VVIO_PROBED;
+	for (i = 0; i < adapter->queues_found; i++)
+		vvio_queue_quiet(adapter->queues[i]);
 	if (adapter->stage > VVIO_PROBED || adapter->status & VIRTIO_CONFIG_S_FAILED) {
 		err = vvio_request(adapter, VVIO_RESET, 0, 0, NULL);
 		if (!err)
@@ -102,10 +106,8 @@ static void reset(struct virtio_device *vdev)
 		else if (err != -ENOTCONN)
 			vvio_connection_reset(adapter);		/* that ends its work, too */
 	}
-	for (i = 0; i < adapter->queues_found; i++) {
-		vvio_queue_quiet(adapter->queues[i]);
+	for (i = 0; i < adapter->queues_found; i++)
 		vvio_queue_forget(adapter->queues[i]);
-	}
 	vvio_channels_close(adapter);
 	/* callbacks that an interrupt began have returned */
 	spin_lock_irq(&adapter->crq_lock);
@@ -114,6 +116,16 @@ static void reset(struct virtio_device *vdev)
 	adapter->driver_features = 0;
 	adapter->status = 0;
 	mutex_unlock(&adapter->session);
+}
+
+/* Descriptors are put together for the server, but not to more than the device takes at once. */
+static u32 longest_descriptor(struct virtio_device *vdev)
+{
+	u32 size = 0;
+
+	if (vdev->id.device == VIRTIO_ID_BLOCK && virtio_has_feature(vdev, VIRTIO_BLK_F_SIZE_MAX))
+		virtio_cread(vdev, struct virtio_blk_config, size_max, &size);
+	return size ?: U32_MAX;
 }
 
 /* Those that are a matter of this transport and its rings, not of the driver. */
@@ -147,6 +159,7 @@ static int finalize_features(struct virtio_device *vdev)
 	adapter->is_packed &= !!(adapter->offered & BIT_ULL(VIRTIO_F_RING_PACKED));
 	if (adapter->is_packed)
 		adapter->driver_features |= BIT_ULL(VIRTIO_F_RING_PACKED);
+	adapter->dma.longest = longest_descriptor(vdev);
 	/* the driver's ring has physical addresses, which are mapped when the server is shown them (chain.c) */
 	__virtio_clear_bit(vdev, VIRTIO_F_ACCESS_PLATFORM);
 	return 0;
@@ -210,6 +223,7 @@ static int make_queues(struct vvio_adapter *adapter, struct virtqueue *vqs[], co
 		vqs[i] = queue->vq;
 		smp_store_release(&adapter->queues_found, ++found);	/* with its queue, for interrupts */
 	}
+	vvio_dma_share(&adapter->dma, found);
 	return 0;
 }
 
@@ -300,7 +314,6 @@ static int disable_vq_and_reset(struct virtqueue *vq)
 	queue->is_reset = true;
 	vvio_queue_forget(queue);
 	mutex_unlock(&adapter->session);
-	del_timer_sync(&queue->again);
 	synchronize_cbs(vq->vdev);
 	vq->reset = true;
 	return 0;

@@ -43,9 +43,9 @@ void vvio_memory_put(struct vvio_dma *dma, struct vvio_memory *memory)
 	if (!memory->cpu)
 		return;
 	if (memory->is_mapped)
-		tce_unmap(&dma->window, memory->ioba, memory->size);
-	tce_drain(&dma->window);
-	free_pages_exact(memory->cpu, memory->size);
+		tce_unmap(&dma->window, memory->ioba, memory->size, NULL);
+	if (!memory->is_mapped || tce_drain(&dma->window))
+		free_pages_exact(memory->cpu, memory->size);	/* else it is lost */
 	memory->cpu = NULL;
 }
 
@@ -58,6 +58,7 @@ int vvio_dma_init(struct vvio_dma *dma, struct device *dev, struct vvio_hv *hv, 
 	if (err)
 		return err;
 	dma->copied = dma->window.table ? 0 : copy_kib * SZ_1K;
+	dma->longest = U32_MAX;
 	err = pool_init(&dma->pool, &dma->window, min_t(size_t, pool, size / 4));
 	if (err)
 		tce_exit(&dma->window);
@@ -68,4 +69,20 @@ void vvio_dma_exit(struct vvio_dma *dma)
 {
 	pool_exit(&dma->pool, &dma->window);
 	tce_exit(&dma->window);
+}
+
+/**
+ * vvio_dma_share - divide what may be taken for chains that only bring data here
+ * @dma: the adapter's window, which no chain is mapped in
+ * @queues: how many the device has
+ *
+ * Devices that bring data by themselves have queues in pairs, one for each direction, and maybe
+ * one more that tells the device something.
+ */
+void vvio_dma_share(struct vvio_dma *dma, unsigned int queues)
+{
+	unsigned int receiving = max(queues / 2, 1u);
+
+	pool_share(&dma->pool, receiving);
+	tce_share(&dma->window, receiving);
 }

@@ -62,8 +62,10 @@ static void mark(unsigned long *map, unsigned long first, unsigned long count)
  * @pool: the adapter's pool
  * @origin: the buffer
  * @length: bytes
- * @only_received: it belongs to what only brings data here. A driver makes as much of that available
- *	as it can, for later: so what is sent finds room in the last part of the pool
+ * @received: what its queue has for chains that only bring data here, if it belongs to one; else NULL.
+ *	A driver makes as much of that available as it can, for later
+ * @has_choice: whether it could be mapped as well. Others could not: neither these nor what only brings
+ *	data here finds room in the last part of the pool
  * @ioba: is set to the I/O bus address of the copy
  *
  * It is copied whichever way the data goes: what the server leaves as it was must not become
@@ -71,15 +73,18 @@ static void mark(unsigned long *map, unsigned long first, unsigned long count)
  *
  * Return: 0, or -ENOSPC when the pool is full.
  */
-int pool_map(struct dma_pool_area *pool, void *origin, size_t length, bool only_received, dma_addr_t *ioba)
+int pool_map(struct dma_pool_area *pool, void *origin, size_t length, struct dma_received *received, bool has_choice,
+	     dma_addr_t *ioba)
 {
-	unsigned long end = only_received ? pool->chunks - pool->chunks / 4 : pool->chunks;
+	unsigned long end = pool->chunks - pool->chunks / 4 * (!!received + has_choice);
 	unsigned long flags, first, count = CHUNKS_OF(length);
 
 	spin_lock_irqsave(&pool->lock, flags);
 	first = find_room(pool->taken, end, min(pool->hint, end), count);
 	if (first >= end)
 		first = find_room(pool->taken, end, 0, count);
+	if (first < end && received && !room_take(&pool->room, &received->chunks, count))
+		first = end;
 	if (first < end) {
 		mark(pool->taken, first, count);
 		pool->hint = first + count;
@@ -98,9 +103,11 @@ int pool_map(struct dma_pool_area *pool, void *origin, size_t length, bool only_
  * @pool: the adapter's pool
  * @ioba: as pool_map() set it
  * @length: the same bytes
+ * @received: as pool_map() was given it
  * @is_wanted: whether what the server wrote is to be seen in the buffer
  */
-void pool_unmap(struct dma_pool_area *pool, dma_addr_t ioba, size_t length, bool is_wanted)
+void pool_unmap(struct dma_pool_area *pool, dma_addr_t ioba, size_t length, struct dma_received *received,
+		bool is_wanted)
 {
 	unsigned long flags, first = (ioba - pool->ioba) >> POOL_SHIFT, count = CHUNKS_OF(length);
 
@@ -111,7 +118,19 @@ void pool_unmap(struct dma_pool_area *pool, dma_addr_t ioba, size_t length, bool
 		__clear_bit(first, pool->taken);
 	else
 		bitmap_clear(pool->taken, first, count);
+	if (received)
+		room_give(&pool->room, &received->chunks, count);
 	spin_unlock_irqrestore(&pool->lock, flags);
+}
+
+/**
+ * pool_share - divide what may be taken for chains that only bring data here
+ * @pool: the adapter's pool
+ * @queues: how many have such chains, at least one
+ */
+void pool_share(struct dma_pool_area *pool, unsigned int queues)
+{
+	room_divide(&pool->room, pool->chunks - pool->chunks / 4, queues);
 }
 
 int pool_init(struct dma_pool_area *pool, struct tce_window *window, size_t size)
@@ -138,10 +157,10 @@ void pool_exit(struct dma_pool_area *pool, struct tce_window *window)
 {
 	if (!pool->memory)
 		return;
-	tce_unmap(window, pool->ioba, pool->size);
-	tce_drain(window);
+	tce_unmap(window, pool->ioba, pool->size, NULL);
+	if (tce_drain(window))
+		vfree(pool->memory);	/* else it is lost */
 	kvfree(pool->origin);
 	bitmap_free(pool->taken);
-	vfree(pool->memory);
 	pool->memory = NULL;
 }

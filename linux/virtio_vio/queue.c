@@ -9,12 +9,13 @@
 #include <linux/io.h>
 #include <linux/slab.h>
 #include <linux/virtio_config.h>
-#include <uapi/linux/virtio_blk.h>
 #include <uapi/linux/virtio_ids.h>
 
 #include "adapter.h"
 
-#define SOON		1	/* jiffies until a look at what had to wait */
+#define FAIL_AGAIN	(HZ / 50)	/* of an adapter that is lost */
+#define SOON		1		/* jiffies until a look at what had to wait */
+#define SELDOM		(HZ / 20)	/* and until one at what has waited for long */
 
 static void remember(struct vvio_queue *queue, u16 head)
 {
@@ -47,7 +48,45 @@ static void forget(struct vvio_queue *queue, u16 head)
 
 static void look_again(struct vvio_queue *queue)
 {
-	mod_timer(&queue->again, jiffies + SOON);
+	timer_reduce(&queue->again, jiffies + SOON);
+}
+
+/* What nobody will tell of is looked for less and less often. */
+static void look_later(struct vvio_queue *queue)
+{
+	timer_reduce(&queue->again, jiffies + READ_ONCE(queue->pause));
+}
+
+/*
+ * What found no room waits for something that comes back: forward() is called for this queue's, and has
+ * this one looked at soon for that of others (wake_waiting()).
+ */
+static void wait_for_room(struct vvio_queue *queue)
+{
+	if (!queue->waits) {
+		WRITE_ONCE(queue->waits, true);
+		atomic_inc(&queue->adapter->dma.waiting);
+		queue->pause = SOON;
+	}
+	look_later(queue);
+}
+
+static void wait_no_more(struct vvio_queue *queue)
+{
+	if (!queue->waits)
+		return;
+	WRITE_ONCE(queue->waits, false);
+	atomic_dec(&queue->adapter->dma.waiting);
+}
+
+/* Something of a queue has come back: there may be room for others. */
+static void wake_waiting(struct vvio_adapter *adapter, const struct vvio_queue *queue)
+{
+	unsigned int i, count = smp_load_acquire(&adapter->queues_found);
+
+	for (i = 0; i < count; i++)
+		if (adapter->queues[i] != queue && READ_ONCE(adapter->queues[i]->waits))
+			look_again(adapter->queues[i]);
 }
 
 static void kicked(void *context, s64 code)
@@ -57,11 +96,13 @@ static void kicked(void *context, s64 code)
 	/* its CRQ is full, or the hypervisor was busy: later, with the newest position (P2.6) */
 	if (code == PAPR_DROPPED || papr_is_busy(code)) {
 		WRITE_ONCE(queue->kick_again, true);
-		look_again(queue);
+		look_later(queue);
 	} else if (code == PAPR_PARAMETER && READ_ONCE(queue->partner)) {
 		WRITE_ONCE(queue->partner, 0);	/* the server has no such Sub-CRQ (P5.18) */
 		WRITE_ONCE(queue->kick_again, true);
-		look_again(queue);
+		look_later(queue);
+	} else if (READ_ONCE(queue->pause) != SOON) {
+		WRITE_ONCE(queue->pause, SOON);
 	}
 }
 
@@ -81,7 +122,7 @@ static void kick(struct vvio_queue *queue)
 		number = vvio_post(adapter->hv, kicked, queue, PAPR_SEND_CRQ, adapter->unit_address, high, low);
 	if (!number) {
 		queue->kick_again = true;
-		look_again(queue);
+		look_later(queue);
 	}
 }
 
@@ -100,7 +141,7 @@ static void unmap(struct vvio_queue *queue, u16 head, bool copy)
 {
 	if (!queue->chains[head].is_mapped)
 		return;
-	vvio_chain_unmap(&queue->adapter->dma, queue->pieces, head, copy);
+	vvio_chain_unmap(&queue->adapter->dma, queue->pieces, head, &queue->received, copy);
 	queue->chains[head].is_mapped = false;
 	atomic_dec(&queue->adapter->dma.chains);
 }
@@ -122,39 +163,27 @@ static void show_used(struct vvio_queue *queue)
 	WRITE_ONCE(queue->vring->used->idx, cpu_to_virtio16(&queue->adapter->vdev, queue->used));
 }
 
-/* The last byte that the server may write of a chain of the driver's. */
-static u8 *last_writable(struct vvio_queue *queue, u16 head)
-{
-	struct virtio_device *vdev = &queue->adapter->vdev;
-	const struct vring *vring = queue->vring;
-	unsigned int at = head, left;
-	u64 last = 0;
-
-	for (left = vring->num; at < vring->num && left; left--) {
-		const struct vring_desc *desc = &vring->desc[at];
-		u16 flags = virtio16_to_cpu(vdev, desc->flags);
-
-		if (flags & VRING_DESC_F_WRITE && desc->len)
-			last = virtio64_to_cpu(vdev, desc->addr) + virtio32_to_cpu(vdev, desc->len) - 1;
-		if (!(flags & VRING_DESC_F_NEXT))
-			break;
-		at = virtio16_to_cpu(vdev, desc->next);
-	}
-	return last ? phys_to_virt(last) : NULL;
-}
-
-/* Give a chain back unserved: a request of a disk with a status that says so, others with no bytes. */
+/* Give a chain back that nobody served. */
 static void use_unserved(struct vvio_queue *queue, u16 head)
 {
-	u8 *status;
-
 	unmap(queue, head, false);
-	if (queue->adapter->vdev.id.device == VIRTIO_ID_BLOCK) {
-		status = last_writable(queue, head);
-		if (status)
-			*status = VIRTIO_BLK_S_IOERR;
-	}
-	use(queue, head, 0);
+	use(queue, head, vvio_queue_excuse(queue, head));
+}
+
+/* -E2BIG for a chain that finds no room while there is no other: there is as much as there will ever be. */
+static int map_chain(struct vvio_queue *queue, u16 head)
+{
+	struct vvio_dma *dma = &queue->adapter->dma;
+	unsigned int attempts = 2;	/* the last one of the others may have gone just after the first */
+	int err;
+
+	atomic_inc(&dma->chains);
+	do
+		err = vvio_chain_map(dma, &queue->adapter->vdev, queue->vring, head, queue->pieces, &queue->received);
+	while (err == -ENOSPC && atomic_read(&dma->chains) == 1 && --attempts);
+	if (err)
+		atomic_dec(&dma->chains);
+	return attempts ? err : -E2BIG;
 }
 
 /* Map the next chain for the server; -ENOSPC or -EBUSY if that has to wait. */
@@ -164,15 +193,12 @@ static int take_available(struct vvio_queue *queue)
 	int err = -EINVAL;
 
 	if (head < queue->vring->num && !queue->chains[head].is_pending) {
-		err = vvio_chain_map(&queue->adapter->dma, &queue->adapter->vdev, queue->vring, head, queue->pieces);
-		if (err == -ENOSPC && !atomic_read(&queue->adapter->dma.chains))
-			err = -E2BIG;	/* there is as much room as there will ever be */
+		err = map_chain(queue, head);
 		if (err == -ENOSPC || err == -EBUSY)
 			return err;
 		remember(queue, head);
 		if (!err) {
 			queue->chains[head].is_mapped = true;
-			atomic_inc(&queue->adapter->dma.chains);
 			wire_put(&queue->wire, queue->pieces, head);
 			queue->has_hidden = true;
 		} else {
@@ -201,14 +227,16 @@ static void forward(struct vvio_queue *queue)
 	until = available(queue);
 	while (queue->seen != until && !err)
 		err = take_available(queue);
-	if (err)
-		look_again(queue);	/* there is room when something was used */
-	if (!queue->has_hidden)
-		return;
-	if (tce_settle(&dma->window)) {
-		look_again(queue);
+	if (queue->has_hidden && tce_settle(&dma->window)) {
+		wait_for_room(queue);
 		return;
 	}
+	if (err)
+		wait_for_room(queue);
+	else
+		wait_no_more(queue);
+	if (!queue->has_hidden)
+		return;
 	queue->has_hidden = false;
 	wire_show(&queue->wire);
 	if (wire_wants_kick(&queue->wire))
@@ -249,7 +277,10 @@ static bool take_used(struct vvio_queue *queue)
 			break;
 		}
 		unmap(queue, id, true);
-		use(queue, id, min(length, queue->wire.rooms[id]));	/* drivers believe it */
+		length = min(length, queue->wire.rooms[id]);	/* drivers believe it */
+		if (!length && vvio_queue_needs_answer(queue))
+			length = vvio_queue_excuse(queue, id);
+		use(queue, id, length);
 		some = true;
 	}
 	if (some)
@@ -279,8 +310,10 @@ static void poll_used(struct vvio_queue *queue)
 		cpu_relax();
 		forward(queue);		/* what found no room, or was not settled */
 	}
-	if (!queue->is_live)
-		fail_all(queue);
+	if (queue->is_live)
+		return;
+	fail_all(queue);
+	tce_flush(&adapter->dma.window);
 }
 
 static bool notify(struct virtqueue *vq)
@@ -296,7 +329,8 @@ static bool notify(struct virtqueue *vq)
 		poll_used(queue);
 	spin_unlock_irqrestore(&queue->lock, flags);
 	if (READ_ONCE(queue->adapter->is_lost))
-		schedule_work(&queue->adapter->fail_work);	/* the driver holds its lock: not here */
+		/* the driver holds its lock: not here; and what brings data is made available again and again */
+		schedule_delayed_work(&queue->adapter->fail_work, FAIL_AGAIN);
 	return true;
 }
 
@@ -307,6 +341,7 @@ static void again(struct timer_list *timer)
 	bool tell;
 
 	spin_lock_irqsave(&queue->lock, flags);
+	queue->pause = min_t(unsigned long, queue->pause * 2, SELDOM);
 	forward(queue);
 	if (queue->is_live && queue->kick_again && !queue->has_hidden)	/* a KICK says what the ring shows (P6.2) */
 		kick(queue);
@@ -333,8 +368,22 @@ void vvio_queue_complete(struct vvio_queue *queue)
 	if (queue->is_live && queue->seen != available(queue))
 		forward(queue);		/* what had to wait for room */
 	spin_unlock(&queue->lock);
+	if (some && atomic_read(&queue->adapter->dma.waiting))
+		wake_waiting(queue->adapter, queue);
 	if (some)
 		vring_interrupt(0, queue->vq);
+}
+
+/* From a context that may sleep. */
+static void tell_driver(struct vvio_queue *queue)
+{
+	unsigned long flags;
+
+	local_bh_disable();	/* what a callback raises is run at the end of this */
+	local_irq_save(flags);
+	vring_interrupt(0, queue->vq);
+	local_irq_restore(flags);
+	local_bh_enable();
 }
 
 /**
@@ -384,20 +433,21 @@ void vvio_queue_live(struct vvio_queue *queue)
 void vvio_queue_quiet(struct vvio_queue *queue)
 {
 	unsigned long flags;
+	bool some;
 
-	local_bh_disable();	/* what a callback raises is run at the end of this */
-	local_irq_save(flags);
-	vvio_queue_complete(queue);
-	local_irq_restore(flags);
-	local_bh_enable();
 	spin_lock_irqsave(&queue->lock, flags);
-	queue->is_live = false;
+	some = take_used(queue);
+	queue->is_live = false;		/* nothing new is put there: also not by what the callback does */
 	spin_unlock_irqrestore(&queue->lock, flags);
+	if (some)
+		tell_driver(queue);
 }
 
 /**
  * vvio_queue_forget - the driver takes back what it has made available
  * @queue: the queue, which is quiet
+ *
+ * No server reaches any of it after the return, and the driver is not called by timer.
  */
 void vvio_queue_forget(struct vvio_queue *queue)
 {
@@ -411,8 +461,10 @@ void vvio_queue_forget(struct vvio_queue *queue)
 	queue->seen = available(queue);
 	queue->kick_again = false;
 	queue->has_unserved = false;
+	wait_no_more(queue);
 	spin_unlock_irqrestore(&queue->lock, flags);
-	tce_flush(&queue->adapter->dma.window);
+	tce_drain(&queue->adapter->dma.window);
+	del_timer_sync(&queue->again);
 }
 
 /**
@@ -423,18 +475,18 @@ void vvio_queue_fail(struct vvio_queue *queue)
 {
 	unsigned long flags;
 	bool some;
+	u16 head;
 
+	spin_lock_irqsave(&queue->lock, flags);
+	for (head = queue->oldest; head != NO_CHAIN; head = queue->chains[head].after)
+		unmap(queue, head, false);
+	spin_unlock_irqrestore(&queue->lock, flags);
+	tce_drain(&queue->adapter->dma.window);	/* before the driver has its memory back */
 	spin_lock_irqsave(&queue->lock, flags);
 	some = fail_all(queue);
 	spin_unlock_irqrestore(&queue->lock, flags);
-	tce_flush(&queue->adapter->dma.window);
-	if (some) {
-		local_bh_disable();
-		local_irq_save(flags);
-		vring_interrupt(0, queue->vq);
-		local_irq_restore(flags);
-		local_bh_enable();
-	}
+	if (some)
+		tell_driver(queue);
 }
 
 /**
@@ -459,6 +511,7 @@ struct vvio_queue *vvio_queue_make(struct vvio_adapter *adapter, unsigned int in
 	queue->adapter = adapter;
 	queue->index = index;
 	queue->oldest = queue->newest = NO_CHAIN;
+	queue->pause = SOON;
 	spin_lock_init(&queue->lock);
 	timer_setup(&queue->again, again, 0);
 	queue->vq = vring_create_virtqueue(index, adapter->queue_size, PAGE_SIZE, &adapter->vdev, true,
@@ -527,7 +580,6 @@ int vvio_queue_remake(struct vvio_queue *queue)
  */
 void vvio_queue_free(struct vvio_queue *queue)
 {
-	del_timer_sync(&queue->again);
 	vvio_queue_forget(queue);
 	wire_exit(&queue->wire, &queue->adapter->dma);
 	vring_del_virtqueue(queue->vq);

@@ -33,8 +33,9 @@ struct vvio_piece {
 
 /* chain.c */
 int vvio_chain_map(struct vvio_dma *dma, struct virtio_device *vdev, const struct vring *vring, u16 head,
-		   struct vvio_piece *pieces);
-void vvio_chain_unmap(struct vvio_dma *dma, const struct vvio_piece *pieces, u16 head, bool copy);
+		   struct vvio_piece *pieces, struct dma_received *received);
+void vvio_chain_unmap(struct vvio_dma *dma, const struct vvio_piece *pieces, u16 head,
+		      struct dma_received *received, bool copy);
 
 /**
  * struct wire_ring - a ring that is filled with the driver's chains

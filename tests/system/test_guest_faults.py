@@ -268,3 +268,37 @@ def test_a_hypervisor_that_never_comes_back_fails_the_guest_s_requests(
         process.send_signal(signal.SIGCONT)
     assert (status, said) == (0, "HOST stop\na block failed: 5\nlost\n")
     house.end(process)
+
+
+@BOTH
+def test_requests_of_a_share_fail_when_the_hypervisor_never_comes_back(
+    house: House, boot_cache: Path, arch: str
+) -> None:
+    file = declare(house, arch, [])
+    share = house.folder / "share"
+    share.mkdir()
+    (share / "name").write_text("content\n")
+    with (house.folder / file).open("a") as text:
+        text.write('[[lpar.fs]]\nvios = "vios1"\ndir = "share"\ntag = "share"\n')
+    process = house.up(file)
+    command = """
+        until_so mount -t 9p -o trans=virtio,version=9p2000.L share /mnt
+        cat /mnt/name
+        echo 'HOST stop'
+        while cat /mnt/name >/dev/null 2>/tmp/said; do :; done
+        cat /tmp/said
+        state state
+        ls /mnt/other 2>&1 && fail 'a request that succeeds'
+        umount -l /mnt
+        dmesg -r | grep -E 'WARNING|BUG|Call Trace|blocked for more|stall' && fail 'the log'
+        true
+    """
+    happenings = {"stop": lambda: process.send_signal(signal.SIGSTOP)}
+    try:
+        status, said = boot(house, boot_cache, command, happenings, options=["stall_limit=3"])
+    finally:
+        process.send_signal(signal.SIGCONT)
+    assert status == 0, said
+    assert said.count("Input/output error") == 2, said
+    assert "\nlost\n" in said
+    house.end(process)

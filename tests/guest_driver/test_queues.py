@@ -1,0 +1,142 @@
+"""What a driver is told of its chains when no server serves them, or when it takes them back."""
+
+from __future__ import annotations
+
+import ctypes
+import struct
+
+import pytest
+
+from .rig import BLOCK, FS, P9, PAGE, SCSI, Part, rig
+
+STATFS = struct.pack("<IBHI", 11, 8, 0x1234, 1)
+RLERROR = struct.pack("<IBHI", 11, 7, 0x1234, 5)
+FUSE_REQUEST = struct.pack("<IIQQIIII", 40, 1, 0x123456789ABC, 1, 0, 0, 0, 0)
+FUSE_REPLY = struct.pack("<IiQ", 16, -5, 0x123456789ABC)
+SCSI_FAILED = bytes(11) + b"\x09"
+
+
+@pytest.mark.parametrize(
+    ("device", "queue", "parts", "request_", "length", "reply"),
+    [
+        (BLOCK, 0, (Part(16), Part(512, written=True), Part(1, written=True)), bytes(16), 0, b"\x01"),
+        (P9, 0, (Part(11), Part(PAGE, written=True)), STATFS, 11, RLERROR),
+        (P9, 0, (Part(6), Part(5), Part(4, written=True), Part(PAGE, written=True)), STATFS, 11, RLERROR[4:]),
+        (P9, 0, (Part(11), Part(10, written=True)), STATFS, 0, b"\xee"),
+        (FS, 1, (Part(40), Part(16, written=True), Part(PAGE, written=True)), FUSE_REQUEST, 16, b"\xee"),
+        (FS, 1, (Part(40), Part(PAGE, written=True)), FUSE_REQUEST, 16, FUSE_REPLY),
+        (SCSI, 0, (Part(24), Part(5, written=True)), bytes(24), 0, b"\xee" * 4 + b"\x09"),
+        (SCSI, 1, (Part(16, written=True),), b"", 0, bytes(4) + b"\xee"),
+        (SCSI, 2, (Part(51), Part(108, written=True)), bytes(51), 12, SCSI_FAILED + b"\xee"),
+    ],
+)
+def test_request_that_nobody_serves_is_answered_so_that_its_driver_sees_that_it_failed(
+    library: ctypes.CDLL, device: int, queue: int, parts: tuple[Part, ...], request_: bytes, length: int, reply: bytes
+) -> None:
+    with rig(library, device, 3) as made:
+        data, at = [], 0
+        for part in parts:
+            data.append(b"\xee" * part.length if part.written else request_[at : at + part.length])
+            at += 0 if part.written else part.length
+        _, chain = made.add(queue, *parts, data=data)
+        made.notify(queue)
+        assert made.shown(queue) == 1
+        library.rig_quiet(queue)
+        library.rig_fail(queue)
+        assert made.used(queue) == (1, length)
+        assert made.told(queue) == 1
+        assert chain.read(len(parts) - 1)[: len(reply)] == reply
+        if len(parts) == 3 and device == FS:
+            assert chain.read(1) == FUSE_REPLY
+        if len(parts) == 4:
+            assert chain.read(2) == RLERROR[:4]
+
+
+@pytest.mark.parametrize(
+    ("device", "request_", "length", "reply"),
+    [(P9, STATFS, 11, RLERROR), (FS, FUSE_REQUEST, 16, FUSE_REPLY), (BLOCK, bytes(16), 0, b"\xee")],
+)
+def test_request_that_a_server_gives_back_with_length_0_has_failed_where_an_answer_is_due(
+    library: ctypes.CDLL, device: int, request_: bytes, length: int, reply: bytes
+) -> None:
+    with rig(library, device, 3) as made:
+        head, chain = made.add(0, Part(len(request_)), Part(PAGE, written=True), data=[request_, b"\xee" * PAGE])
+        made.notify(0)
+        made.serve(0, head, 0)
+        assert made.used(0) == (1, length)
+        assert chain.read(1)[: len(reply)] == reply
+
+
+@pytest.mark.parametrize("shared", [True, False])
+def test_what_a_driver_takes_back_is_reached_by_no_server_any_more(library: ctypes.CDLL, shared: bool) -> None:
+    with rig(library, BLOCK, 1, shared=shared) as made:
+        own = made.count("mapped")
+        if shared:
+            ctypes.c_uint64.in_dll(library, "rig_use_word").value = 1
+        made.add(0, Part(16), Part(16 * PAGE), Part(1, written=True))
+        made.notify(0)
+        assert made.shown(0) == 1
+        library.rig_quiet(0)
+        library.rig_refuse(2)
+        library.rig_forget(0)
+        assert made.count("mapped") == own
+        assert made.used(0)[0] == 0
+
+
+def test_queue_that_is_made_quiet_shows_its_server_nothing_new(library: ctypes.CDLL) -> None:
+    with rig(library, BLOCK, 1) as made:
+        head, _ = made.add(0, Part(16), Part(1, written=True))
+        made.notify(0)
+        library.rig_carry_out()
+        kicked = made.count("kicked")
+        made.use(0, head, 1)
+        made.add(0, Part(16), Part(1, written=True))
+        library.rig_quiet(0)
+        library.rig_carry_out()
+        assert made.used(0) == (1, 1)
+        assert made.told(0) == 1
+        assert made.shown(0) == 1
+        assert made.count("kicked") == kicked
+
+
+def test_driver_is_not_called_by_timer_when_it_has_taken_its_chains_back(library: ctypes.CDLL) -> None:
+    with rig(library, BLOCK, 1, pool_kib=64) as made:
+        made.add(0, *[Part(4000)] * 40, Part(1, written=True))
+        made.notify(0)
+        assert made.used(0)[0] == 1  # no pool is large enough for it
+        library.rig_quiet(0)
+        library.rig_forget(0)
+        assert made.pass_time(20) == 0
+        assert made.told(0) == 0
+
+
+def test_kick_for_which_the_server_s_queue_has_no_room_is_repeated_less_and_less_often(library: ctypes.CDLL) -> None:
+    with rig(library, BLOCK, 1) as made:
+        library.rig_drop(1 << 30)
+        made.add(0, Part(16), Part(1, written=True))
+        made.notify(0)
+        made.pass_time(250)
+        assert 5 < made.count("kicked") < 30
+        library.rig_drop(0)
+        kicked = made.count("kicked")
+        made.pass_time(25)
+        assert made.count("kicked") == kicked + 1
+        # the next one begins anew
+        library.rig_drop(2)
+        made.add(0, Part(16), Part(1, written=True))
+        made.notify(0)
+        made.pass_time(10)
+        assert made.count("kicked") == kicked + 1 + 3
+
+
+def test_hypervisor_that_stands_still_is_asked_less_and_less_often(library: ctypes.CDLL) -> None:
+    with rig(library, BLOCK, 1, shared=False) as made:
+        library.rig_stall(ctypes.c_bool(True))
+        made.add(0, Part(16), Part(16 * PAGE), Part(1, written=True))
+        made.notify(0)
+        assert made.pass_time(250) < 30
+        assert made.shown(0) == 0
+        library.rig_stall(ctypes.c_bool(False))
+        made.pass_time(13)
+        assert made.shown(0) == 1
+        assert made.used(0)[0] == 0
