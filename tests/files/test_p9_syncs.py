@@ -11,6 +11,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from tests.files.slow_disk import LIMIT, SlowDisk
 from tests.files.test_identity import own_identity
 from tests.files.test_p9_server import Line, unread, wait_for
 
@@ -26,34 +27,11 @@ from powervio.files.tree_open import OpenFile
 
 pytestmark = pytest.mark.dual
 FSYNC, FLUSH, GETATTR, CLUNK, VERSION = p9.TFSYNC, p9.TFLUSH, p9.TGETATTR, p9.TCLUNK, p9.TVERSION
-LIMIT = 20.0
-
-
-class Disk:
-    """A disk that is as slow as is wished: the kernel's fsync is done when the gate is open."""
-
-    def __init__(self) -> None:
-        self.gate = threading.Event()
-        self.begun = threading.Semaphore(0)
-        self.calls: list[bool] = []
-        self.callers: list[list[str]] = []
-        self.fails = 0
-        self._sync = p9_syncs.sync
-
-    def sync(self, opened: OpenFile, data_only: bool) -> int:
-        self.calls.append(data_only)
-        self.callers.append(own_identity())
-        self.begun.release()
-        assert self.gate.wait(LIMIT)
-        return self._sync(opened, data_only) or -self.fails
-
-    def wait(self) -> None:
-        assert self.begun.acquire(timeout=LIMIT)
 
 
 @pytest.fixture
-def disk(monkeypatch: pytest.MonkeyPatch) -> Iterator[Disk]:
-    made = Disk()
+def disk(monkeypatch: pytest.MonkeyPatch) -> Iterator[SlowDisk]:
+    made = SlowDisk()
     monkeypatch.setattr(p9_syncs, "sync", made.sync)
     yield made
     made.gate.set()
@@ -67,7 +45,7 @@ def share(tmp_path: Path) -> Iterator[Tree]:
 
 
 @pytest.fixture
-def server(share: Tree, disk: Disk, tmp_path: Path) -> Iterator[P9Server]:
+def server(share: Tree, disk: SlowDisk, tmp_path: Path) -> Iterator[P9Server]:
     with P9Server(share, [f"unix:{tmp_path / 'socket'}"]) as made:
         yield made
         disk.gate.set()
@@ -96,7 +74,7 @@ def is_silent(line: Line) -> bool:
     return line.ask(GETATTR, 0, 0x7FF, tag=999) != ()
 
 
-def test_others_are_answered_before_it(line: Line, disk: Disk) -> None:
+def test_others_are_answered_before_it(line: Line, disk: SlowDisk) -> None:
     send(line, FSYNC, 1, 1, tag=7)
     disk.wait()
     for tag in range(10, 20):
@@ -108,7 +86,7 @@ def test_others_are_answered_before_it(line: Line, disk: Disk) -> None:
     assert disk.calls == [True, False]
 
 
-def test_it_is_the_servers_own_doing(line: Line, disk: Disk) -> None:
+def test_it_is_the_servers_own_doing(line: Line, disk: SlowDisk) -> None:
     """Its thread is born while the connection's acts as a client, with what the kernel takes from that."""
     disk.gate.set()
     line.ask(p9.TATTACH, 2, p9.NO_FID, b"", b"", 4711)
@@ -117,14 +95,14 @@ def test_it_is_the_servers_own_doing(line: Line, disk: Disk) -> None:
     assert disk.callers == [own_identity()]
 
 
-def test_its_error_is_told(line: Line, disk: Disk) -> None:
+def test_its_error_is_told(line: Line, disk: SlowDisk) -> None:
     disk.fails = errno.EIO
     disk.gate.set()
     send(line, FSYNC, 1, 0, tag=7)
     assert line.answer() == (p9.RLERROR, 7, (errno.EIO,))
 
 
-def test_what_is_none_is_refused_in_its_place(line: Line, disk: Disk) -> None:
+def test_what_is_none_is_refused_in_its_place(line: Line, disk: SlowDisk) -> None:
     for message, code in (
         (p9.pack(FSYNC, 7, 0, 0), errno.EBADF),
         (p9.pack(FSYNC, 7, 99, 0), errno.EBADF),
@@ -136,7 +114,7 @@ def test_what_is_none_is_refused_in_its_place(line: Line, disk: Disk) -> None:
     assert disk.calls == []
 
 
-def test_flush_is_answered_behind_it_and_a_flush_of_the_flush_behind_that(line: Line, disk: Disk) -> None:
+def test_flush_is_answered_behind_it_and_a_flush_of_the_flush_behind_that(line: Line, disk: SlowDisk) -> None:
     send(line, FSYNC, 1, 0, tag=7)
     disk.wait()
     send(line, FLUSH, 7, tag=8)
@@ -148,7 +126,7 @@ def test_flush_is_answered_behind_it_and_a_flush_of_the_flush_behind_that(line: 
     line.ask(FLUSH, 7, tag=8)
 
 
-def test_fid_that_ends_meanwhile(line: Line, disk: Disk, share: Tree, tmp_path: Path) -> None:
+def test_fid_that_ends_meanwhile(line: Line, disk: SlowDisk, share: Tree, tmp_path: Path) -> None:
     line.ask(p9.TWALK, 0, 2, [b"f"])
     line.ask(p9.TLOPEN, 2, os.O_RDONLY)
     for fid in (1, 2):
@@ -165,7 +143,7 @@ def test_fid_that_ends_meanwhile(line: Line, disk: Disk, share: Tree, tmp_path: 
     wait_for(lambda: share.open_count == 0)
 
 
-def test_version_begins_behind_it(line: Line, disk: Disk, share: Tree) -> None:
+def test_version_begins_behind_it(line: Line, disk: SlowDisk, share: Tree) -> None:
     send(line, FSYNC, 1, 0, tag=7)
     disk.wait()
     send(line, FLUSH, 7, tag=8)
@@ -175,7 +153,7 @@ def test_version_begins_behind_it(line: Line, disk: Disk, share: Tree) -> None:
     assert share.open_count == 0
 
 
-def test_no_more_wait_than_may(line: Line, disk: Disk) -> None:
+def test_no_more_wait_than_may(line: Line, disk: SlowDisk) -> None:
     """One more is carried out in its place, where nobody slows it down; so is one whose tag is in use."""
     for tag in range(100, 100 + MOST):
         send(line, FSYNC, 1, 0, tag=tag)
@@ -189,7 +167,7 @@ def test_no_more_wait_than_may(line: Line, disk: Disk) -> None:
     assert len(disk.calls) == MOST
 
 
-def test_flushes_have_a_bound_beyond_which_the_connection_waits(line: Line, disk: Disk) -> None:
+def test_flushes_have_a_bound_beyond_which_the_connection_waits(line: Line, disk: SlowDisk) -> None:
     send(line, FSYNC, 1, 0, tag=7)
     disk.wait()
     for tag in range(100, 100 + MOST_FLUSHES):
@@ -204,7 +182,7 @@ def test_flushes_have_a_bound_beyond_which_the_connection_waits(line: Line, disk
 
 
 def test_connection_that_ends_waits_for_the_disk_and_leaves_nothing(
-    server: P9Server, line: Line, disk: Disk, share: Tree
+    server: P9Server, line: Line, disk: SlowDisk, share: Tree
 ) -> None:
     threads = threading.active_count()
     for tag in (7, 8, 9):
@@ -221,7 +199,7 @@ def test_connection_that_ends_waits_for_the_disk_and_leaves_nothing(
 
 
 def test_server_that_ends_meanwhile_waits_so_long_and_leaves_nothing(
-    server: P9Server, line: Line, disk: Disk, share: Tree, monkeypatch: pytest.MonkeyPatch
+    server: P9Server, line: Line, disk: SlowDisk, share: Tree, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(p9_server, "ENDING", 0.05)
     for tag in (7, 8):
@@ -237,7 +215,7 @@ def test_server_that_ends_meanwhile_waits_so_long_and_leaves_nothing(
     assert line.ended()
 
 
-def test_nothing_follows_half_an_answer(share: Tree, disk: Disk, tmp_path: Path) -> None:
+def test_nothing_follows_half_an_answer(share: Tree, disk: SlowDisk, tmp_path: Path) -> None:
     """The client does not read, until the connection's patience is at an end in the middle of an Rread."""
     ours, theirs = socket.socketpair()
     (tmp_path / "share/f").write_bytes(bytes(1 << 20))
@@ -269,7 +247,7 @@ def test_nothing_follows_half_an_answer(share: Tree, disk: Disk, tmp_path: Path)
     assert share.open_count == 0
 
 
-def test_nothing_is_sent_after_another_could_not(share: Tree, disk: Disk) -> None:
+def test_nothing_is_sent_after_another_could_not(share: Tree, disk: SlowDisk) -> None:
     _, opened = share.root().create(b"f", os.O_RDWR, 0o600, Caller(os.geteuid(), os.getegid()))
     ours, theirs = socket.socketpair()
     with ours, theirs:
@@ -291,21 +269,22 @@ def test_nothing_is_sent_after_another_could_not(share: Tree, disk: Disk) -> Non
     assert share.open_count == 0
 
 
-def test_what_should_not_happen_ends_the_connection(
-    server: P9Server, line: Line, share: Tree, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+def test_what_should_not_happen_is_an_error(
+    line: Line, share: Tree, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     def sync(opened: OpenFile, data_only: bool) -> int:
         raise MemoryError
 
     monkeypatch.setattr(p9_syncs, "sync", sync)
-    line.socket.sendall(p9.pack(FSYNC, 7, 1, 0) + p9.pack(FSYNC, 8, 1, 0))
-    assert line.ended()
-    wait_for(lambda: server.connected == 0)
+    for tag in (7, 8):
+        send(line, FSYNC, 1, 0, tag=tag)
+        assert line.answer() == (p9.RLERROR, tag, (errno.EIO,))
+    line.ask(CLUNK, 1)
     assert share.open_count == 0
-    assert [one.message for one in caplog.records] == ["9P server: fsync", "9P client: Input/output error"]
+    assert [one.message for one in caplog.records] == ["9P server: Tfsync"] * 2
 
 
-def test_without_a_thread_it_is_done_in_its_place(line: Line, disk: Disk, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_without_a_thread_it_is_done_in_its_place(line: Line, disk: SlowDisk, monkeypatch: pytest.MonkeyPatch) -> None:
     def start(thread: threading.Thread) -> None:
         raise RuntimeError("can't start new thread")
 
@@ -318,7 +297,7 @@ def test_without_a_thread_it_is_done_in_its_place(line: Line, disk: Disk, monkey
     assert disk.calls == [False]
 
 
-def test_everything_that_was_sent_is_counted(server: P9Server, line: Line, disk: Disk) -> None:
+def test_everything_that_was_sent_is_counted(server: P9Server, line: Line, disk: SlowDisk) -> None:
     disk.gate.set()
     line.ask(FSYNC, 1, 0, tag=7)
     line.socket.close()

@@ -6,9 +6,11 @@ import asyncio
 import errno
 import os
 import signal
+import threading
 from pathlib import Path
 
 import pytest
+from tests.files.slow_disk import SlowDisk
 from tests.vhost_user.harness import LIMIT, RawFrontEnd, serving, until
 from tests.vhost_user.program import finish, start
 
@@ -17,6 +19,7 @@ from powervio.drivers.p9 import P9Client
 from powervio.drivers.p9_channel import P9Driver
 from powervio.drivers.p9_core import P9Core
 from powervio.drivers.p9_tree import P9Tree
+from powervio.files import p9_syncs
 from powervio.system.vhost_user import Share, open_share
 from powervio.transport.vhost_user import protocol as wire
 from powervio.transport.vhost_user.back_end import BackEndOptions
@@ -128,4 +131,37 @@ def test_back_end_does_not_hide_that_it_was_lost(tmp_path: Path, folder: Path) -
         raw = RawFrontEnd(made.path)
         assert not raw.get(wire.FrontEnd.GET_PROTOCOL_FEATURES) & wire.P_INFLIGHT_SHMFD
         raw.close()
+    device.close()
+
+
+def test_device_is_stopped_when_every_tfsync_is_answered(  # F4.4
+    tmp_path: Path, folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The place in the ring that the front end is told says that it has everything back."""
+    disk = SlowDisk()
+    monkeypatch.setattr(p9_syncs, "sync", disk.sync)
+    device = open_share(Share(str(folder), "share"))
+
+    async def use(path: Path) -> None:
+        link, client = made_link()
+        end = FrontEnd(path, link.driver)
+        await end.start()
+        async with asyncio.timeout(LIMIT):
+            await link.start()
+            file = await client.open("one")
+            syncs = [asyncio.ensure_future(file.fsync()) for _ in range(3)]
+            await asyncio.to_thread(disk.wait)
+            assert await client.read("one") == b"one"
+            assert [each.done() for each in syncs] == [False] * 3
+            opener = threading.Timer(0.05, disk.gate.set)
+            opener.start()
+            end.stop_rings()
+            opener.join()
+            assert len(disk.calls) == 3
+            await asyncio.gather(*syncs)
+        await link.close()
+        await end.close()
+
+    with serving(tmp_path, device) as made:
+        asyncio.run(use(made.path))
     device.close()

@@ -2,7 +2,7 @@
 
 docs/virtio-9p.md says what device and driver owe each other. The device knows a message's header and where the data of
 a read or a write stand (`p9_serve`); what messages mean is the session's business. A session lives as long as one of
-the device: from DRIVER_OK to reset.
+the device: from DRIVER_OK to reset. Tfsync is carried out beside the others (`p9_syncs`).
 
 Each access to a payload may cost the transport a hypervisor call. A small message is read by one, a small answer is
 written by one; where the transport has a `Batch`, those of many requests share them.
@@ -14,9 +14,15 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 
 from powervio.devices.p9_serve import P9Server, P9Session
+from powervio.devices.p9_syncs import DeviceSyncs
+from powervio.files.p9_session import Session
+from powervio.files.p9_syncs import SyncThread
 from powervio.virtio import p9
 from powervio.virtio.device import Device, DeviceSession
 from powervio.virtio.queue import ByteOrder, DeviceQueue
+
+ENDING = 5.0
+"""Seconds that a Tfsync may take when the server ends."""
 
 
 @dataclass(slots=True)
@@ -34,7 +40,7 @@ class P9Counters:
 
 
 class P9Device(Device):
-    """A share, as a driver finds it by its mount tag. Messages are carried out one after the other."""
+    """A share, as a driver finds it by its mount tag. Messages are carried out one after the other, but for Tfsync."""
 
     device_id = p9.DEVICE_ID
     queue_size = p9.QUEUE_SIZE
@@ -43,6 +49,8 @@ class P9Device(Device):
     def __init__(self, tag: str, session: Callable[[], P9Session], *, close: Callable[[], None] | None = None) -> None:
         """`session` makes one; `close` gives back what all of them stood on. Raises `LocalError` for a bad tag."""
         self._server: P9Server | None = None
+        self._syncs: DeviceSyncs | None = None
+        self._thread = SyncThread()
         self._counters = P9Counters()
         super().__init__()
         self.tag = tag
@@ -63,23 +71,40 @@ class P9Device(Device):
         """A session of the device is one of 9P (F4.1)."""
         super().start(session)
         self._end()
-        self._server = P9Server(self._make())
+        made = self._make()
+        if isinstance(made, Session) and self.scheduler is not None:
+            self._syncs = DeviceSyncs(self._thread, self.scheduler, made.tree.identity)
+        self._server = P9Server(made, self._syncs)
 
     def reset(self) -> None:
         """All fids are gone (F4.1)."""
         super().reset()
         self._end()
 
+    def queue_reset(self, index: int) -> None:
+        """What waits for a disk is forgotten; fids stay."""
+        if self._syncs is not None:
+            self._syncs.forget()
+
+    def suspend(self) -> None:
+        """What waits for a disk is answered (F4.4)."""
+        if self._syncs is not None:
+            self._syncs.settle()
+
     def close(self) -> None:
         """The server was terminated."""
         self._end()
+        self._thread.close(ENDING)
         if self._close is not None:
             self._close()
             self._close = None
 
     def _end(self) -> None:
+        self._counters = self.counters
+        if self._syncs is not None:
+            self._syncs.forget()
+            self._syncs = None
         if self._server is not None:
-            _add(self._counters, self._server)
             self._server.close()
             self._server = None
 
@@ -90,7 +115,13 @@ class P9Device(Device):
         """What it has done."""
         counted = replace(self._counters)
         if self._server is not None:
-            _add(counted, self._server)
+            counted.messages += self._server.messages
+            counted.bytes_read += self._server.bytes_read
+            counted.bytes_written += self._server.bytes_written
+        for part in (self._server, self._syncs):
+            if part is not None:
+                counted.errors += part.errors
+                counted.refused += part.refused
         return counted
 
     @property
@@ -103,7 +134,7 @@ class P9Device(Device):
         """See `Device`: there are none in the beginning."""
 
     def process(self, queue: DeviceQueue) -> None:
-        """Serve what is available, in its order."""
+        """Serve what is available, in its order; a Tfsync is answered later."""
         server = self._server
         if server is None:
             return
@@ -111,11 +142,3 @@ class P9Device(Device):
             server.serve_all(queue)
         else:
             server.serve_mapped(queue)
-
-
-def _add(counters: P9Counters, server: P9Server) -> None:
-    counters.messages += server.messages
-    counters.bytes_read += server.bytes_read
-    counters.bytes_written += server.bytes_written
-    counters.errors += server.errors
-    counters.refused += server.refused

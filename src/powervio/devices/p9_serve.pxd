@@ -16,15 +16,19 @@ cdef class P9Server:
     cdef object _session
     cdef Session _direct
     cdef Identity _identity
+    cdef object _syncs
+    cdef bint _later
     cdef bytearray _book
     cdef unsigned char *_out
     cdef long long _room
     cdef long long _data
     cdef int _serve(self, Request request) except? -1
-    cdef long long _served(self, bytes head, object readable, object writable) except? -1
+    cdef int _serve_begun(self, bytes head, Request request) except? -1
     cdef int _serve_staged(self, DeviceQueue queue) except? -1
     cdef int _move(self, DeviceRing ring, Staging staging, unsigned int begin, unsigned int end, long long length, unsigned long long place, bint out) except? -1
-    cdef object _answer(self, bytes head, object readable, object writable)
+    cdef object _answer(self, bytes head, Request request)
+    cdef bint _is_about_syncs(self, int kind) noexcept
+    cdef int _is_aside(self, int kind, unsigned char *base, long long size, Request request) except? -1
     cdef bint _is_apart(self, int kind, unsigned char *base, long long there, long long size, long long room) noexcept
     cdef long long _need(self, int kind, unsigned char *base, long long there) noexcept
     cdef object _said(self, object answer, long long done, unsigned char *base, int kind, unsigned int tag, long long room)

@@ -4,7 +4,8 @@
 A message is looked at as far as docs/virtio-9p.md obliges the device to: its header, the room for its answer, and where
 the data of a read or a write stand. Answers, and reads up to `SMALL`, are put together in the server's own memory and
 go to the driver in one piece, since a copy of so little costs less than a second access to the driver; the data of
-larger reads, and of all writes that do not come with their message, move between file and driver directly.
+larger reads, and of all writes that do not come with their message, move between file and driver directly. A Tfsync,
+and what has to do with one that is not answered, goes to `p9_syncs`.
 This file is compiled (Cython pure mode) and also runs interpreted.
 """
 
@@ -23,6 +24,7 @@ from cython.cimports.powervio.virtio.device_queue import DeviceQueue, Request
 from cython.cimports.powervio.virtio.device_ring import DeviceRing
 from cython.cimports.powervio.virtio.staging import Staging
 
+from powervio.devices.p9_syncs import DeviceSyncs
 from powervio.errors import RemoteError
 from powervio.memory.abstract import Payload
 from powervio.virtio.batch import Batch
@@ -54,6 +56,9 @@ _PIECES = cython.declare(cython.uint, 4)
 """Of a message that is read at once: each is a call."""
 _LONGEST = cython.declare(cython.longlong, LONGEST)
 _TREADDIR = cython.declare(cython.int, 40)
+_TFSYNC = cython.declare(cython.int, 50)
+_TVERSION = cython.declare(cython.int, 100)
+_TFLUSH = cython.declare(cython.int, 108)
 _TWALK = cython.declare(cython.int, 110)
 _TREAD = cython.declare(cython.int, 116)
 _TWRITE = cython.declare(cython.int, 118)
@@ -91,12 +96,15 @@ class P9Server:
     _session: Any
     _direct: Session | None
     _identity: Identity | None
+    _syncs: Any
+    _later: cython.bint
     _book: bytearray
     _out: cython.p_uchar
     _room: cython.longlong
     _data: cython.longlong
 
-    def __init__(self, session: P9Session) -> None:
+    def __init__(self, session: P9Session, syncs: DeviceSyncs | None = None) -> None:
+        """`syncs` takes each Tfsync; None: it is carried out in its place."""
         self.messages = 0
         self.bytes_read = 0
         self.bytes_written = 0
@@ -105,6 +113,8 @@ class P9Server:
         self._session = session
         self._direct = session if isinstance(session, Session) else None
         self._identity = session.tree.identity if isinstance(session, Session) else None
+        self._syncs = syncs
+        self._later = False
         self._book = bytearray(SMALL)
         self._out = pointer(self._book)
         self._room = SMALL
@@ -139,22 +149,27 @@ class P9Server:
             self.refused += 1
             request.complete(0)
             return 0
-        request.complete(self._served(head, readable, request.writable))
+        self._serve_begun(head, request)
         return 0
 
     @cython.cfunc
     @cython.exceptval(-1)
-    def _served(self, head: bytes, readable: Any, writable: Any) -> cython.longlong:
-        """Serve a message that begins with `head`; bytes that were written."""
+    def _serve_begun(self, head: bytes, request: Request) -> cython.int:
+        """Serve a message that begins with `head`."""
         try:
-            answer: Any = self._answer(head, readable, writable)
-            if answer is None:
+            answer: Any = self._answer(head, request)
+            if self._later:
                 return 0
-            writable.write(0, answer)
+            if answer is None:
+                request.complete(0)
+                return 0
+            request.writable.write(0, answer)
         except RemoteError:
             self.refused += 1
+            request.complete(0)
             return 0
-        return len(answer) + self._data
+        request.complete(len(answer) + self._data)
+        return 0
 
     def serve_all(self, queue: DeviceQueue) -> None:
         """Serve what is available, in its order, where access to the driver's memory is a call of the hypervisor.
@@ -213,9 +228,9 @@ class P9Server:
             or room < self._need(kind, base, size)
             or self._is_apart(kind, base, size, size, room)
             or (kind == _TREADDIR and room > _SMALL)
+            or self._is_about_syncs(kind)
         ):
-            request: Request = queue.request()
-            request.complete(self._served(bytes_at(address_of(base, 0), there), request.readable, request.writable))
+            self._serve_begun(bytes_at(address_of(base, 0), there), queue.request())
             return 1
         self.messages += 1
         self._data = 0
@@ -284,6 +299,7 @@ class P9Server:
             request = requests[number]
             readable: Any = request.readable
             writable: Any = request.writable
+            self._later = False
             try:
                 if readable.length <= SMALL_MESSAGE:
                     head: Any = heads[taken]
@@ -293,7 +309,9 @@ class P9Server:
                 if head is None:
                     self.refused += 1
                     continue
-                answer: Any = self._answer(head, readable, writable)
+                answer: Any = self._answer(head, request)
+                if self._later:
+                    lengths[number] = -1
                 if answer is None:
                     continue
                 length = len(answer)
@@ -312,12 +330,16 @@ class P9Server:
                     self.refused += 1
         for number in range(count):
             request = requests[number]
-            request.complete(lengths[number])
+            length = lengths[number]
+            if length >= 0:
+                request.complete(length)
 
     @cython.cfunc
-    def _answer(self, head: bytes, readable: Any, writable: Any) -> Any:
+    def _answer(self, head: bytes, request: Request) -> Any:
         """The answer to a message that begins with `head`; `_data` says how many bytes of data are behind it at the
-        driver already. None: there was no message, or no room (F3.2, F3.3)."""
+        driver already. None: there was no message, or no room (F3.2, F3.3), or it is answered later (`_later`)."""
+        readable: Any = request.readable
+        writable: Any = request.writable
         there: cython.longlong = len(head)
         length: cython.longlong = readable.length
         room: cython.longlong = writable.length
@@ -328,6 +350,7 @@ class P9Server:
         tag: cython.uint
         self.messages += 1
         self._data = 0
+        self._later = False
         if there < _HEADER or room < _ERROR:
             self.refused += 1
             return None
@@ -348,6 +371,9 @@ class P9Server:
             base = pointer_to_read(head)
         if room < self._need(kind, base, there):
             return self._error(tag, errno.EMSGSIZE)
+        if self._is_about_syncs(kind) and self._is_aside(kind, base, there, request):
+            self._later = True
+            return None
         if self._direct is None or self._is_apart(kind, base, there, size, room):
             answer = self._session.handle(head, readable, writable)
             done = len(answer)
@@ -382,6 +408,28 @@ class P9Server:
             return False
         count = take32(base, 19)
         return count > _SMALL - _READ and room > _SMALL
+
+    @cython.cfunc
+    @cython.exceptval(check=False)
+    def _is_about_syncs(self, kind: cython.int) -> cython.bint:
+        return self._syncs is not None and (kind == _TFSYNC or kind == _TFLUSH or kind == _TVERSION)
+
+    @cython.cfunc
+    @cython.exceptval(-1)
+    def _is_aside(self, kind: cython.int, base: cython.p_uchar, size: cython.longlong, request: Request) -> cython.int:
+        """Whether such a message is answered later; 0: it is carried out in its place."""
+        direct: Session | None = self._direct
+        if direct is None:
+            return 0
+        if kind == _TFSYNC:
+            opened = direct.to_sync(base, size)
+            if opened is None:
+                return 0
+            return 1 if self._syncs.take(request, take16(base, 5), opened, take32(base, 11) != 0) else 0
+        if kind == _TFLUSH:
+            return 1 if size == 9 and self._syncs.flush(request, take16(base, 5), take16(base, 7)) else 0
+        self._syncs.cancel()
+        return 0
 
     @cython.cfunc
     @cython.exceptval(check=False)

@@ -44,6 +44,7 @@ cdef class Session:
     cdef bytearray _answer
     cdef unsigned char *_base
     cdef long long serve(self, unsigned char *message, long long size, unsigned char *out, long long room) except? -1000
+    cdef OpenFile to_sync(self, unsigned char *message, long long size)
     cdef long long _error(self, unsigned char *out, int code) noexcept
     cdef long long _call(self, int kind, unsigned char *message, long long size, unsigned char *out, long long room) except? -1000
     cdef long long _walk(self, unsigned char *message, unsigned char *out) except? -1000

@@ -232,6 +232,17 @@ class Session:
         return done
 
     @cython.cfunc
+    def to_sync(self, message: cython.p_uchar, size: cython.longlong) -> OpenFile | None:
+        """The open file that a Tfsync is about; None: it is to be served like any other message."""
+        if size != 15 or not self.versioned:
+            return None
+        found = self.fids.get(take32(message, 7))
+        if found is None:
+            return None
+        fid: Fid = found
+        return fid.opened
+
+    @cython.cfunc
     @cython.exceptval(check=False)
     def _error(self, out: cython.p_uchar, code: cython.int) -> cython.longlong:
         self._apart = 0

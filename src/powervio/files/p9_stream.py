@@ -15,7 +15,7 @@ import os
 from typing import Any
 
 import cython
-from cython.cimports.powervio.files.p9_session import Fid, Session
+from cython.cimports.powervio.files.p9_session import Session
 from cython.cimports.powervio.files.wire import receive, send, take8, take16, take32
 from cython.cimports.powervio.memory.hw import at, copy, pointer
 
@@ -153,20 +153,16 @@ class P9Stream:
     def _is_aside(self, message: cython.p_uchar, size: cython.longlong) -> cython.int:
         """Whether a message is answered beside the others; 0: it is carried out in its place."""
         kind: cython.int = take8(message, 4)
-        fid: Fid
         if kind == _TFSYNC:
-            found = self.session.fids.get(take32(message, 7)) if size == 15 and self.session.versioned else None
-            if found is None:
-                return 0
-            fid = found
-            if fid.opened is None:
+            opened = self.session.to_sync(message, size)
+            if opened is None:
                 return 0
             if self._syncs is None:
                 try:
                     self._syncs = Syncs(self._fd, self.session.tree.identity)
-                except (RuntimeError, OSError):
+                except OSError:
                     return 0
-            return 1 if self._syncs.take(take16(message, 5), fid.opened, take32(message, 11) != 0) else 0
+            return 1 if self._syncs.take(take16(message, 5), opened, take32(message, 11) != 0) else 0
         if self._syncs is not None:
             if kind == _TFLUSH and size == 9:
                 return 1 if self._syncs.flush(take16(message, 5), take16(message, 7)) else 0
