@@ -18,7 +18,8 @@ from tests.attach.p9_servers import Diod, Ours, Server
 from powervio.attach.p9_socket import P9Socket, parse_address
 from powervio.drivers.p9 import P9Client
 from powervio.drivers.p9_core import P9Core
-from powervio.drivers.p9_tree import LOCK_NONE, LOCK_READ, LOCK_WRITE, P9Tree
+from powervio.drivers.p9_files import LOCK_NONE, LOCK_READ, LOCK_WRITE
+from powervio.drivers.p9_tree import P9Tree
 from powervio.errors import LocalError
 
 pytestmark = pytest.mark.dual

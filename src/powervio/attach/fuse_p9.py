@@ -25,9 +25,10 @@ from collections.abc import Callable, Generator
 from typing import Any
 
 from powervio.attach.fuse import FuseSession, Handler, Parts, Pause, Waiting
-from powervio.drivers import p9_tree
+from powervio.drivers import p9_files, p9_nodes
 from powervio.drivers.p9_core import P9Error
-from powervio.drivers.p9_tree import Attributes, Entry, Node, OpenFile, P9Tree
+from powervio.drivers.p9_nodes import Attributes, Entry, Node, OpenFile
+from powervio.drivers.p9_tree import P9Tree
 from powervio.files import fuse_messages as fuse
 from powervio.files.fuse_codec import FuseCodec, Request, dirent_size
 from powervio.files.fuse_messages import Attr, AttrHead, EntryHead, InitOut, Opcode, OpenOut, WriteOut
@@ -226,7 +227,7 @@ class P9FileSystem:
         node = self._node(request.header.nodeid)
         file = self._files.get(request.body.fh) if request.body.getattr_flags & fuse.GETATTR_FH else None
         attr = yield from self.tree.getattr(node, self._user(request), file)
-        has_btime = attr.valid & p9_tree.HAS_BTIME
+        has_btime = attr.valid & p9_nodes.HAS_BTIME
         plain = _attr(attr)
         return (
             self._codec.pack(
@@ -269,11 +270,11 @@ class P9FileSystem:
             if given & theirs:
                 valid |= ours
         if given & fuse.FATTR_ATIME_NOW:
-            valid &= ~p9_tree.SET_ATIME_GIVEN
+            valid &= ~p9_nodes.SET_ATIME_GIVEN
         if given & fuse.FATTR_MTIME_NOW:
-            valid &= ~p9_tree.SET_MTIME_GIVEN
+            valid &= ~p9_nodes.SET_MTIME_GIVEN
         # the size is the open file's right, the rest the caller's
-        first = valid if file is None else valid & ~p9_tree.SET_SIZE
+        first = valid if file is None else valid & ~p9_nodes.SET_SIZE
         if first:
             yield from self.tree.setattr(
                 node,
@@ -287,7 +288,7 @@ class P9FileSystem:
                 mtime=(body.mtime, body.mtimensec),
             )
         if valid & ~first:
-            yield from self.tree.setattr(node, uid, p9_tree.SET_SIZE, size=body.size, file=file)
+            yield from self.tree.setattr(node, uid, p9_nodes.SET_SIZE, size=body.size, file=file)
         if given & fuse.FATTR_SIZE:
             node.cached = None
         attr = yield from self.tree.getattr(node, uid, file)
@@ -429,7 +430,7 @@ class P9FileSystem:
         mode = _without_privileges(attr.mode)
         if mode == attr.mode:
             return attr
-        yield from self.tree.setattr(node, attr.uid, p9_tree.SET_MODE, mode=mode & 0o7777)
+        yield from self.tree.setattr(node, attr.uid, p9_nodes.SET_MODE, mode=mode & 0o7777)
         changed: Attributes = yield from self.tree.getattr(node, attr.uid, file)
         return changed
 
@@ -452,7 +453,7 @@ class P9FileSystem:
         proc = file.node.owners.pop(owner)
         for other in list(file.node.openers.values()):
             if proc in other.locks:
-                yield from self.tree.lock(other, p9_tree.LOCK_NONE, 0, p9_tree.LAST_BYTE, proc)
+                yield from self.tree.lock(other, p9_files.LOCK_NONE, 0, p9_files.LAST_BYTE, proc)
         return ()
 
     def _fsync(self, request: Request) -> Operation:
@@ -549,20 +550,20 @@ class P9FileSystem:
         owners = file.node.owners
         proc = owners.get(body.owner)
         if proc is None:
-            if body.kind == p9_tree.LOCK_NONE:
+            if body.kind == p9_files.LOCK_NONE:
                 return ()
             proc = body.pid
             while proc in owners.values():  # two tables of descriptors of one process
                 proc = (proc + 1) & 0xFFFF_FFFF
         pause = _LOCK_PAUSE
         wait = request.header.opcode == Opcode.SETLKW
-        if body.kind == p9_tree.LOCK_NONE:
+        if body.kind == p9_files.LOCK_NONE:
             for other in list(file.node.openers.values()):
                 if other is not file and proc in other.locks:
                     yield from self.tree.lock(other, body.kind, body.start, body.end, proc)
         while True:
             status = yield from self.tree.lock(file, body.kind, body.start, body.end, proc, block=wait)
-            if status == p9_tree.LOCK_SUCCESS:
+            if status == p9_files.LOCK_SUCCESS:
                 owners[body.owner] = proc
                 return ()
             if not wait:
@@ -572,12 +573,12 @@ class P9FileSystem:
 
 
 _SETATTR = (
-    (fuse.FATTR_MODE, p9_tree.SET_MODE),
-    (fuse.FATTR_UID, p9_tree.SET_UID),
-    (fuse.FATTR_GID, p9_tree.SET_GID),
-    (fuse.FATTR_SIZE, p9_tree.SET_SIZE),
-    (fuse.FATTR_ATIME, p9_tree.SET_ATIME | p9_tree.SET_ATIME_GIVEN),
-    (fuse.FATTR_MTIME, p9_tree.SET_MTIME | p9_tree.SET_MTIME_GIVEN),
+    (fuse.FATTR_MODE, p9_nodes.SET_MODE),
+    (fuse.FATTR_UID, p9_nodes.SET_UID),
+    (fuse.FATTR_GID, p9_nodes.SET_GID),
+    (fuse.FATTR_SIZE, p9_nodes.SET_SIZE),
+    (fuse.FATTR_ATIME, p9_nodes.SET_ATIME | p9_nodes.SET_ATIME_GIVEN),
+    (fuse.FATTR_MTIME, p9_nodes.SET_MTIME | p9_nodes.SET_MTIME_GIVEN),
 )
 
 

@@ -16,7 +16,8 @@ from powervio.attach import mount
 from powervio.attach.fuse import FuseSession
 from powervio.attach.fuse_p9 import TIMEOUT, P9FileSystem
 from powervio.attach.p9_link import P9Link
-from powervio.drivers.p9_tree import HEADROOM, P9Tree
+from powervio.drivers.p9_files import HEADROOM
+from powervio.drivers.p9_tree import P9Tree
 
 log = logging.getLogger(__name__)
 

@@ -15,9 +15,10 @@ from collections.abc import Callable, Coroutine
 from types import TracebackType
 from typing import Any, NamedTuple, TypeAlias
 
-from powervio.drivers import p9_tree
+from powervio.drivers import p9_files, p9_nodes
 from powervio.drivers.p9_core import Running, Work
-from powervio.drivers.p9_tree import Attributes, Entry, Node, OpenFile, P9Tree
+from powervio.drivers.p9_nodes import Attributes, Entry, Node, OpenFile
+from powervio.drivers.p9_tree import P9Tree
 
 Path: TypeAlias = str | bytes
 MOST_LINKS = 40
@@ -127,7 +128,7 @@ class P9File:
     async def truncate(self, size: int) -> None:
         """Give it a size in bytes."""
         work = self._client.tree.setattr(
-            self._open.node, self._client.uid, p9_tree.SET_SIZE, size=size, file=self._open
+            self._open.node, self._client.uid, p9_nodes.SET_SIZE, size=size, file=self._open
         )
         await self._client.run(work)
 
@@ -140,11 +141,11 @@ class P9File:
 
         Whether it was had. With `wait` it is asked for until it is.
         """
-        end = start + length - 1 if length else p9_tree.LAST_BYTE
+        end = start + length - 1 if length else p9_files.LAST_BYTE
         pause = 0.005
         while True:
             work = self._client.tree.lock(self._open, kind, start, end, owner, block=wait)
-            if await self._client.run(work) == p9_tree.LOCK_SUCCESS:
+            if await self._client.run(work) == p9_files.LOCK_SUCCESS:
                 return True
             if not wait:
                 return False
@@ -360,11 +361,11 @@ class P9Client:
 
     async def chmod(self, path: Path, mode: int) -> None:
         """Change permissions."""
-        await self._at(path, lambda node: self.tree.setattr(node, self.uid, p9_tree.SET_MODE, mode=mode))
+        await self._at(path, lambda node: self.tree.setattr(node, self.uid, p9_nodes.SET_MODE, mode=mode))
 
     async def chown(self, path: Path, uid: int, gid: int, *, follow: bool = True) -> None:
         """Change owner and group; -1 leaves one as it is."""
-        valid = (p9_tree.SET_UID if uid >= 0 else 0) | (p9_tree.SET_GID if gid >= 0 else 0)
+        valid = (p9_nodes.SET_UID if uid >= 0 else 0) | (p9_nodes.SET_GID if gid >= 0 else 0)
         owner, group = max(uid, 0), max(gid, 0)
         await self._at(
             path, lambda node: self.tree.setattr(node, self.uid, valid, owner=owner, group=group), follow=follow
@@ -373,14 +374,14 @@ class P9Client:
     async def utime(self, path: Path, atime: int, mtime: int, *, follow: bool = True) -> None:
         """Set times, in nanoseconds."""
         valid = (
-            p9_tree.SET_ATIME | p9_tree.SET_ATIME_GIVEN | p9_tree.SET_MTIME | p9_tree.SET_MTIME_GIVEN
+            p9_nodes.SET_ATIME | p9_nodes.SET_ATIME_GIVEN | p9_nodes.SET_MTIME | p9_nodes.SET_MTIME_GIVEN
         )  # fmt: skip
         at, mt = divmod(atime, 1_000_000_000), divmod(mtime, 1_000_000_000)
         await self._at(path, lambda node: self.tree.setattr(node, self.uid, valid, atime=at, mtime=mt), follow=follow)
 
     async def truncate(self, path: Path, size: int) -> None:
         """Give a file a size in bytes."""
-        await self._at(path, lambda node: self.tree.setattr(node, self.uid, p9_tree.SET_SIZE, size=size))
+        await self._at(path, lambda node: self.tree.setattr(node, self.uid, p9_nodes.SET_SIZE, size=size))
 
     async def statfs(self, path: Path = b"") -> Statfs:
         """What statfs(2) says of the file system under a path."""

@@ -1,0 +1,1 @@
+from powervio.drivers.p9_files import *
