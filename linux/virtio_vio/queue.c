@@ -10,6 +10,7 @@
 #include <linux/slab.h>
 #include <linux/virtio_config.h>
 #include <uapi/linux/virtio_ids.h>
+#include <uapi/linux/virtio_net.h>
 
 #include "adapter.h"
 
@@ -288,46 +289,67 @@ static bool take_used(struct vvio_queue *queue)
 	return some;
 }
 
-#define POLL_LIMIT	(100 * NSEC_PER_MSEC)
+#define OUTPUT_LIMIT	(100 * NSEC_PER_MSEC)
+#define COMMAND_LIMIT	(2 * NSEC_PER_SEC)
 
 /*
- * The console's driver writes with interrupts off and looks at its ring until the buffer comes back,
- * and on this processor no interrupt can bring it. What nobody takes in time is given back as it is.
+ * Some drivers look at their ring until a buffer comes back, so that this processor does nothing else meanwhile: the
+ * console's when it writes with interrupts off, so that no interrupt brings it, and the network's for a
+ * command, so that what would see to a server that has gone never runs. How long they may, or 0.
  */
-static void poll_used(struct vvio_queue *queue)
+static u64 poll_limit(const struct vvio_queue *queue)
+{
+	struct virtio_device *vdev = &queue->adapter->vdev;
+
+	if (vdev->id.device == VIRTIO_ID_CONSOLE && queue->index & 1 && irqs_disabled())
+		return OUTPUT_LIMIT;
+	if (vdev->id.device == VIRTIO_ID_NET && virtio_has_feature(vdev, VIRTIO_NET_F_CTRL_VQ) &&
+	    queue->index == queue->adapter->queues_found - 1)
+		return COMMAND_LIMIT;
+	return 0;
+}
+
+/* Whether such a driver goes on looking. Called with the lock. */
+static bool poll_used(struct vvio_queue *queue, u64 until)
 {
 	struct vvio_adapter *adapter = queue->adapter;
-	u64 until = ktime_get_ns() + POLL_LIMIT;
 
-	while (queue->is_live && (queue->oldest != NO_CHAIN || queue->seen != available(queue)) && !take_used(queue)) {
-		if (!READ_ONCE(adapter->dma.open)) {
-			queue->is_live = false;		/* the connection has ended, which is about to be seen to */
-		} else if (ktime_get_ns() > until) {
-			WRITE_ONCE(adapter->broken, "the server does not take the console's output");
-			queue->is_live = false;
+	if (queue->is_live) {
+		if (queue->oldest == NO_CHAIN && queue->seen == available(queue))
+			return false;
+		if (take_used(queue))
+			return false;
+		if (READ_ONCE(adapter->dma.open) && ktime_get_ns() <= until) {
+			forward(queue);		/* what found no room, or was not settled */
+			return true;
+		}
+		if (READ_ONCE(adapter->dma.open)) {
+			WRITE_ONCE(adapter->broken, "the server does not answer what its driver waits for");
 			vvio_wake(adapter);
 		}
-		cpu_relax();
-		forward(queue);		/* what found no room, or was not settled */
+		queue->is_live = false;		/* else the connection has ended, which is about to be seen to */
 	}
-	if (queue->is_live)
-		return;
 	fail_all(queue);
 	tce_flush(&adapter->dma.window);
+	return false;
 }
 
 static bool notify(struct virtqueue *vq)
 {
 	struct vvio_queue *queue = vq->priv;
-	bool is_output = vq->vdev->id.device == VIRTIO_ID_CONSOLE && queue->index & 1;
-	bool is_polled = is_output && irqs_disabled();
+	u64 limit = poll_limit(queue), until = limit ? ktime_get_ns() + limit : 0;
+	bool is_waiting = limit;
 	unsigned long flags;
 
 	spin_lock_irqsave(&queue->lock, flags);
 	forward(queue);
-	if (is_polled)
-		poll_used(queue);
 	spin_unlock_irqrestore(&queue->lock, flags);
+	while (is_waiting) {
+		spin_lock_irqsave(&queue->lock, flags);
+		is_waiting = poll_used(queue, until);
+		spin_unlock_irqrestore(&queue->lock, flags);
+		cpu_relax();
+	}
 	if (READ_ONCE(queue->adapter->is_lost))
 		/* the driver holds its lock: not here; and what brings data is made available again and again */
 		schedule_delayed_work(&queue->adapter->fail_work, FAIL_AGAIN);

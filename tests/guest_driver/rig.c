@@ -27,12 +27,18 @@ struct hcall {
 };
 
 unsigned long jiffies;
+u64 relaxed;
 extern unsigned int *parameter_pool_kib, *parameter_copy_kib;
 
 static struct timer_list *timers;
 static char messages[4096];
 __le64 rig_use_word;	/* not 0: somebody is at a page of the table */
 static struct vvio_adapter *adapter;
+static struct {
+	u64 after;		/* so many looks; 0: not at all */
+	unsigned int queue, head;
+	u32 length;
+} answer;
 static struct made_queue *made[QUEUES];
 static struct {
 	struct vvio_hv hv;
@@ -351,6 +357,31 @@ void rig_use(unsigned int index, unsigned int id, u32 length)
 	ring->used->idx = htole16(made[index]->used);
 }
 
+/* A driver looks at its ring: the server uses a chain when it has done so often enough. */
+void rig_answer(u64 after, unsigned int queue, unsigned int head, u32 length)
+{
+	answer.after = relaxed + after;
+	answer.queue = queue;
+	answer.head = head;
+	answer.length = length;
+}
+
+void cpu_relax(void)
+{
+	if (++relaxed == answer.after)
+		rig_use(answer.queue, answer.head, answer.length);
+}
+
+u64 rig_relaxed(void)
+{
+	return relaxed;
+}
+
+const char *rig_broken(void)
+{
+	return adapter->broken ? adapter->broken : "";
+}
+
 /* As interrupts do. */
 void rig_complete(unsigned int index)
 {
@@ -385,7 +416,7 @@ void rig_lose(void)
 	adapter->dma.open = false;
 }
 
-int rig_begin(u32 device, unsigned int queues, unsigned int size, u64 window, bool is_shared, unsigned int pool_kib)
+int rig_begin(u32 device, u64 features, unsigned int queues, unsigned int size, u64 window, bool is_shared, unsigned int pool_kib)
 {
 	unsigned int i;
 	int err;
@@ -403,6 +434,8 @@ int rig_begin(u32 device, unsigned int queues, unsigned int size, u64 window, bo
 	adapter->queue_size = size;
 	adapter->revision = 1;
 	adapter->vdev.id.device = device;
+	adapter->vdev.features = features;
+	answer.after = 0;
 	err = vvio_dma_init(&adapter->dma, &phyp.dev, &phyp.hv, 1, window);
 	if (err)
 		return err;

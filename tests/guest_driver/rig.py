@@ -70,6 +70,8 @@ class Rig:
     def __init__(self, library: ctypes.CDLL) -> None:
         self.library = library
         library.rig_messages.restype = c_char_p
+        library.rig_broken.restype = c_char_p
+        library.rig_relaxed.restype = c_uint64
         self._chains: list[Chain] = []
 
     def add(self, queue: int, *parts: Part, data: Sequence[bytes] = ()) -> tuple[int, Chain]:
@@ -129,6 +131,20 @@ class Rig:
         """The server uses a chain, which nobody has heard of yet."""
         self.library.rig_use(queue, head, length)
 
+    def answer(self, queue: int, head: int, length: int, *, after: int) -> None:
+        """The server uses a chain when the driver has looked at its ring so often, and let nobody else run."""
+        self.library.rig_answer(c_uint64(after), queue, head, length)
+
+    @property
+    def looked(self) -> int:
+        """How often a driver has looked so, a microsecond each time."""
+        return int(self.library.rig_relaxed())
+
+    @property
+    def broken(self) -> str:
+        """What is said to be wrong with the connection, which is to be ended for that."""
+        return str(self.library.rig_broken().decode())
+
     def pass_time(self, jiffies: int) -> int:
         """How many timers ran in that time."""
         return int(self.library.rig_pass(jiffies))
@@ -148,12 +164,13 @@ def rig(
     queues: int,
     size: int = 256,
     *,
+    features: int = 0,
     window: int = 16 << 20,
     shared: bool = True,
     pool_kib: int = 1024,
 ) -> Iterator[Rig]:
     """A rig; at its end nothing may be mapped."""
-    assert library.rig_begin(device, queues, size, c_uint64(window), c_bool(shared), pool_kib) == 0
+    assert library.rig_begin(device, c_uint64(features), queues, size, c_uint64(window), c_bool(shared), pool_kib) == 0
     made = Rig(library)
     yield made
     assert library.rig_end() == 0

@@ -31,6 +31,7 @@ typedef u64 phys_addr_t;
 #define GFP_KERNEL	0
 #define __GFP_ZERO	0
 #define NSEC_PER_MSEC	1000000ULL
+#define NSEC_PER_SEC	1000000000ULL
 #define SZ_1K		1024
 #define BITS_PER_LONG	64
 #define __packed	__attribute__((packed))
@@ -209,8 +210,9 @@ extern unsigned long jiffies;
 #define time_after(a, b)		((long)((b) - (a)) < 0)
 #define timer_pending(timer)		((timer)->pending)
 #define from_timer(var, timer, field)	container_of(timer, __typeof__(*var), field)
-#define ktime_get_ns()			((u64)jiffies * (NSEC_PER_MSEC * 1000 / HZ))
-#define cpu_relax()			((void)0)
+#define ktime_get_ns()			((u64)jiffies * (NSEC_PER_SEC / HZ) + relaxed * 1000)
+extern u64 relaxed;
+void cpu_relax(void);
 void timer_setup(struct timer_list *timer, void (*function)(struct timer_list *), unsigned int flags);
 void mod_timer(struct timer_list *timer, unsigned long expires);
 void timer_reduce(struct timer_list *timer, unsigned long expires);
@@ -238,6 +240,7 @@ struct virtio_device {
 	struct device dev;
 	u64 features;
 };
+#define virtio_has_feature(vdev, bit)	((vdev)->features >> (bit) & 1)
 struct virtqueue {
 	struct virtio_device *vdev;
 	void *priv;

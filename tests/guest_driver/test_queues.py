@@ -7,8 +7,10 @@ import struct
 
 import pytest
 
-from .rig import BLOCK, FS, P9, PAGE, SCSI, Part, rig
+from .rig import BLOCK, FS, NET, P9, PAGE, SCSI, Part, rig
 
+CONTROL = 1 << 17
+"""VIRTIO_NET_F_CTRL_VQ: the last queue has commands."""
 STATFS = struct.pack("<IBHI", 11, 8, 0x1234, 1)
 RLERROR = struct.pack("<IBHI", 11, 7, 0x1234, 5)
 FUSE_REQUEST = struct.pack("<IIQQIIII", 40, 1, 0x123456789ABC, 1, 0, 0, 0, 0)
@@ -140,3 +142,46 @@ def test_hypervisor_that_stands_still_is_asked_less_and_less_often(library: ctyp
         made.pass_time(13)
         assert made.shown(0) == 1
         assert made.used(0)[0] == 0
+
+
+def test_network_command_is_answered_while_its_driver_lets_nobody_else_run(library: ctypes.CDLL) -> None:
+    with rig(library, NET, 3, features=CONTROL) as made:
+        head, _ = made.add(2, Part(2), Part(1), Part(1, written=True))
+        made.answer(2, head, 1, after=5000)
+        before = made.looked
+        made.notify(2)
+        assert made.used(2) == (1, 1)
+        assert made.looked - before == 5001
+        assert made.broken == ""
+
+
+def test_network_command_that_nobody_answers_fails_after_a_while(library: ctypes.CDLL) -> None:
+    with rig(library, NET, 3, features=CONTROL) as made:
+        for queue in (0, 1):
+            made.add(queue, Part(100, written=queue == 0))
+            made.notify(queue)
+        before = made.looked
+        _, chain = made.add(2, Part(2), Part(1), Part(1, written=True), data=[b"", b"", b"\xff"])
+        made.notify(2)
+        assert 2_000_000 <= made.looked - before < 2_010_000
+        assert made.used(2) == (1, 0)
+        assert chain.read(2) == b"\xff"
+        assert made.broken == "the server does not answer what its driver waits for"
+        assert (made.used(0)[0], made.used(1)[0]) == (0, 0)
+        # until the connection is another one nobody waits again
+        before = made.looked
+        made.add(2, Part(2), Part(1), Part(1, written=True))
+        made.notify(2)
+        assert made.looked - before < 10
+        assert made.used(2) == (2, 0)
+
+
+def test_network_command_without_a_server_fails_at_once(library: ctypes.CDLL) -> None:
+    with rig(library, NET, 3, features=CONTROL) as made:
+        library.rig_lose()
+        before = made.looked
+        made.add(2, Part(2), Part(1), Part(1, written=True))
+        made.notify(2)
+        assert made.looked - before < 10
+        assert made.used(2) == (1, 0)
+        assert made.broken == ""

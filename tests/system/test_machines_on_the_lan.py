@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import subprocess
 import threading
 from collections.abc import Iterator, Sequence
@@ -158,6 +159,38 @@ def test_guest_whose_pool_is_too_small_for_its_receive_ring_is_heard_and_hears(
     )
     status, text = boot(house, boot_cache, command, {"ping": ping}, options=options)
     assert status == 0, text
+    house.ok("down")
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(300)
+@pytest.mark.parametrize("arch", ["x86_64", "ppc64le"])
+def test_guest_whose_hypervisor_never_comes_back_goes_on_and_has_nothing_to_do(
+    house: House, netns: str, boot_cache: Path, arch: str
+) -> None:
+    """The network's driver looks for answers without a pause, and makes buffers available whenever it has any."""
+    (house.folder / "lan.toml").write_text(DOOR.format(netns=netns).replace("x86_64", arch))
+    house.use_kernels(boot_cache)
+    process = house.up("lan.toml")
+    command = """
+        modprobe virtio_net 2>/dev/null; until_so [ -e /sys/class/net/eth0 ]; ifconfig eth0 192.0.2.2 up
+        until_so ping -c 1 -W 1 192.0.2.1
+        echo 'HOST stop'
+        gone() { ifconfig eth0 promisc; ifconfig eth0 -promisc; grep -qx lost /sys/bus/virtio_vio/devices/*/state; }
+        until_so gone
+        errors() { cat /sys/class/net/eth0/statistics/rx_length_errors; }
+        before=$(errors) since=$(cut -d . -f 1 /proc/uptime)
+        sleep 2
+        [ $(($(errors) - before)) -lt $((($(cut -d . -f 1 /proc/uptime) - since + 1) * 50 * 256)) ] || fail busy
+        dmesg -r | grep -E 'WARNING|BUG|Call Trace|blocked for more|stall' && fail 'the log'
+        true
+    """
+    happenings = {"stop": lambda: process.send_signal(signal.SIGSTOP)}
+    try:
+        status, said = boot(house, boot_cache, command, happenings, options=["stall_limit=3"])
+    finally:
+        process.send_signal(signal.SIGCONT)
+    assert status == 0, said
     house.ok("down")
 
 
