@@ -40,6 +40,7 @@ COMPILED = (
     "powervio.files.handles",
     "powervio.files.tree_share",
     "powervio.files.tree_open",
+    "powervio.files.tree_file",
     "powervio.files.tree",
     "powervio.files.p9_codec",
     "powervio.files.p9_session",

@@ -32,6 +32,7 @@ cdef class File(Held):
     cdef readonly unsigned long long dev
     cdef readonly unsigned long long ino
     cdef Stat stat_by(self, int fd)
+    cdef int refer(self) except? -1
     cdef void let_go(self) noexcept
     cdef int open_for_locks(self, int fd) except? -1
 

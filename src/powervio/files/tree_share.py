@@ -243,6 +243,15 @@ class File(Held):
         return facts
 
     @cython.cfunc
+    @cython.exceptval(-1)
+    def refer(self) -> cython.int:
+        """One more refers to it; EBADF when nobody did any more."""
+        if self.references < 1:
+            raise failure(errno.EBADF)
+        self.references += 1
+        return 0
+
+    @cython.cfunc
     @cython.exceptval(check=False)
     def let_go(self) -> cython.void:
         """One of those that refer to it does so no more."""

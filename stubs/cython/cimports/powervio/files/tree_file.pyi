@@ -1,0 +1,1 @@
+from powervio.files.tree_file import *
