@@ -62,9 +62,9 @@ class PhysicalAdapter(PhysicalRecord, DmaEngine):
 
     def begin(self, segments: Sequence[DmaSegment], *, to_memory: bool) -> DmaOperation:
         """Resolve and pin what the segments name. Raises `DmaFault`, with nothing pinned."""
-        operation = DmaOperation()
         record: PhysicalRecord = self
         with self._lock:
+            operation = record.unused()
             self._take(operation, segments, to_memory)
             record.begun(operation)
         return operation
@@ -91,27 +91,24 @@ class PhysicalAdapter(PhysicalRecord, DmaEngine):
 
     def read(self, backing: Backing, position: int, segments: Sequence[DmaSegment]) -> None:
         """See `DmaEngine`."""
-        operation = self.begin(segments, to_memory=True)
-        moved = False
-        try:
-            target = backing.target
-            if target is None or not operation.carry_out_whole(target, position, True):
-                backing.read_vector(position, buffers_of(operation))
-            moved = True
-        finally:
-            self.end(operation, moved=moved)
+        self._move(backing, position, segments, True)
 
     def write(self, backing: Backing, position: int, segments: Sequence[DmaSegment]) -> None:
         """See `DmaEngine`."""
-        operation = self.begin(segments, to_memory=False)
+        self._move(backing, position, segments, False)
+
+    def _move(self, backing: Backing, position: int, segments: Sequence[DmaSegment], to_memory: bool) -> None:
+        record: PhysicalRecord = self
+        operation: DmaOperation = self.begin(segments, to_memory=to_memory)
         moved = False
         try:
             target = backing.target
-            if target is None or not operation.carry_out_whole(target, position, False):
-                backing.write_vector(position, buffers_of(operation))
+            if target is None or not operation.carry_out_whole(target, position, to_memory):
+                vector = backing.read_vector if to_memory else backing.write_vector
+                vector(position, buffers_of(operation))
             moved = True
         finally:
-            self.end(operation, moved=moved)
+            record.end_here(operation, moved)
 
     def move_all(self, backing: Backing, moves: bytearray, count: int) -> int:
         """See `DmaEngine`: one operation here."""
@@ -124,7 +121,7 @@ class PhysicalAdapter(PhysicalRecord, DmaEngine):
         try:
             return operation.carry_out(backing, moves, count)
         finally:
-            record.end_moves(operation)
+            record.end_here(operation, False)
 
     def stop(self) -> None:
         """The owner is gone: no operation begins any more; those under way end as they would."""

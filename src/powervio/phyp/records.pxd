@@ -65,7 +65,8 @@ cdef class PhysicalRecord:
     cdef readonly object _hypervisor
     cdef readonly HypervisorLock _lock
     cdef DmaOperation begin_moves(self, object moves, unsigned long long count)
-    cdef int end_moves(self, DmaOperation operation) except? -1
+    cdef int end_here(self, DmaOperation operation, bint moved) except? -1
+    cdef DmaOperation unused(self)
     cdef int refused(self, DmaOperation operation) except? -1
     cdef int begun(self, DmaOperation operation) except? -1
     cdef int ended(self, DmaOperation operation) except? -1

@@ -208,14 +208,14 @@ class PhysicalRecord:
 
     @cython.cfunc
     def begin_moves(self, moves: Any, count: cython.ulonglong) -> DmaOperation | None:
-        """Begin one operation of all that a list of moves names; None, with nothing pinned, if it is not good."""
-        operation: DmaOperation | None
+        """Begin one operation of all that a list of moves names; None, with nothing pinned, if it is not good.
+
+        To be given to `end_here`.
+        """
+        operation: DmaOperation
         self._lock.acquire()
         try:
-            operation = self._spare
-            self._spare = None
-            if operation is None:
-                operation = DmaOperation()
+            operation = self.unused()
             if not self.alive or not operation.take_all(self.table, moves, count):
                 self.refused(operation)
                 return None
@@ -226,8 +226,10 @@ class PhysicalRecord:
 
     @cython.cfunc
     @cython.exceptval(-1)
-    def end_moves(self, operation: DmaOperation) -> cython.int:
-        """It touches the memory no more."""
+    def end_here(self, operation: DmaOperation, moved: cython.bint) -> cython.int:
+        """It touches the memory no more, and nobody has it; `moved`: all bytes that are not counted yet."""
+        if moved:
+            operation.count_all()
         self._lock.acquire()
         try:
             self.ended(operation)
@@ -238,6 +240,13 @@ class PhysicalRecord:
         return 0
 
     # under the lock
+
+    @cython.cfunc
+    def unused(self) -> DmaOperation:
+        """For what begins next: one that has ended, or a new one."""
+        operation: DmaOperation | None = self._spare
+        self._spare = None
+        return DmaOperation() if operation is None else operation
 
     @cython.cfunc
     @cython.exceptval(-1)
