@@ -23,7 +23,7 @@ from powervio.network.sea_runner import SeaRunner
 from powervio.network.switch import PortOptions, Switch
 from powervio.network.switch_trunk import SwitchTrunk, clients_of
 
-LIMIT = 10.0
+LIMIT = 30.0
 
 
 class LoopScheduler:

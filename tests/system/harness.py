@@ -155,7 +155,7 @@ def digest(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def wait_for(condition: Any, timeout: float = 20) -> None:
+def wait_for(condition: Any, timeout: float = 40) -> None:
     deadline = time.monotonic() + timeout
     while not condition():
         assert time.monotonic() < deadline, "it did not happen in time"

@@ -21,7 +21,7 @@ from powervio.transport.vhost_user.protocol import FRONT_END_MESSAGES, FrontEnd,
 from powervio.transport.vhost_user.server import Server
 from powervio.virtio.device import Device, DeviceSession
 
-LIMIT = 10.0
+LIMIT = 30.0
 
 
 class Serving:

@@ -16,7 +16,7 @@ from pathlib import Path
 import pytest
 from tests.vhost_user.harness import Serving
 
-LIMIT = 20.0
+LIMIT = 60.0
 PROMPT = "testpmd> "
 
 
