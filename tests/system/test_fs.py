@@ -6,6 +6,7 @@ import errno
 import os
 import shutil
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -168,6 +169,15 @@ def test_mounts_are_the_shares_and_go_with_the_system(mounted: House) -> None:
     assert (share / "large").read_bytes() == data
     (share / "from-outside").write_text("x")
     assert (mount / "from-outside").read_text() == "x"
+    with (mount / "synced").open("wb") as file, ThreadPoolExecutor(4) as pool:
+
+        def write(number: int) -> int:
+            os.pwrite(file.fileno(), b"%4d" % number, 4 * number)
+            os.fsync(file.fileno())
+            return os.stat(mount / "large").st_size
+
+        assert set(pool.map(write, range(200))) == {len(data)}
+    assert (share / "synced").read_bytes() == b"".join(b"%4d" % number for number in range(200))
     with (mount / "large").open("rb") as file:
         (mount / "large").unlink()
         assert file.read() == data

@@ -36,7 +36,7 @@ tar cf tree.tar -C copy .
 mkdir unpacked
 tar xf tree.tar -C unpacked
 diff -r tree unpacked
-dd if=/dev/urandom of=large bs=300k count=40 2>/dev/null
+dd if=/dev/urandom of=large bs=300k count=40 conv=fsync 2>/dev/null
 sha256sum large
 ln -s large link; ln large other; mkfifo fifo; mkdir -m 2750 folder; chown 5:6 folder
 truncate -s 100000000 sparse
