@@ -169,11 +169,11 @@ def test_mounts_are_the_shares_and_go_with_the_system(mounted: House) -> None:
     assert (share / "large").read_bytes() == data
     (share / "from-outside").write_text("x")
     assert (mount / "from-outside").read_text() == "x"
-    with (mount / "synced").open("wb") as file, ThreadPoolExecutor(4) as pool:
+    with (mount / "synced").open("wb") as synced, ThreadPoolExecutor(4) as pool:
 
         def write(number: int) -> int:
-            os.pwrite(file.fileno(), b"%4d" % number, 4 * number)
-            os.fsync(file.fileno())
+            os.pwrite(synced.fileno(), b"%4d" % number, 4 * number)
+            os.fsync(synced.fileno())
             return os.stat(mount / "large").st_size
 
         assert set(pool.map(write, range(200))) == {len(data)}
