@@ -160,7 +160,6 @@ class _GuestDemo(Demo):
         with started(arch, memory, disks) as running, closing(Session(running.door(GUEST))) as session:
             self.running = running
             yield session.served()
-            self.report.revision = running.system.disks[0].server.revision or 0
             self.report.rdma_bytes = sum(
                 disk.server_adapter.ledger.snapshot()["rdma_bytes"] for disk in running.system.disks
             )
@@ -186,6 +185,8 @@ class _GuestDemo(Demo):
         verdict = "equal" if self.report.read_matches else "DIFFERENT"
         self.watcher.note(f"the guest read the image ({self.work >> 20} MiB): sha256 {verdict}")
         self.report.bytes_read += self.work
+        assert self.running is not None
+        self.report.revision = self.running.system.disks[0].server.revision or 0  # it ends with the guest
 
     def _has_files(self, words: list[str]) -> None:
         self.found.files = int(words[0])

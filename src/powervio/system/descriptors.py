@@ -16,8 +16,8 @@ from powervio.system.doors import vectors_of
 
 PARTITION = 5
 """Of a partition: its memory and the mapping of that, its interrupt line at both ends, what wakes it."""
-DISK = 1
-"""Of a disk: its image."""
+DISK = 2
+"""Of a disk: its image, and the mapping of one that is in memory (tmpfs)."""
 HELPED_DISK = 3
 """Of a disk whose image another process has: the connection to it, the image's lock, what that process has to say."""
 DOOR = 6
