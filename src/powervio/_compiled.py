@@ -91,6 +91,8 @@ COMPILED = (
     "powervio.devices.net_frame",
     "powervio.devices.net_rules",
     "powervio.devices.net_in_hand",
+    "powervio.devices.net_passage",
+    "powervio.devices.net_forwarded",
     "powervio.devices.net_loop",
     "powervio.devices.net_relay",
     "powervio.devices.p9_serve",

@@ -25,7 +25,8 @@ from typing import Any
 
 from powervio.devices.net_control import MAX_COMMAND_BYTES, Coalescing, Control
 from powervio.devices.net_counters import Counters
-from powervio.devices.net_loop import ForwardedQueue, Forwarder
+from powervio.devices.net_forwarded import ForwardedQueue
+from powervio.devices.net_loop import Forwarder
 from powervio.devices.net_queue_loop import NetLoop
 from powervio.devices.net_receive import HeaderWriter, Receiver, read_each
 from powervio.devices.net_relay import Relay, RelayEnd

@@ -2,10 +2,9 @@
 """Forwarding between mapped rings, without the interpreter lock: from the transmit ring of a port straight into the
 receive rings of others, as the switch that they are ports of decides.
 
-One `Forwarder` has one thread for all queues of a switch that it was given, so no two threads ever touch a ring. A
-frame is copied once, but for its first bytes, which are private before they are looked at: what the switch, a filter or
-the check of offload metadata has seen is what the receiver gets. A receiver without buffers misses the frame; nobody
-waits for it.
+One `Forwarder` has one thread for all queues of a switch that it was given (`net_forwarded`), so no two threads ever
+touch a ring. A frame that is on its way is its `Passage`'s. A receiver without buffers misses the frame; nobody waits
+for it.
 
 What is not as usual is the devices' Python's, in the same thread: frames that do not pass the checks here, that a
 receiver takes in segments only, or whose receiver is no mapped ring.
@@ -23,453 +22,19 @@ from contextlib import contextmanager, suppress
 from typing import Any
 
 import cython
-from cython.cimports.powervio.devices.net_in_hand import FrameInHand, shift_of, write_tagged
-from cython.cimports.powervio.devices.net_rules import ReceiveFilter, Steering
-from cython.cimports.powervio.memory.hw import (
-    at,
-    clock_ns,
-    copy,
-    event_take,
-    fetch,
-    ld8_acquire,
-    ld32,
-    ld64,
-    pointer,
-    prefetch_at,
-    prefetch_to_write,
-    relax,
-    st8,
-    st8_release,
-    st32,
-    store,
-    transfer,
-    wait_any,
-)
-from cython.cimports.powervio.memory.space import READ, WRITE, AddressSpace
+from cython.cimports.powervio.devices.net_forwarded import ForwardedQueue
+from cython.cimports.powervio.devices.net_passage import Passage
+from cython.cimports.powervio.memory.hw import clock_ns, event_take, ld8_acquire, pointer, relax, st8_release, wait_any
 from cython.cimports.powervio.network.switch_core import Decision, SwitchCore
-from cython.cimports.powervio.virtio.device_queue import MappedQueue
-from cython.cimports.powervio.virtio.device_ring import DeviceRing
 
 _log = logging.getLogger(__name__)
 
 _TURN = cython.declare(cython.int, 32)
 """Frames of one ring before the next one's turn."""
-_PRIVATE = cython.declare(cython.ulonglong, 256)
-"""Bytes of a frame that are copied before they are looked at."""
-_SOURCES = cython.declare(cython.int, 80)
-_PLACES = cython.declare(cython.int, 256)
-_HELD = cython.declare(cython.uint, 64)
-"""Pieces of a frame, of the buffers it goes to, and these buffers, at most; what needs more is not usual."""
-_AHEAD = cython.declare(cython.uint, 4)
-"""Buffers whose memory is brought near before they are taken: without it each frame waits for the other processor's
-cache several times."""
-_LINES = cython.declare(cython.ulonglong, 76)
-_BEFORE = cython.declare(cython.ulonglong, 16)
-"""Bytes before a private frame, where its header is."""
-_ETHERNET = cython.declare(cython.ulonglong, 14)
-_LARGEST = cython.declare(cython.ulonglong, 65535)
-_KEEP = cython.declare(cython.int, 0)
-_QUEUE_FULL = cython.declare(cython.int, 14)
-"""Of `switch_core.REASONS`."""
 _DROPPED = cython.declare(cython.int, 0)
 _ONE = cython.declare(cython.int, 1)
-
 _NOBODY = cython.declare(cython.int, -2)
-"""Nobody here has a ring of that port."""
-
-
-@cython.final
-@cython.cclass
-class ForwardedQueue:
-    """A queue that a `Forwarder` serves: of transmit queues the frames go on, receive queues get them."""
-
-    identity: cython.uint
-    number: cython.int
-    handle: cython.uint
-    pair: cython.uint
-    receives: cython.bint
-    taken: cython.uint
-    link_up: cython.bint
-    frames: cython.ulonglong
-    bytes: cython.ulonglong
-    unheard: cython.ulonglong
-    full: cython.ulonglong
-    filtered: cython.ulonglong
-    too_long: cython.ulonglong
-    no_room: cython.ulonglong
-    no_memory: cython.ulonglong
-    bad_buffers: cython.ulonglong
-    handed_over: cython.ulonglong
-    following: ForwardedQueue | None
-    error: Any
-    device: Any
-    on_end: Any
-    _forwarder: Forwarder
-    _queue: MappedQueue
-    _ring: DeviceRing
-    _space: AddressSpace
-    _filter: ReceiveFilter
-    _steering: Steering
-    _header_bytes: cython.ulonglong
-    _mergeable: cython.bint
-    _mtu: cython.ulonglong
-    _features: cython.ulonglong
-    _waiting: cython.p_uchar
-    _heads: cython.p_uchar
-    _places: cython.p_uchar
-    _place_count: cython.int
-    _held: cython.uint
-    _room: cython.ulonglong
-    _given: cython.bint
-    _told_frames: cython.ulonglong
-    _told_bytes: cython.ulonglong
-    _books: Any
-
-    def __init__(
-        self,
-        forwarder: Forwarder,
-        queue: MappedQueue,
-        device: Any,
-        number: int,
-        handle: int,
-        features: int,
-        mtu: int,
-        header_bytes: int,
-        *,
-        mergeable: bool,
-    ) -> None:
-        """`number` and `handle` are the port's in the switch; `device` is called for what is not as usual."""
-        books = bytearray(8), bytearray(12 * 64), bytearray(16 * 257)
-        self.identity = 0
-        """A number of the forwarder's own."""
-        self.number = number
-        self.handle = handle
-        self.pair = queue.index >> 1
-        self.receives = not queue.index & 1
-        self.taken = 0
-        """Bits of `Offload` that the driver takes."""
-        self.link_up = True
-        self.frames = self.bytes = 0
-        """That went on, or that the driver got."""
-        self.unheard = self.full = self.filtered = self.too_long = self.no_room = self.no_memory = 0
-        """Frames that were lost: nobody got them, no buffers, ..."""
-        self.bad_buffers = 0
-        self.handed_over = 0
-        """Frames that the device's Python served."""
-        self.following = None
-        self.error = None
-        self.device = device
-        self.on_end = None
-        """Called when the queue cannot be served any more; `error` says why."""
-        self._forwarder = forwarder
-        self._queue = queue
-        self._ring = queue.ring
-        assert queue.space is not None
-        self._space = queue.space
-        self._filter = device.control.rules.filter
-        self._steering = device.control.rules.steering
-        self._header_bytes = header_bytes
-        self._mergeable = mergeable
-        self._mtu = mtu
-        self._features = features & 0xFFFF_FFFF_FFFF_FFFF
-        self._waiting = pointer(books[0])
-        self._heads = pointer(books[1])
-        """u32 head, u32 number of places, u32 room, of each buffer that is held for a frame."""
-        self._places = pointer(books[2])
-        self._place_count = 0
-        self._held = 0
-        self._room = 0
-        self._given = False
-        self._told_frames = self._told_bytes = 0
-        self._books = books
-
-    @property
-    def queue(self) -> MappedQueue:
-        """What is served."""
-        return self._queue
-
-    @property
-    def lost(self) -> dict[str, int]:
-        """Frames that were lost here, by reason."""
-        return {
-            reason: int(count)
-            for reason, count in (
-                ("port", self.unheard),
-                ("no buffers", self.full),
-                ("filtered", self.filtered),
-                ("too long", self.too_long),
-                ("no room", self.no_room),
-                ("memory", self.no_memory),
-            )
-            if count
-        }
-
-    def arrived(self) -> None:
-        """There is something for this receive queue that does not come from a ring; from any thread."""
-        st8_release(self._waiting, 0, 1)
-        self._forwarder.wake()
-
-    def release(self) -> None:
-        """Buffers that are held go back empty."""
-        number: cython.uint
-        if self.receives:
-            self._tell()
-        if self._queue.live and not self._ring.broken:
-            for number in range(self._held):
-                self._queue.complete(ld32(self._heads, 12 * number), 0)
-        self._held = 0
-        self._place_count = 0
-        self._room = 0
-
-    # -- transmit queues
-
-    @cython.cfunc
-    @cython.nogil
-    @cython.exceptval(-1)
-    def turn(self, now: cython.ulonglong) -> cython.int:
-        """Forward what is in this transmit ring, up to a bound, then in the next one's; how many frames there were."""
-        count: cython.int = 0
-        ahead: cython.uint
-        self._forwarder.current = self.identity
-        if self._ring.look():
-            for ahead in range(_AHEAD):
-                self.bring(ahead)
-            while count < _TURN and self._queue.take():
-                self.bring(_AHEAD - 1)
-                self._forwarder.open_head = self._ring.head
-                self._forwarder.open = True
-                if self._forwarder.forward(self, now):
-                    self._ring.give(self._ring.head, 0)
-                self._forwarder.open = False
-                count += 1
-            self._queue.shown(self._ring.show())
-            self._queue.settle()
-        if self.following is not None:
-            count += self.following.turn(now)
-        return count
-
-    @cython.cfunc
-    @cython.nogil
-    @cython.exceptval(check=False)
-    def bring(self, distance: cython.uint) -> cython.void:
-        """Have the memory of a buffer near that will be taken soon."""
-        address: cython.ulonglong = self._ring.peek(distance)
-        if address and self._space.gather(address, _LINES, READ, self._places, _PLACES, _PLACES + 1) == _PLACES + 1:
-            if self.receives:
-                prefetch_to_write(ld64(self._places, 16 * _PLACES))
-            else:
-                prefetch_at(ld64(self._places, 16 * _PLACES))
-
-    @cython.cfunc
-    @cython.nogil
-    @cython.exceptval(-1)
-    def arm(self) -> cython.int:
-        """Ask for kicks, of this ring and the next ones; not 0 when there is something to do."""
-        found: cython.int = 0
-        self._forwarder.current = self.identity
-        if not self.receives:
-            found = self._ring.arm()
-        elif ld8_acquire(self._waiting, 0):
-            found = self._ring.arm()
-        if self.following is not None:
-            found |= self.following.arm()
-        return found
-
-    @cython.cfunc
-    @cython.nogil
-    @cython.exceptval(check=False)
-    def disarm(self) -> cython.void:
-        """Say that kicks are not needed, and take those that came."""
-        self._ring.disarm()
-        if self._queue.kick >= 0 and wait_any(self._queue.kick, -1, -1, 0) > 0:
-            event_take(self._queue.kick)
-        if self.following is not None:
-            self.following.disarm()
-
-    # -- receive queues
-
-    @cython.cfunc
-    @cython.nogil
-    @cython.exceptval(-1)
-    def show(self) -> cython.int:
-        """Let the drivers see what they were given; give them what came some other way; how much there was."""
-        count: cython.int = 0
-        self._forwarder.current = self.identity
-        if self._given:
-            self._given = False
-            self._queue.shown(self._ring.show())
-            self._queue.settle()
-            self._tell()
-        if ld8_acquire(self._waiting, 0) and self._ring.look():
-            st8(self._waiting, 0, 0)
-            with cython.gil:
-                count += self._give()
-        if self.following is not None:
-            count += self.following.show()
-        return count
-
-    @cython.cfunc
-    @cython.exceptval(-1)
-    def _give(self) -> cython.int:
-        """Frames of the port's own queue: the device's Python has them."""
-        if self.device.give_apart(self._queue):
-            st8(self._waiting, 0, 1)
-        return 1
-
-    @cython.cfunc
-    @cython.nogil
-    @cython.exceptval(-3)
-    def put(self, number: cython.int, pair: cython.uint) -> cython.int:
-        """Give the forwarder's frame to a port, if it is this one or a following one: 1, 0 when it was lost, or
-        _NOBODY."""
-        if self.number != number or self.pair != pair:
-            return _NOBODY if self.following is None else self.following.put(number, pair)
-        if self._forwarder.hand.needs & ~self.taken:
-            return _NOBODY  # it gets segments, or a checksum
-        self._forwarder.current = self.identity
-        return self._put()
-
-    @cython.cfunc
-    @cython.nogil
-    @cython.exceptval(check=False)
-    def choose(self, number: cython.int) -> cython.int:
-        """The pair for the forwarder's frame at a port that is this one or a following one; -1: it does not want it."""
-        if self.number != number:
-            return 0 if self.following is None else self.following.choose(number)
-        if self._filter.promiscuous and self._steering.pairs == 1 and not self._steering.rss:
-            return 0
-        self._forwarder.look()
-        if not self._filter.passes(self._forwarder.out, self._forwarder.hand.view):
-            self.filtered += 1
-            return -1
-        return self._steering.choose(self._forwarder.hand.view)
-
-    @cython.cfunc
-    @cython.nogil
-    @cython.exceptval(-3)
-    def _put(self) -> cython.int:
-        """Take buffers for the forwarder's frame, and fill them."""
-        size: cython.ulonglong = self._forwarder.out_bytes + self._forwarder.rest_bytes
-        needed: cython.ulonglong = self._header_bytes + size
-        if not self.link_up:
-            self.no_room += 1
-            return 0
-        if not self._forwarder.hand.gso and size > self._mtu + self._forwarder.hand.link_bytes:
-            self.too_long += 1
-            return 0
-        while self._room < needed:
-            if not self._queue.take() and not (self._ring.look() and self._queue.take()):
-                self.full += 1
-                self._forwarder.core.missed(self.number, _QUEUE_FULL)
-                return 0
-            if self._ring.readable_bytes or self._ring.writable_bytes < (
-                self._header_bytes if self._mergeable else needed
-            ):
-                self._refuse()
-                self.bad_buffers += 1
-                if not self._mergeable:
-                    self.no_room += 1
-                    return 0
-            elif not self._hold():
-                self._refuse()
-                self.no_memory += 1
-                return 0
-        self._fill(needed)
-        self.frames += 1
-        self.bytes += size
-        self.bring(_AHEAD - 1)
-        return 1
-
-    @cython.cfunc
-    @cython.nogil
-    @cython.exceptval(check=False)
-    def _tell(self) -> cython.void:
-        """Have the switch count what the driver got since the last time."""
-        if self.frames != self._told_frames:
-            self._forwarder.core.delivered_many(
-                self.number, self.frames - self._told_frames, self.bytes - self._told_bytes
-            )
-            self._told_frames = self.frames
-            self._told_bytes = self.bytes
-
-    @cython.cfunc
-    @cython.nogil
-    @cython.exceptval(-1)
-    def _refuse(self) -> cython.int:
-        """The buffer that was taken last goes back empty."""
-        self._ring.part()
-        self._ring.give(self._ring.head, 0)
-        self._given = True
-        return 0
-
-    @cython.cfunc
-    @cython.nogil
-    @cython.exceptval(check=False)
-    def _hold(self) -> cython.int:
-        """Keep the buffer that was taken last for the frame; 0 when that cannot be."""
-        count: cython.int = self._place_count
-        number: cython.uint
-        if self._held == _HELD:
-            return 0
-        for number in range(self._ring.segment_count):
-            count = self._space.gather(
-                ld64(self._ring.chain, 16 * number),
-                ld64(self._ring.chain, 16 * number + 8),
-                WRITE,
-                self._places,
-                count,
-                _PLACES,
-            )
-            if count < 0:
-                return 0
-        st32(self._heads, 12 * self._held, self._ring.head)
-        st32(self._heads, 12 * self._held + 4, count - self._place_count)
-        st32(
-            self._heads,
-            12 * self._held + 8,
-            cython.cast(cython.uint, self._ring.writable_bytes)
-            if self._ring.writable_bytes < 0x7FFF_FFFF
-            else 0x7FFF_FFFF,
-        )
-        self._place_count = count
-        self._held += 1
-        self._room += self._ring.writable_bytes
-        return 1
-
-    @cython.cfunc
-    @cython.nogil
-    @cython.exceptval(-1)
-    def _fill(self, needed: cython.ulonglong) -> cython.int:
-        """Put header and frame into the buffers that are held, and give them back."""
-        number: cython.uint
-        place: cython.uint = 0
-        end: cython.uint
-        room: cython.ulonglong
-        used: cython.ulonglong
-        part: cython.ulonglong
-        self._forwarder.begin_reading(self._header_bytes, self._held)
-        for number in range(self._held):
-            room = ld32(self._heads, 12 * number + 8)
-            if room > needed:
-                room = needed
-            needed -= room
-            used = room
-            end = place + ld32(self._heads, 12 * number + 4)
-            while place < end:
-                part = ld64(self._places, 16 * place + 8)
-                if part > room:
-                    part = room
-                if part:
-                    self._forwarder.read_to(ld64(self._places, 16 * place), part)
-                    room -= part
-                place += 1
-            self._ring.part()
-            self._ring.give(ld32(self._heads, 12 * number), cython.cast(cython.uint, used))
-        self._held = 0
-        self._place_count = 0
-        self._room = 0
-        self._given = True
-        return 0
+"""Nobody here has a ring of that port: see `ForwardedQueue.put`."""
 
 
 @cython.final
@@ -479,28 +44,8 @@ class Forwarder:
 
     core: SwitchCore
     decision: Decision
-    hand: FrameInHand
-    current: cython.uint
-    open: cython.bint
-    open_head: cython.uint
-    opened_by: cython.uint
-    out: cython.p_uchar
-    out_bytes: cython.ulonglong
-    rest_bytes: cython.ulonglong
+    passage: Passage
     sleeps: cython.ulonglong
-    _private: cython.p_uchar
-    _changed: cython.p_uchar
-    _base: cython.p_uchar
-    _frame: cython.p_uchar
-    _looked: cython.bint
-    _sources: cython.p_uchar
-    _source_count: cython.int
-    _rest_source: cython.int
-    _rest_offset: cython.ulonglong
-    _reading: cython.int
-    _offset: cython.ulonglong
-    _shift: cython.int
-    _place: cython.ulonglong
     _stopping: cython.p_uchar
     _first: ForwardedQueue | None
     _first_receiver: ForwardedQueue | None
@@ -519,24 +64,13 @@ class Forwarder:
 
     def __init__(self, switch: Any, *, spin: float = 0.0) -> None:
         """For a `network.switch.Switch`. `spin` is the seconds for which empty rings are looked at before it sleeps."""
-        books = bytearray(512), bytearray(16 * 128), bytearray(512), bytearray(8)
+        stopping = bytearray(8)
         self.core = switch.core
         self.decision = Decision(switch.core)
-        self.hand = FrameInHand()
-        self.current = 0
-        self.open = False
-        self.open_head = self.opened_by = 0
+        self.passage = Passage()
         self.sleeps = 0
-        self.out_bytes = self.rest_bytes = 0
-        self._private = pointer(books[0])
-        self._frame = at(self._private, _BEFORE)
-        self._sources = pointer(books[1])
-        self._changed = pointer(books[2])
-        self._base = self._private
-        self.out = self._frame
-        self._shift = 0
-        self._stopping = pointer(books[3])
-        self._books = books
+        self._stopping = pointer(stopping)
+        self._books = stopping
         self._switch = switch
         self._queues = {}
         self._thread = None
@@ -642,15 +176,15 @@ class Forwarder:
 
     def _failed(self, error: BaseException) -> None:
         """The queue that was touched last cannot be served; a frame that was on its way from another one is lost."""
-        queue = self._queues.pop(self.current, None)
+        queue = self._queues.pop(self.passage.current, None)
         if queue is None:
             _log.error("the forwarder failed", exc_info=error)
             return
-        opened, self.open = self.open, False
+        opened, self.passage.open = self.passage.open, False
         if opened and queue.receives:
             for other in self._queues.values():
-                if not other.receives and other.identity == self.opened_by:
-                    other.queue.complete(self.open_head, 0)
+                if not other.receives and other.identity == self.passage.opened_by:
+                    other.queue.complete(self.passage.open_head, 0)
         self._link()
         with suppress(OSError, ValueError):
             self._poller.unregister(queue.queue.kick)
@@ -670,7 +204,7 @@ class Forwarder:
             now = clock_ns()
             found = 0
             if self._first is not None:
-                found += self._first.turn(now)
+                found += self._turn(self._first, now)
             if self._first_receiver is not None:
                 found += self._first_receiver.show()
             if found:
@@ -708,30 +242,55 @@ class Forwarder:
         with cython.gil:
             raise OSError(-code, "waiting for kicks failed")
 
-    # -- one frame
+    # -- frames
 
     @cython.cfunc
     @cython.nogil
     @cython.exceptval(-1)
-    def forward(self, queue: ForwardedQueue, now: cython.ulonglong) -> cython.int:
+    def _turn(self, queue: ForwardedQueue, now: cython.ulonglong) -> cython.int:
+        """Forward what is in a transmit ring, up to a bound, then in the next one's; how many frames there were."""
+        count: cython.int = 0
+        self.passage.current = queue.identity
+        if queue._ring.look():
+            queue.bring_first()
+            while count < _TURN and queue._queue.take():
+                queue.bring_next()
+                self.passage.open_head = queue._ring.head
+                self.passage.open = True
+                if self._forward(queue, now):
+                    queue._ring.give(queue._ring.head, 0)
+                self.passage.open = False
+                count += 1
+            queue._queue.shown(queue._ring.show())
+            queue._queue.settle()
+        if queue.following is not None:
+            count += self._turn(queue.following, now)
+        return count
+
+    @cython.cfunc
+    @cython.nogil
+    @cython.exceptval(-1)
+    def _forward(self, queue: ForwardedQueue, now: cython.ulonglong) -> cython.int:
         """Let the frame that a transmit queue took last go on; 0 when the buffer went back already."""
         kind: cython.int
-        self.opened_by = queue.identity
-        if not self._is_usual(queue):
+        self.passage.opened_by = queue.identity
+        if not queue.link_up or not self.passage.find(
+            queue._ring, queue._space, queue._header_bytes, queue._features, queue._mtu
+        ):
             queue.handed_over += 1
             with cython.gil:
                 queue.device.take_apart(queue._queue)
             return 0
         if queue._steering.pairs > 1:
-            self.hand.view.look(self._frame, self.hand.have)
-            queue._steering.learn(self.hand.view, queue.pair)
+            self.passage.hand.view.look(self.passage.frame, self.passage.hand.have)
+            queue._steering.learn(self.passage.hand.view, queue.pair)
         kind = self.core.decide(
             self.decision,
             queue.handle,
-            self._frame,
+            self.passage.frame,
             0,
-            self.hand.length,
-            self.hand.checksum_begins(),
+            self.passage.hand.length,
+            self.passage.hand.checksum_begins(),
             now,
         )
         if kind == _DROPPED:
@@ -741,10 +300,10 @@ class Forwarder:
             kind = self._deliver(self.decision.egress, self.decision.todo)
         else:
             kind = self._flood()
-        self.current = queue.identity
+        self.passage.current = queue.identity
         if kind:
             queue.frames += 1
-            queue.bytes += self.hand.length
+            queue.bytes += self.passage.hand.length
         else:
             queue.unheard += 1
         return 1
@@ -762,79 +321,12 @@ class Forwarder:
 
     @cython.cfunc
     @cython.nogil
-    @cython.exceptval(check=False)
-    def _is_usual(self, queue: ForwardedQueue) -> cython.bint:
-        """Find the frame that was taken last, and whether it can go on from here."""
-        number: cython.uint
-        total: cython.ulonglong = queue._ring.readable_bytes
-        header_bytes: cython.ulonglong = queue._header_bytes
-        length: cython.ulonglong
-        have: cython.ulonglong
-        count: cython.int = 0
-        if queue._ring.writable_bytes or total < header_bytes + _ETHERNET or not queue.link_up:
-            return False
-        length = total - header_bytes
-        if length > _LARGEST + _ETHERNET + 8:
-            return False
-        for number in range(queue._ring.segment_count):
-            count = queue._space.gather(
-                ld64(queue._ring.chain, 16 * number),
-                ld64(queue._ring.chain, 16 * number + 8),
-                READ,
-                self._sources,
-                count,
-                _SOURCES,
-            )
-            if count < 0:
-                return False
-        self._source_count = count
-        self._reading = 0
-        self._offset = 0
-        have = length if length < _PRIVATE else _PRIVATE
-        self._fetch(at(self._private, _BEFORE - header_bytes), header_bytes + have)
-        self._rest_source = self._reading
-        self._rest_offset = self._offset
-        self.rest_bytes = length - have
-        return self.hand.take_up(
-            at(self._private, _BEFORE - header_bytes), self._frame, have, length, queue._features, queue._mtu
-        )
-
-    @cython.cfunc
-    @cython.nogil
-    @cython.exceptval(check=False)
-    def _fetch(self, to: cython.p_uchar, length: cython.ulonglong) -> cython.void:
-        """Copy the next bytes of the sources."""
-        done: cython.ulonglong = 0
-        part: cython.ulonglong
-        while done < length and self._reading < self._source_count:
-            part = ld64(self._sources, 16 * self._reading + 8) - self._offset
-            if part > length - done:
-                part = length - done
-            fetch(to, done, ld64(self._sources, 16 * self._reading) + self._offset, part)
-            done += part
-            self._offset += part
-            if self._offset == ld64(self._sources, 16 * self._reading + 8):
-                self._reading += 1
-                self._offset = 0
-
-    @cython.cfunc
-    @cython.nogil
-    @cython.exceptval(check=False)
-    def look(self) -> cython.void:
-        """Find the headers of the frame as a receiver gets it."""
-        if not self._looked:
-            self._looked = True
-            self.hand.view.look(self.out, self.out_bytes)
-
-    @cython.cfunc
-    @cython.nogil
     @cython.exceptval(-1)
     def _deliver(self, number: cython.int, change: cython.int) -> cython.int:
         """Give the frame to a port, with the tag that it gets; 1 when it got it."""
         pair: cython.int
         outcome: cython.int
-        self._looked = False
-        self._change(change)
+        self.passage.change(change, self.decision.tci)
         if self._first_receiver is not None:
             pair = self._first_receiver.choose(number)
             if pair < 0:
@@ -848,69 +340,10 @@ class Forwarder:
             return self._deliver_apart(number)
 
     @cython.cfunc
-    @cython.nogil
-    @cython.exceptval(check=False)
-    def _change(self, change: cython.int) -> cython.void:
-        """Make the first bytes of the frame as its receiver gets it."""
-        self._base = self._private if change == _KEEP else self._changed
-        self._shift = shift_of(change)
-        self.out = at(self._base, _BEFORE)
-        if change == _KEEP:
-            self.out_bytes = self.hand.have
-        else:
-            self.out_bytes = write_tagged(self.out, 0, self._frame, self.hand.have, change, self.decision.tci)
-
-    @cython.cfunc
-    @cython.nogil
-    @cython.exceptval(check=False)
-    def begin_reading(self, header_bytes: cython.ulonglong, buffers: cython.uint) -> cython.void:
-        """Read header, first bytes and the rest of the frame from the beginning on."""
-        self._place = _BEFORE - header_bytes
-        self.hand.write_header(self._base, self._place, header_bytes, self._shift, buffers)
-        self._reading = self._rest_source
-        self._offset = self._rest_offset
-
-    @cython.cfunc
-    @cython.nogil
-    @cython.exceptval(check=False)
-    def read_to(self, address: cython.ulonglong, length: cython.ulonglong) -> cython.void:
-        """Copy the next bytes to an address."""
-        part: cython.ulonglong
-        end: cython.ulonglong = _BEFORE + self.out_bytes
-        while length:
-            if self._place < end:
-                part = end - self._place
-                if part > length:
-                    part = length
-                store(address, self._base, self._place, part)
-                self._place += part
-            else:
-                if self._reading >= self._source_count:
-                    return
-                part = ld64(self._sources, 16 * self._reading + 8) - self._offset
-                if part > length:
-                    part = length
-                transfer(address, ld64(self._sources, 16 * self._reading) + self._offset, part)
-                self._offset += part
-                if self._offset == ld64(self._sources, 16 * self._reading + 8):
-                    self._reading += 1
-                    self._offset = 0
-            address += part
-            length -= part
-
-    @cython.cfunc
     @cython.exceptval(-1)
     def _deliver_apart(self, number: cython.int) -> cython.int:
         """Give the frame to a port that is no mapped ring, or that takes less, as an object."""
         port = self._switch.ports_by_number[number]
         if port is None:
             return 0
-        data = bytearray(int(self.out_bytes + self.rest_bytes))
-        to: cython.p_uchar = pointer(data)
-        copy(to, 0, self.out, 0, self.out_bytes)
-        if self.rest_bytes:
-            self._reading = self._rest_source
-            self._offset = self._rest_offset
-            self._fetch(at(to, self.out_bytes), self.rest_bytes)
-        frame = self.hand.as_frame(bytes(data), self._shift)
-        return 1 if port.deliver(frame) else 0
+        return 1 if port.deliver(self.passage.whole()) else 0

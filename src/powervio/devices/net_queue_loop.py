@@ -5,7 +5,8 @@ from __future__ import annotations
 import threading
 
 from powervio.devices.net_counters import Counters
-from powervio.devices.net_loop import ForwardedQueue, Forwarder
+from powervio.devices.net_forwarded import ForwardedQueue
+from powervio.devices.net_loop import Forwarder
 
 
 class NetLoop:
