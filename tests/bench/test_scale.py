@@ -238,7 +238,7 @@ def test_soft_limit_of_descriptors_is_raised_and_hard_one_is_told(tmp_path: Path
     refused = scale(*words, limit="ulimit -n 64")
     assert refused.returncode == 1
     (line,) = refused.stderr.splitlines()
-    assert "21 partitions and their disks need about 300 file descriptors" in line
+    assert re.search(r"21 partitions and their disks need about [23]\d\d file descriptors", line)
     assert "this process may have 64" in line
     assert not list(tmp_path.iterdir())
 
