@@ -92,6 +92,7 @@ struct vvio_queue {
 	unsigned long pause;
 	struct dma_received received;
 	struct timer_list again;
+	struct list_head commands;	/* of a network's control queue (commands.c) */
 
 	/* the Sub-CRQ that carries its notifications, if one does */
 	struct vvio_channel *channel;
@@ -222,10 +223,31 @@ void vvio_queue_forget(struct vvio_queue *queue);
 void vvio_queue_complete(struct vvio_queue *queue);
 void vvio_queue_fail(struct vvio_queue *queue);
 int vvio_queue_remake(struct vvio_queue *queue);
+int vvio_queue_serve(struct vvio_queue *queue, const struct vvio_piece *pieces);
+
+/**
+ * struct vvio_part - either what the device may read of a driver's chain or what it may write, as bytes from 0 on
+ * @head: the chain's first descriptor
+ * @flag: VRING_DESC_F_WRITE or 0
+ */
+struct vvio_part {
+	const struct vvio_queue *queue;
+	u16 head;
+	u16 flag;
+};
 
 /* unserved.c */
+u64 vvio_part_length(const struct vvio_part *part);
+void vvio_part_read(const struct vvio_part *part, u64 offset, void *bytes, size_t length);
+void vvio_part_write(const struct vvio_part *part, u64 offset, const void *bytes, size_t length);
 u32 vvio_queue_excuse(const struct vvio_queue *queue, u16 head);
 bool vvio_queue_needs_answer(const struct vvio_queue *queue);
+
+/* commands.c */
+bool vvio_queue_has_commands(const struct vvio_queue *queue);
+void vvio_command_served(struct vvio_queue *queue, u16 head);
+int vvio_commands_repeat(struct vvio_queue *queue);
+void vvio_commands_forget(struct vvio_queue *queue);
 
 /* channels.c */
 int vvio_channels_open(struct vvio_adapter *adapter);

@@ -106,8 +106,10 @@ static void reset(struct virtio_device *vdev)
 		else if (err != -ENOTCONN)
 			vvio_connection_reset(adapter);		/* that ends its work, too */
 	}
-	for (i = 0; i < adapter->queues_found; i++)
+	for (i = 0; i < adapter->queues_found; i++) {
 		vvio_queue_forget(adapter->queues[i]);
+		vvio_commands_forget(adapter->queues[i]);
+	}
 	vvio_channels_close(adapter);
 	/* callbacks that an interrupt began have returned */
 	spin_lock_irq(&adapter->crq_lock);

@@ -6,14 +6,15 @@
  * What the server has not given back is remembered, in order. When the server is lost, all of it
  * is put into the new ring of the next one; when the adapter is lost, it is given back unserved.
  */
+#include <linux/delay.h>
 #include <linux/io.h>
 #include <linux/slab.h>
 #include <linux/virtio_config.h>
 #include <uapi/linux/virtio_ids.h>
-#include <uapi/linux/virtio_net.h>
 
 #include "adapter.h"
 
+#define SERVE_LIMIT	(5 * HZ)
 #define FAIL_AGAIN	(HZ / 50)	/* of an adapter that is lost */
 #define SOON		1		/* jiffies until a look at what had to wait */
 #define SELDOM		(HZ / 20)	/* and until one at what has waited for long */
@@ -278,6 +279,8 @@ static bool take_used(struct vvio_queue *queue)
 			break;
 		}
 		unmap(queue, id, true);
+		if (vvio_queue_has_commands(queue))
+			vvio_command_served(queue, id);
 		length = min(length, queue->wire.rooms[id]);	/* drivers believe it */
 		if (!length && vvio_queue_needs_answer(queue))
 			length = vvio_queue_excuse(queue, id);
@@ -299,14 +302,9 @@ static bool take_used(struct vvio_queue *queue)
  */
 static u64 poll_limit(const struct vvio_queue *queue)
 {
-	struct virtio_device *vdev = &queue->adapter->vdev;
-
-	if (vdev->id.device == VIRTIO_ID_CONSOLE && queue->index & 1 && irqs_disabled())
+	if (queue->adapter->vdev.id.device == VIRTIO_ID_CONSOLE && queue->index & 1 && irqs_disabled())
 		return OUTPUT_LIMIT;
-	if (vdev->id.device == VIRTIO_ID_NET && virtio_has_feature(vdev, VIRTIO_NET_F_CTRL_VQ) &&
-	    queue->index == queue->adapter->queues_found - 1)
-		return COMMAND_LIMIT;
-	return 0;
+	return vvio_queue_has_commands(queue) ? COMMAND_LIMIT : 0;
 }
 
 /* Whether such a driver goes on looking. Called with the lock. */
@@ -424,6 +422,40 @@ void vvio_queue_begin(struct vvio_queue *queue)
 }
 
 /**
+ * vvio_queue_serve - have the server serve a chain of our own
+ * @queue: the queue, after vvio_queue_begin() and before vvio_queue_live()
+ * @pieces: the chain, from the first one on
+ *
+ * Return: 0, -ENOTCONN or -ETIMEDOUT.
+ */
+int vvio_queue_serve(struct vvio_queue *queue, const struct vvio_piece *pieces)
+{
+	unsigned long until = jiffies + SERVE_LIMIT, flags;
+	u32 id, length;
+	bool is_used;
+
+	spin_lock_irqsave(&queue->lock, flags);
+	wire_put(&queue->wire, pieces, 0);
+	wire_show(&queue->wire);
+	kick(queue);
+	spin_unlock_irqrestore(&queue->lock, flags);
+	for (;;) {
+		spin_lock_irqsave(&queue->lock, flags);
+		is_used = wire_take(&queue->wire, &id, &length);
+		if (!is_used && queue->kick_again)
+			kick(queue);
+		spin_unlock_irqrestore(&queue->lock, flags);
+		if (is_used)
+			return 0;
+		if (!READ_ONCE(queue->adapter->is_open))
+			return -ENOTCONN;
+		if (time_after(jiffies, until))
+			return -ETIMEDOUT;
+		usleep_range(100, 500);
+	}
+}
+
+/**
  * vvio_queue_live - the server looks at the ring: show it all that no server has finished
  * @queue: the queue, after vvio_queue_begin()
  */
@@ -534,6 +566,7 @@ struct vvio_queue *vvio_queue_make(struct vvio_adapter *adapter, unsigned int in
 	queue->index = index;
 	queue->oldest = queue->newest = NO_CHAIN;
 	queue->pause = SOON;
+	INIT_LIST_HEAD(&queue->commands);
 	spin_lock_init(&queue->lock);
 	timer_setup(&queue->again, again, 0);
 	queue->vq = vring_create_virtqueue(index, adapter->queue_size, PAGE_SIZE, &adapter->vdev, true,
@@ -603,6 +636,7 @@ int vvio_queue_remake(struct vvio_queue *queue)
 void vvio_queue_free(struct vvio_queue *queue)
 {
 	vvio_queue_forget(queue);
+	vvio_commands_forget(queue);
 	wire_exit(&queue->wire, &queue->adapter->dma);
 	vring_del_virtqueue(queue->vq);
 	kfree(queue->pieces);

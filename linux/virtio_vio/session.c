@@ -327,6 +327,9 @@ static int driver_ok(struct vvio_adapter *adapter)
 		struct vvio_queue *queue = adapter->queues[i];
 
 		if (!queue->is_reset) {
+			err = vvio_commands_repeat(queue);
+			if (err)
+				return err;
 			vvio_queue_live(queue);
 			continue;
 		}

@@ -15,15 +15,8 @@
 
 #include "adapter.h"
 
-/* Either what the device may read of a chain or what it may write, as bytes from 0 on. */
-struct part {
-	const struct vvio_queue *queue;
-	u16 head;
-	u16 flag;	/* VRING_DESC_F_WRITE or 0 */
-};
-
 /* Copy some bytes of it, or into it, as far as there are any; how many it has. */
-static u64 copy_part(const struct part *part, u64 offset, void *bytes, size_t length)
+static u64 copy_part(const struct vvio_part *part, u64 offset, void *out, const void *in, size_t length)
 {
 	struct virtio_device *vdev = &part->queue->adapter->vdev;
 	const struct vring *vring = part->queue->vring;
@@ -39,10 +32,10 @@ static u64 copy_part(const struct part *part, u64 offset, void *bytes, size_t le
 			u64 from = max(offset, total), to = min(offset + length, total + here);
 			void *memory = phys_to_virt(virtio64_to_cpu(vdev, desc->addr));
 
-			if (from < to && part->flag)
-				memcpy(memory + (from - total), bytes + (from - offset), to - from);
+			if (from < to && in)
+				memcpy(memory + (from - total), in + (from - offset), to - from);
 			else if (from < to)
-				memcpy(bytes + (from - offset), memory + (from - total), to - from);
+				memcpy(out + (from - offset), memory + (from - total), to - from);
 			total += here;
 		}
 		if (!(flags & VRING_DESC_F_NEXT))
@@ -52,42 +45,57 @@ static u64 copy_part(const struct part *part, u64 offset, void *bytes, size_t le
 	return total;
 }
 
-/* Some bytes as the beginning of the answer, if there is room; the used length. */
-static u32 answer(const struct part *part, void *bytes, size_t length)
+u64 vvio_part_length(const struct vvio_part *part)
 {
-	if (copy_part(part, 0, NULL, 0) < length)
+	return copy_part(part, 0, NULL, NULL, 0);
+}
+
+void vvio_part_read(const struct vvio_part *part, u64 offset, void *bytes, size_t length)
+{
+	copy_part(part, offset, bytes, NULL, length);
+}
+
+void vvio_part_write(const struct vvio_part *part, u64 offset, const void *bytes, size_t length)
+{
+	copy_part(part, offset, NULL, bytes, length);
+}
+
+/* Some bytes as the beginning of the answer, if there is room; the used length. */
+static u32 answer(const struct vvio_part *part, const void *bytes, size_t length)
+{
+	if (vvio_part_length(part) < length)
 		return 0;
-	copy_part(part, 0, bytes, length);
+	vvio_part_write(part, 0, bytes, length);
 	return length;
 }
 
-static u32 end_with(const struct part *part, u8 status)
+static u32 end_with(const struct vvio_part *part, u8 status)
 {
-	u64 total = copy_part(part, 0, NULL, 0);
+	u64 total = vvio_part_length(part);
 
 	if (total)
-		copy_part(part, total - 1, &status, 1);
+		vvio_part_write(part, total - 1, &status, 1);
 	return 0;
 }
 
 /* 9P2000.L: size[4] Rlerror tag[2] ecode[4], little-endian. */
-static u32 answer_p9(const struct part *request, const struct part *reply)
+static u32 answer_p9(const struct vvio_part *request, const struct vvio_part *reply)
 {
 	u8 message[11] = { sizeof(message), 0, 0, 0, 7, 0, 0, EIO };
 
-	copy_part(request, 5, message + 5, 2);
+	vvio_part_read(request, 5, message + 5, 2);
 	return answer(reply, message, sizeof(message));
 }
 
-static u32 answer_fuse(const struct part *request, const struct part *reply)
+static u32 answer_fuse(const struct vvio_part *request, const struct vvio_part *reply)
 {
 	struct fuse_out_header header = { .len = sizeof(header), .error = -EIO };
 
-	copy_part(request, offsetof(struct fuse_in_header, unique), &header.unique, sizeof(header.unique));
+	vvio_part_read(request, offsetof(struct fuse_in_header, unique), &header.unique, sizeof(header.unique));
 	return answer(reply, &header, sizeof(header));
 }
 
-static u32 answer_scsi(const struct part *reply)
+static u32 answer_scsi(const struct vvio_part *reply)
 {
 	struct virtio_scsi_cmd_resp response = { .response = VIRTIO_SCSI_S_FAILURE };
 	__virtio32 event = 0;	/* none */
@@ -112,7 +120,7 @@ static u32 answer_scsi(const struct part *reply)
  */
 u32 vvio_queue_excuse(const struct vvio_queue *queue, u16 head)
 {
-	struct part request = { queue, head, 0 }, reply = { queue, head, VRING_DESC_F_WRITE };
+	struct vvio_part request = { queue, head, 0 }, reply = { queue, head, VRING_DESC_F_WRITE };
 
 	switch (queue->adapter->vdev.id.device) {
 	case VIRTIO_ID_BLOCK:

@@ -46,6 +46,7 @@ static struct {
 	struct hcall ring[HCALLS];
 	u64 posted, done;
 	bool is_stalled, is_shared;
+	bool is_told;			/* the server, by a KICK */
 	__le64 table[PAGES];
 	unsigned int refused;		/* H_STUFF_TCEs that are still to be refused */
 	unsigned int dropped;		/* messages for which there is still no room */
@@ -115,6 +116,14 @@ unsigned int rig_pass(unsigned int count)
 	return ran;
 }
 
+static void serve_between(void);
+
+void usleep_range(unsigned long least, unsigned long most)
+{
+	serve_between();
+	rig_pass(1);
+}
+
 void msleep(unsigned int ms)
 {
 	rig_pass(msecs_to_jiffies(ms));
@@ -154,7 +163,8 @@ static s64 carry_out(const struct hcall *hcall)
 		return PAPR_SUCCESS;
 	case PAPR_SEND_CRQ:
 		phyp.kicked++;
-		if (!phyp.dropped)
+		phyp.is_told = !phyp.dropped;
+		if (phyp.is_told)
 			return PAPR_SUCCESS;
 		phyp.dropped--;
 		return PAPR_DROPPED;
@@ -372,6 +382,68 @@ void cpu_relax(void)
 		rig_use(answer.queue, answer.head, answer.length);
 }
 
+/* A server that comes: what it is asked before it has the ring, and how it answers. */
+static struct {
+	unsigned int queue, count, served, seen;
+	const u8 *statuses;
+	char (*asked)[64];
+	u32 *lengths;
+} coming;
+
+static void *at_ioba(u64 ioba)
+{
+	u64 tce = le64toh(phyp.table[ioba >> TCE_SHIFT]);
+
+	assert(tce & TCE_READ);
+	return phys_to_virt((tce & ~(u64)(TCE_PAGE - 1)) + (ioba & (TCE_PAGE - 1)));
+}
+
+static void serve_between(void)
+{
+	struct vring *ring = &adapter->queues[coming.queue]->wire.split.ring;
+	struct vring_desc *request, *reply;
+	unsigned int head;
+
+	wait_posted(&phyp.hv, phyp.posted);
+	if (!phyp.is_told || coming.served == coming.count || le16toh(ring->avail->idx) == coming.seen)
+		return;
+	phyp.is_told = false;
+	head = le16toh(ring->avail->ring[coming.seen++ % ring->num]);
+	request = &ring->desc[head];
+	reply = &ring->desc[le16toh(request->next)];
+	coming.lengths[coming.served] = le32toh(request->len);
+	memcpy(coming.asked[coming.served], at_ioba(le64toh(request->addr)), le32toh(request->len));
+	*(u8 *)at_ioba(le64toh(reply->addr)) = coming.statuses[coming.served++];
+	rig_use(coming.queue, head, 1);
+}
+
+int rig_restart(unsigned int queue, unsigned int count, const u8 *statuses, char (*asked)[64], u32 *lengths)
+{
+	int err;
+
+	phyp.is_told = false;
+	vvio_queue_quiet(adapter->queues[queue]);
+	vvio_queue_begin(adapter->queues[queue]);
+	made[queue]->used = 0;
+	coming.queue = queue;
+	coming.count = count;
+	coming.served = coming.seen = 0;
+	coming.statuses = statuses;
+	coming.asked = asked;
+	coming.lengths = lengths;
+	err = vvio_commands_repeat(adapter->queues[queue]);
+	if (!err)
+		vvio_queue_live(adapter->queues[queue]);
+	return err;
+}
+
+void rig_reset(unsigned int queue)
+{
+	vvio_queue_quiet(adapter->queues[queue]);
+	vvio_queue_forget(adapter->queues[queue]);
+	vvio_commands_forget(adapter->queues[queue]);
+}
+
 u64 rig_relaxed(void)
 {
 	return relaxed;
@@ -413,6 +485,7 @@ void rig_longest(u32 length)
 
 void rig_lose(void)
 {
+	adapter->is_open = false;
 	adapter->dma.open = false;
 }
 
@@ -439,6 +512,9 @@ int rig_begin(u32 device, u64 features, unsigned int queues, unsigned int size, 
 	err = vvio_dma_init(&adapter->dma, &phyp.dev, &phyp.hv, 1, window);
 	if (err)
 		return err;
+	if (vvio_memory_get(&adapter->dma, &adapter->block, TCE_PAGE))
+		return -ENOMEM;
+	adapter->is_open = true;
 	adapter->queues = get_zeroed(queues * sizeof(*adapter->queues));
 	for (i = 0; i < queues; i++)
 		adapter->queues[i] = vvio_queue_make(adapter, i, NULL, "queue", false);
@@ -463,6 +539,7 @@ unsigned int rig_end(void)
 	for (i = 0; i < count; i++)
 		vvio_queue_free(adapter->queues[i]);
 	free(adapter->queues);
+	vvio_memory_put(&adapter->dma, &adapter->block);
 	vvio_dma_exit(&adapter->dma);
 	free(adapter);
 	return rig_count(4);

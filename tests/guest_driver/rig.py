@@ -13,7 +13,7 @@ from pathlib import Path
 
 HERE = Path(__file__).parent
 DRIVER = HERE.parents[1] / "linux/virtio_vio"
-PARTS = ("pool.c", "tce.c", "dma.c", "chain.c", "wire.c", "queue.c", "unserved.c")
+PARTS = ("pool.c", "tce.c", "dma.c", "chain.c", "wire.c", "queue.c", "unserved.c", "commands.c")
 INCLUDE = re.compile(r"^#include <((?:uapi/)?(?:linux|asm)/\S+)>", re.MULTILINE)
 NET, BLOCK, SCSI, P9, FS = 1, 2, 8, 9, 26
 PAGE = 4096
@@ -31,7 +31,18 @@ def build(folder: Path) -> ctypes.CDLL:
         has = "__has_include_next" if plain == name else "__has_include"
         stub.write_text(f'#if {has}(<{plain}>)\n{look} <{plain}>\n#endif\n#include "small_kernel.h"\n')
     sources = [str(DRIVER / part) for part in PARTS] + [str(HERE / "rig.c")]
-    words = ["-std=gnu11", "-O1", "-g", "-shared", "-fPIC", "-Wall", "-Werror", "-Wno-unused-parameter"]
+    words = [
+        "-std=gnu11",
+        "-O1",
+        "-g",
+        "-shared",
+        "-fPIC",
+        "-Wall",
+        "-Werror",
+        "-Wno-unused-parameter",
+        "-fsanitize=undefined",
+        "-fno-sanitize-recover=all",
+    ]
     paths = [f"-I{folder / 'include'}", f"-I{HERE}", f"-I{DRIVER}", "-o", str(folder / "rig.so")]
     subprocess.run(["gcc", *words, *paths, *sources], check=True)
     return ctypes.CDLL(str(folder / "rig.so"))
@@ -130,6 +141,15 @@ class Rig:
     def use(self, queue: int, head: int, length: int) -> None:
         """The server uses a chain, which nobody has heard of yet."""
         self.library.rig_use(queue, head, length)
+
+    def restart(self, queue: int, statuses: Sequence[int]) -> tuple[int, list[bytes]]:
+        """Another server comes, which serves what the driver has it serve before it has the ring, each time with the
+        next of the statuses; what came of it, and what it was asked."""
+        count = len(statuses)
+        asked = (ctypes.c_char * 64 * count)()
+        lengths = (c_uint32 * count)()
+        err = self.library.rig_restart(queue, count, (ctypes.c_uint8 * count)(*statuses), asked, lengths)
+        return err, [asked[n].raw[: lengths[n]] for n in range(count) if lengths[n]]
 
     def answer(self, queue: int, head: int, length: int, *, after: int) -> None:
         """The server uses a chain when the driver has looked at its ring so often, and let nobody else run."""

@@ -29,6 +29,7 @@ typedef u64 phys_addr_t;
 #define HZ		250
 #define PAGE_SIZE	4096UL
 #define GFP_KERNEL	0
+#define GFP_ATOMIC	0
 #define __GFP_ZERO	0
 #define NSEC_PER_MSEC	1000000ULL
 #define NSEC_PER_SEC	1000000000ULL
@@ -81,6 +82,7 @@ struct device {
 };
 void said(const char *format, ...) __attribute__((format(printf, 1, 2)));
 #define dev_err(dev, ...)		((void)(dev), said(__VA_ARGS__))
+#define dev_warn(dev, ...)		dev_err(dev, __VA_ARGS__)
 #define dev_err_ratelimited(dev, ...)	dev_err(dev, __VA_ARGS__)
 static inline void *dev_get_drvdata(struct device *dev) { return dev->drvdata; }
 
@@ -90,6 +92,7 @@ static inline void *dev_get_drvdata(struct device *dev) { return dev->drvdata; }
 #define kvcalloc(n, size, gfp)		get_zeroed((n) * (size))
 #define vzalloc(size)			get_zeroed(size)
 #define alloc_pages_exact(size, gfp)	get_zeroed(size)
+#define kmalloc(size, gfp)		malloc(size)
 #define kfree(p)			free(p)
 #define kvfree(p)			free(p)
 #define vfree(p)			free(p)
@@ -218,9 +221,37 @@ void mod_timer(struct timer_list *timer, unsigned long expires);
 void timer_reduce(struct timer_list *timer, unsigned long expires);
 void del_timer_sync(struct timer_list *timer);
 void msleep(unsigned int ms);
+void usleep_range(unsigned long least, unsigned long most);
+
+/* lists */
+struct list_head {
+	struct list_head *next, *prev;
+};
+
+#define INIT_LIST_HEAD(list)	((list)->next = (list)->prev = (list))
+#define list_entry(p, pos, member)	container_of(p, __typeof__(*pos), member)
+#define list_for_each_entry(pos, list, member)						\
+	for (pos = list_entry((list)->next, pos, member); &pos->member != (list);	\
+	     pos = list_entry(pos->member.next, pos, member))
+#define list_for_each_entry_safe(pos, n, list, member)					\
+	for (pos = list_entry((list)->next, pos, member), n = list_entry(pos->member.next, pos, member); \
+	     &pos->member != (list); pos = n, n = list_entry(n->member.next, n, member))
+
+static inline void list_add_tail(struct list_head *node, struct list_head *list)
+{
+	node->prev = list->prev;
+	node->next = list;
+	list->prev->next = node;
+	list->prev = node;
+}
+
+static inline void list_del(struct list_head *node)
+{
+	node->prev->next = node->next;
+	node->next->prev = node->prev;
+}
 
 /* what is in the structures, and nothing is done with here */
-struct list_head { struct list_head *next, *prev; };
 struct mutex { int unused; };
 struct completion { int unused; };
 struct work_struct { int unused; };

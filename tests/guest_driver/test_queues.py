@@ -7,7 +7,7 @@ import struct
 
 import pytest
 
-from .rig import BLOCK, FS, NET, P9, PAGE, SCSI, Part, rig
+from .rig import BLOCK, FS, NET, P9, PAGE, SCSI, Part, Rig, rig
 
 CONTROL = 1 << 17
 """VIRTIO_NET_F_CTRL_VQ: the last queue has commands."""
@@ -185,3 +185,45 @@ def test_network_command_without_a_server_fails_at_once(library: ctypes.CDLL) ->
         assert made.looked - before < 10
         assert made.used(2) == (1, 0)
         assert made.broken == ""
+
+
+PROMISCUOUS, QUIET, TABLE, OTHER_TABLE = b"\0\0\1", b"\0\0\0", b"\1\0" + bytes(20), b"\1\0" + bytes(26)
+TAG_5, TAG_6, NO_TAG_5 = b"\2\0\5\0", b"\2\0\6\0", b"\2\1\5\0"
+ANNOUNCED = b"\3\0"
+
+
+def command(made: Rig, said: bytes, status: int = 0) -> None:
+    """The driver says something, and the server answers."""
+    parts = (Part(2), *([Part(len(said) - 2)] if len(said) > 2 else []), Part(1, written=True))
+    head, chain = made.add(2, *parts, data=[said[:2], said[2:]] if len(said) > 2 else [said])
+    chain.write(len(parts) - 1, bytes([status]))
+    made.answer(2, head, 1, after=3)
+    made.notify(2)
+
+
+def test_new_server_is_told_what_a_network_driver_told_the_one_before(library: ctypes.CDLL) -> None:
+    with rig(library, NET, 3, features=CONTROL) as made:
+        for said in (PROMISCUOUS, TAG_5, TABLE, TAG_6, ANNOUNCED, TAG_5, QUIET, NO_TAG_5, OTHER_TABLE):
+            command(made, said)
+        command(made, b"\2\0\7\0", status=1)
+        assert made.used(2)[0] == 10
+        assert made.restart(2, [0] * 5) == (0, [TAG_6, QUIET, OTHER_TABLE])
+        # what it refuses keeps nobody from going on, and is said again to the one after it
+        assert made.restart(2, [0, 1, 0]) == (0, [TAG_6, QUIET, OTHER_TABLE])
+        assert made.messages == "the new server refuses command 0 of class 0\n"
+        library.rig_drop(2)
+        assert made.restart(2, [0] * 3) == (0, [TAG_6, QUIET, OTHER_TABLE])
+        command(made, TAG_5)
+        assert made.used(2)[0] == 11
+        library.rig_reset(2)
+        assert made.restart(2, [0] * 5) == (0, [])
+
+
+@pytest.mark.parametrize(("lost", "err"), [(True, -107), (False, -110)])
+def test_server_that_goes_while_it_is_told_is_not_waited_for(library: ctypes.CDLL, lost: bool, err: int) -> None:
+    with rig(library, NET, 3, features=CONTROL) as made:
+        command(made, QUIET)
+        command(made, TABLE)
+        if lost:
+            library.rig_lose()
+        assert made.restart(2, [0])[0] == err

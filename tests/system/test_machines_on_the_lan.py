@@ -7,8 +7,9 @@ import os
 import signal
 import subprocess
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -190,6 +191,56 @@ def test_guest_whose_hypervisor_never_comes_back_goes_on_and_has_nothing_to_do(
         status, said = boot(house, boot_cache, command, happenings, options=["stall_limit=3"])
     finally:
         process.send_signal(signal.SIGCONT)
+    assert status == 0, said
+    house.ok("down")
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(300)
+@pytest.mark.parametrize("options", [(), ("packed=0", "shared_tce=0")])
+def test_new_vio_server_is_told_what_the_guest_s_network_driver_wants(
+    house: House, netns: str, boot_cache: Path, options: tuple[str, ...]
+) -> None:
+    """Frames of a group that it is not in pass while it is promiscuous, or its server has not heard that it is not."""
+    (house.folder / "lan.toml").write_text(DOOR.format(netns=netns))
+    house.use_kernels(boot_cache)
+    house.up("lan.toml")
+    inside = ["ip", "netns", "exec", netns]
+
+    def send_to_the_group_and_then_be(address: str) -> None:
+        subprocess.run([*inside, "ip", "route", "replace", "239.0.0.0/8", "dev", "eth0"], check=True)
+        ping = ["ping", "-q", "-c", "100", "-i", "0.01", "-W", "1", "239.1.2.3"]  # which nobody answers
+        subprocess.run([*inside, *ping], check=False, capture_output=True, timeout=60)
+        subprocess.run([*inside, "ip", "addr", "add", address, "dev", "eth0"], check=True)
+
+    def restart() -> None:
+        house.ok("terminate", "vios1")
+        house.ok("activate", "vios1")
+
+    command = """
+        modprobe virtio_net 2>/dev/null; until_so [ -e /sys/class/net/eth0 ]; ifconfig eth0 192.0.2.2 up
+        rx() { cat /sys/class/net/eth0/statistics/rx_packets; }
+        group() {
+            before=$(rx)
+            echo "HOST group $1"
+            until_so ping -c 1 -W 1 "192.0.2.$1"
+            many=$(($(rx) - before))
+        }
+        again() { [ "$(state sessions) $(state state)" = '2 live' ]; }
+        until_so ping -c 1 -W 1 192.0.2.1
+        ifconfig eth0 promisc
+        group 51; [ $many -ge 100 ] || fail "only $many frames came"
+        ifconfig eth0 -promisc
+        group 52; [ $many -lt 100 ] || fail "$many frames came"
+        echo 'HOST restart'
+        until_so again
+        group 53; [ $many -lt 100 ] || fail "$many frames came after the server had restarted"
+        quiet all
+    """
+    happenings: dict[str, Callable[[], object]] = {
+        f"group {number}": partial(send_to_the_group_and_then_be, f"192.0.2.{number}/24") for number in (51, 52, 53)
+    }
+    status, said = boot(house, boot_cache, command, {**happenings, "restart": restart}, options=options)
     assert status == 0, said
     house.ok("down")
 
