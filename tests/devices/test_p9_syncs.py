@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import errno
+import gc
 import os
 import threading
+import weakref
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 from tests.devices.test_p9_share import MSIZE, Rig
-from tests.files.slow_disk import SlowDisk
+from tests.files.slow_disk import LIMIT, SlowDisk
 from tests.files.test_p9_server import wait_for
 
 from powervio.devices import p9 as device_module
@@ -18,6 +20,7 @@ from powervio.devices.p9 import P9Device
 from powervio.errors import PowervioError
 from powervio.files import p9_codec as p9
 from powervio.files import p9_syncs
+from powervio.files.identity import Identity
 from powervio.files.p9_session import Session
 from powervio.files.tree import Tree
 from powervio.testing.direct import DirectLink
@@ -157,6 +160,53 @@ def test_as_many_wait_as_the_ring_has(rig: Rig, disk: SlowDisk) -> None:
     disk.gate.set()
     assert come(rig, *syncs) == [p9.pack(p9.TFSYNC + 1, tag) for tag in range(100, 150)]
     assert (len(disk.calls), len(disk.threads)) == (50, 1)
+
+
+def test_disk_that_is_faster_than_who_asks(rig: Rig, disk: SlowDisk, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It is done before `add` has returned, as when the threads change places there."""
+    add = p9_syncs.SyncThread.add
+    done = threading.Event()
+
+    def slow(thread: p9_syncs.SyncThread, one: p9_syncs.Sync, identity: Identity) -> bool:
+        tell = one.done
+
+        def told(each: p9_syncs.Sync, code: int) -> None:
+            tell(each, code)
+            done.set()
+
+        one.done = told
+        added = add(thread, one, identity)
+        assert done.wait(LIMIT)
+        return added
+
+    monkeypatch.setattr(p9_syncs.SyncThread, "add", slow)
+    disk.gate.set()
+    assert come(rig, send(rig, p9.TFSYNC, 2, 0, tag=8)) == [p9.pack(p9.TFSYNC + 1, 8)]
+
+
+def test_thread_keeps_nothing_of_what_is_over(rig: Rig, disk: SlowDisk, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A request leads to the driver's memory, which may be gone long before the next one."""
+    syncs: list[weakref.ref[p9_syncs.Sync]] = []
+    add = p9_syncs.SyncThread.add
+
+    def noted(thread: p9_syncs.SyncThread, one: p9_syncs.Sync, identity: Identity) -> bool:
+        syncs.append(weakref.ref(one))
+        return add(thread, one, identity)
+
+    monkeypatch.setattr(p9_syncs.SyncThread, "add", noted)
+    disk.gate.set()
+    come(rig, send(rig, p9.TFSYNC, 2, 0, tag=8))
+    wait_for(lambda: gc.collect() >= 0 and syncs[0]() is None)
+    disk.gate.clear()
+    send(rig, p9.TFSYNC, 2, 0, tag=8)
+    flush = send(rig, p9.TFLUSH, 8, tag=9)
+    rig.run()
+    disk.wait()
+    disk.wait()
+    rig.device.queue_reset(0)
+    one = syncs[1]()
+    assert one is not None
+    assert (one.request, one.flushes, flush.times) == (None, [], 0)
 
 
 def test_fid_that_ends_meanwhile(rig: Rig, disk: SlowDisk, tmp_path: Path) -> None:

@@ -43,9 +43,10 @@ class DeviceSyncs:
         if waited_for(tag, self.waiting.values()) is not None:
             return False
         one = Sync(tag, opened, data_only, self._done, request)
+        self.waiting[tag] = one  # before the disk can be done with it
         if not self._thread.add(one, self._identity):
+            del self.waiting[tag]
             return False
-        self.waiting[tag] = one
         return True
 
     def flush(self, request: Request, tag: int, old: int) -> bool:
@@ -60,10 +61,12 @@ class DeviceSyncs:
         """A new conversation begins on the same ring: what waits has an answer before it, if not the wanted one."""
         for one in self._taken_back():
             self._answer(one, _CANCELLED)
+            one.forget()
 
     def forget(self) -> None:
         """The buffers are the driver's own again."""
-        self._taken_back()
+        for one in self._taken_back():
+            one.forget()
 
     def settle(self) -> None:
         """Until all are answered, which takes what the disk takes."""

@@ -45,6 +45,11 @@ class Sync:
         self.request = request
         self.flushes: list[tuple[int, Any]] = []
 
+    def forget(self) -> None:
+        """Nobody is answered any more: what the disk is busy with keeps no request, and so no driver's memory."""
+        self.request = None
+        self.flushes.clear()
+
 
 def waited_for(tag: int, waiting: Iterable[Sync]) -> Sync | None:
     """The Tfsync of a tag, or the one that a Tflush of that tag waits for."""
@@ -104,16 +109,20 @@ class SyncThread:
         with identity.held():  # this thread may have been born as one of the clients
             pass
         while (one := self._next()) is not None:
-            try:
-                code = sync(one.opened, one.data_only)
-            except Exception:
-                log.exception("9P server: Tfsync")
-                code = -errno.EIO
-            one.opened.let_go()
-            try:
-                one.done(one, code)
-            except Exception:
-                log.exception("9P server: Rfsync")
+            self._carry_out(one)
+            del one  # nothing of it is kept until the next one comes
+
+    def _carry_out(self, one: Sync) -> None:
+        try:
+            code = sync(one.opened, one.data_only)
+        except Exception:
+            log.exception("9P server: Tfsync")
+            code = -errno.EIO
+        one.opened.let_go()
+        try:
+            one.done(one, code)
+        except Exception:
+            log.exception("9P server: Rfsync")
 
     def _next(self) -> Sync | None:
         with self._changed:
