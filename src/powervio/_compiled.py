@@ -34,6 +34,8 @@ COMPILED = (
     "powervio.memory.mapping",
     "powervio.memory.target",
     "powervio.network.frame",
+    "powervio.network.switch_addresses",
+    "powervio.network.switch_decision",
     "powervio.network.switch_core",
     "powervio.files.tree_stat",
     "powervio.files.identity",

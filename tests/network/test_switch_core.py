@@ -6,7 +6,8 @@ import pytest
 from tests.network.switching import MAC, ethernet, tag
 
 from powervio.network.port import Frame
-from powervio.network.switch_core import (
+from powervio.network.switch_core import SwitchCore
+from powervio.network.switch_decision import (
     DROP,
     FLOOD,
     KEEP,
@@ -16,7 +17,6 @@ from powervio.network.switch_core import (
     REPLACE,
     STRIP,
     Decision,
-    SwitchCore,
 )
 
 pytestmark = pytest.mark.dual

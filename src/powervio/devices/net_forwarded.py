@@ -39,7 +39,7 @@ _AHEAD = cython.declare(cython.uint, 4)
 cache several times."""
 _LINES = cython.declare(cython.ulonglong, 76)
 _QUEUE_FULL = cython.declare(cython.int, 14)
-"""Of `switch_core.REASONS`."""
+"""Of `switch_decision.REASONS`."""
 _NOBODY = cython.declare(cython.int, -2)
 """Nobody here has a ring of that port, or takes such frames."""
 

@@ -1,6 +1,7 @@
 from powervio.devices.net_forwarded cimport ForwardedQueue
 from powervio.devices.net_passage cimport Passage
-from powervio.network.switch_core cimport Decision, SwitchCore
+from powervio.network.switch_core cimport SwitchCore
+from powervio.network.switch_decision cimport Decision
 
 cimport cython
 

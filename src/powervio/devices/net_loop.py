@@ -25,7 +25,8 @@ import cython
 from cython.cimports.powervio.devices.net_forwarded import ForwardedQueue
 from cython.cimports.powervio.devices.net_passage import Passage
 from cython.cimports.powervio.memory.hw import clock_ns, event_take, ld8_acquire, pointer, relax, st8_release, wait_any
-from cython.cimports.powervio.network.switch_core import Decision, SwitchCore
+from cython.cimports.powervio.network.switch_core import SwitchCore
+from cython.cimports.powervio.network.switch_decision import Decision
 
 _log = logging.getLogger(__name__)
 

@@ -1,6 +1,7 @@
 from powervio.devices.net_in_hand cimport FrameInHand
 from powervio.devices.net_rules cimport ReceiveFilter
-from powervio.network.switch_core cimport Decision, SwitchCore
+from powervio.network.switch_core cimport SwitchCore
+from powervio.network.switch_decision cimport Decision
 from powervio.virtio.device_queue cimport DeviceQueue
 from powervio.virtio.device_ring cimport DeviceRing
 from powervio.virtio.staging cimport Staging

@@ -31,7 +31,8 @@ from cython.cimports.powervio.memory.hw import (
     st32,
     st64,
 )
-from cython.cimports.powervio.network.switch_core import Decision, SwitchCore
+from cython.cimports.powervio.network.switch_core import SwitchCore
+from cython.cimports.powervio.network.switch_decision import Decision
 from cython.cimports.powervio.virtio.device_queue import DeviceQueue
 from cython.cimports.powervio.virtio.device_ring import DeviceRing
 from cython.cimports.powervio.virtio.staging import Staging

@@ -25,7 +25,7 @@ from powervio.errors import LocalError
 from powervio.network.port import ETHERNET_BYTES, Frame, Offload, Port
 from powervio.network.sea_failover import Failover, FailoverOptions
 from powervio.network.sea_wire import ETHERTYPE, Mode
-from powervio.network.switch_core import PUSH, REPLACE, STRIP
+from powervio.network.switch_decision import PUSH, REPLACE, STRIP
 from powervio.network.vlan import retagged
 
 ALL = Offload.CSUM | Offload.TSO4 | Offload.TSO6 | Offload.ECN | Offload.USO4 | Offload.USO6

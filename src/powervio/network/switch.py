@@ -19,7 +19,8 @@ from powervio.network.alarm import Alarm
 from powervio.network.frame import Frame
 from powervio.network.line import Line, LineOptions
 from powervio.network.port import Port
-from powervio.network.switch_core import (
+from powervio.network.switch_core import SwitchCore
+from powervio.network.switch_decision import (
     DROP,
     LINE_FULL,
     LOST,
@@ -28,7 +29,6 @@ from powervio.network.switch_core import (
     QUEUE_FULL,
     REASONS,
     Decision,
-    SwitchCore,
 )
 from powervio.network.vlan import retagged
 

@@ -21,39 +21,15 @@
 cimport cython
 
 from powervio.network.frame cimport Frame
-
-@cython.final
-cdef class Decision:
-    cdef readonly int kind
-    cdef readonly int reason
-    cdef readonly int egress
-    cdef readonly bint tagged
-    cdef readonly int vlan
-    cdef readonly unsigned int tci
-    cdef readonly int came
-    cdef readonly int todo
-    cdef unsigned int words
-    cdef unsigned int place
-    cdef unsigned long long rest
-    cdef unsigned char *receivers
-    cdef unsigned char *tags
-    cdef object _books
-    cpdef int next(self) noexcept
-    cdef int next_receiver(self) noexcept nogil
-    cpdef bint takes_tagged(self, int port) noexcept
-    cdef bint gets_tagged(self, int port) noexcept nogil
-    cpdef int change(self, bint tagged) noexcept
-    cdef int tag_change(self, bint tagged) noexcept nogil
+from powervio.network.switch_addresses cimport AddressTable
+from powervio.network.switch_decision cimport Decision
 
 @cython.final
 cdef class SwitchCore:
     cdef readonly unsigned int limit
     cdef readonly unsigned int version
-    cdef readonly unsigned long long age
-    cdef unsigned int stride
-    cdef unsigned int words
-    cdef unsigned int buckets
-    cdef unsigned long long seed
+    cdef readonly unsigned int stride
+    cdef readonly unsigned int words
     cdef unsigned char *ports
     cdef unsigned char *counts
     cdef unsigned char *members
@@ -62,17 +38,9 @@ cdef class SwitchCore:
     cdef unsigned char *trunks
     cdef unsigned char *learners
     cdef unsigned char *any_group
-    cdef unsigned char *macs
-    cdef unsigned char *fixed
-    cdef unsigned int fixed_mask
-    cdef unsigned char *groups
-    cdef unsigned int groups_mask
-    cdef unsigned char *group_sets
+    cdef readonly AddressTable addresses
     cdef unsigned char *word
-    cdef unsigned long long swept
     cdef object _books
-    cdef object _fixed
-    cdef object _groups
     cdef int decide(self, Decision out, unsigned int handle, unsigned char *frame, unsigned long long offset, unsigned long long length, unsigned int begin, unsigned long long now) noexcept nogil
     cdef void delivered(self, unsigned int port, unsigned long long length) noexcept nogil
     cdef void delivered_many(self, unsigned int port, unsigned long long frames, unsigned long long length) noexcept nogil
@@ -84,15 +52,7 @@ cdef class SwitchCore:
     cdef int _one(self, Decision out, int port) noexcept nogil
     cdef int _drop(self, Decision out, int reason) noexcept nogil
     cdef bint _exceeds(self, unsigned long long row, unsigned long long cost, unsigned long long now) noexcept nogil
-    cdef int _find_fixed(self, unsigned long long key) noexcept nogil
-    cdef int _find_group(self, unsigned long long mac) noexcept nogil
-    cdef int _find_learnt(self, unsigned long long key, unsigned long long now) noexcept nogil
-    cdef void _learn(self, unsigned int port, unsigned long long key, unsigned long long now) noexcept nogil
-    cdef bint _is_old(self, unsigned long long place, unsigned long long now) noexcept nogil
-    cdef void _forget(self, unsigned long long place) noexcept nogil
-    cdef void _sweep(self, unsigned long long now) noexcept nogil
 
 cdef unsigned long long _address(unsigned char *frame, unsigned long long offset) noexcept nogil
-cdef unsigned int _hash(unsigned long long key, unsigned long long seed, unsigned int mask) noexcept nogil
 cdef bint _has(unsigned char *bits, unsigned long long place, unsigned int number) noexcept nogil
 cdef void _set(unsigned char *bits, unsigned long long place, unsigned int number, bint value) noexcept nogil

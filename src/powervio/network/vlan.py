@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from powervio.network.frame import TAG_BYTES, Frame
-from powervio.network.switch_core import PUSH, STRIP
+from powervio.network.switch_decision import PUSH, STRIP
 
 _AT = 12
 """Where a tag is: behind the addresses."""
@@ -11,7 +11,7 @@ _TPID = b"\x81\x00"
 
 
 def retagged(frame: Frame, change: int, tci: int) -> Frame:
-    """The frame after a change of `switch_core` that is not KEEP, with `tci` (priority, VLAN) in the new tag."""
+    """The frame after a change of `switch_decision` that is not KEEP, with `tci` (priority, VLAN) in the new tag."""
     data = memoryview(frame.data)
     tag = b"" if change == STRIP else _TPID + tci.to_bytes(2, "big")
     rest = _AT if change == PUSH else _AT + TAG_BYTES

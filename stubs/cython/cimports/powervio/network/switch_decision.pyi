@@ -1,0 +1,1 @@
+from powervio.network.switch_decision import *
