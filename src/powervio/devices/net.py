@@ -29,7 +29,8 @@ from powervio.devices.net_forwarded import ForwardedQueue
 from powervio.devices.net_loop import Forwarder
 from powervio.devices.net_queue_loop import NetLoop
 from powervio.devices.net_receive import HeaderWriter, Receiver, read_each
-from powervio.devices.net_relay import Relay, RelayEnd
+from powervio.devices.net_relay import Relay
+from powervio.devices.net_relay_end import RelayEnd
 from powervio.devices.net_transmit import FrameReader, fits
 from powervio.errors import LocalError, RemoteError
 from powervio.network.port import ETHERNET_BYTES, Frame, Offload, Port

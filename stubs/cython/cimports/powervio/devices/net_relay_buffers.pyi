@@ -1,0 +1,1 @@
+from powervio.devices.net_relay_buffers import *
