@@ -284,7 +284,9 @@ def test_queue_that_is_reset_forgets_them_and_fids_stay(tmp_path: Path, disk: Sl
     rig.close()
 
 
-def test_device_is_suspended_when_all_are_answered(tmp_path: Path, disk: SlowDisk) -> None:  # F4.4
+def test_device_is_suspended_when_all_are_answered_and_its_server_goes_on_meanwhile(  # F4.4
+    tmp_path: Path, disk: SlowDisk
+) -> None:
     rig = made(tmp_path, "copied")
     assert rig.pair is not None
     syncs = [send(rig, p9.TFSYNC, 2, 0, tag=tag) for tag in (8, 9)]
@@ -292,12 +294,12 @@ def test_device_is_suspended_when_all_are_answered(tmp_path: Path, disk: SlowDis
     disk.wait()
     outcomes: list[PowervioError | None] = []
     rig.pair.client.suspend(outcomes.append)
-    opener = threading.Timer(0.05, disk.gate.set)
-    opener.start()
     rig.run()
-    opener.join()
+    assert (outcomes, [each.times for each in syncs]) == ([], [0, 0])
+    disk.gate.set()
+    assert [each[4] for each in come(rig, *syncs)] == [p9.TFSYNC + 1] * 2
+    rig.run()
     assert outcomes == [None]
-    assert [said(each)[4] for each in syncs] == [p9.TFSYNC + 1] * 2
     rig.pair.client.resume()
     rig.run()
     rig.ask(p9.TGETATTR, 2, 0x7FF)

@@ -7,6 +7,7 @@ import errno
 import os
 import signal
 import threading
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -19,7 +20,9 @@ from powervio.drivers.p9 import P9Client
 from powervio.drivers.p9_channel import P9Driver
 from powervio.drivers.p9_core import P9Core
 from powervio.drivers.p9_tree import P9Tree
+from powervio.errors import PowervioError, RemoteError
 from powervio.files import p9_syncs
+from powervio.files.tree_open import OpenFile
 from powervio.system.vhost_user import Share, open_share
 from powervio.transport.vhost_user import protocol as wire
 from powervio.transport.vhost_user.back_end import BackEndOptions
@@ -165,3 +168,50 @@ def test_device_is_stopped_when_every_tfsync_is_answered(  # F4.4
     with serving(tmp_path, device) as made:
         asyncio.run(use(made.path))
     device.close()
+
+
+def test_front_end_that_goes_is_not_waited_for(  # F4.1
+    tmp_path: Path, folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A disk may have no end; the next front end is served beside it."""
+    disk = SlowDisk()
+    ended = threading.Event()
+
+    def sync(opened: OpenFile, data_only: bool) -> int:
+        try:
+            return disk.sync(opened, data_only)
+        finally:
+            ended.set()
+
+    def crash(end: FrontEnd) -> list[int]:
+        raise RemoteError("it has crashed")
+
+    monkeypatch.setattr(p9_syncs, "sync", sync)
+    monkeypatch.setattr(FrontEnd, "stop_rings", crash)
+    device = open_share(Share(str(folder), "share"))
+
+    async def use(path: Path, goes: bool) -> None:
+        link, client = made_link()
+        end = FrontEnd(path, link.driver)
+        await end.start()
+        async with asyncio.timeout(LIMIT):
+            await link.start()
+            assert await client.read("one") == b"one"
+            assert not ended.is_set()
+            if goes:
+                file = await client.open("one")
+                waiting = asyncio.ensure_future(file.fsync())
+                await asyncio.to_thread(disk.wait)
+        await end.close()
+        if goes:
+            with suppress(OSError, PowervioError, asyncio.CancelledError):
+                waiting.cancel()
+                await waiting
+        await link.close()
+
+    with serving(tmp_path, device) as made:
+        asyncio.run(use(made.path, True))
+        asyncio.run(use(made.path, False))
+        disk.gate.set()
+    device.close()
+    assert device.counters.errors == 0

@@ -86,7 +86,7 @@ class P9Device(Device):
         if self._syncs is not None:
             self._syncs.forget()
 
-    def suspend(self) -> None:
+    def drain(self) -> None:
         """What waits for a disk is answered (F4.4)."""
         if self._syncs is not None:
             self._syncs.settle()

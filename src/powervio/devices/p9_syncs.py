@@ -69,7 +69,7 @@ class DeviceSyncs:
             one.forget()
 
     def settle(self) -> None:
-        """Until all are answered, which takes what the disk takes."""
+        """Until all are answered, which takes what the disk takes; nothing else is done in the partition meanwhile."""
         while self.waiting:
             with self._changed:
                 while not self._finished:

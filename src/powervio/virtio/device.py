@@ -130,7 +130,13 @@ class Device(ABC):
         """The driver reset one queue: requests of it that are in hand are forgotten, like all of them at `reset`."""
 
     def suspend(self) -> None:
-        """The driver wants quiet: give back, used or not, whatever buffers are kept for later (virtio 1.4, 3.4)."""
+        """The driver wants quiet: give back, used or not, whatever buffers are kept for later (virtio 1.4, 3.4).
+
+        What is under way may go on: it is waited for, while other devices are served, until it is completed.
+        """
+
+    def drain(self) -> None:
+        """After `suspend`, where a transport cannot wait like that: return when all that is in hand is completed."""
 
     def process(self, queue: DeviceQueue) -> None:
         """The driver made buffers available: pop until there is none. Raises `RemoteError` when the ring is broken.

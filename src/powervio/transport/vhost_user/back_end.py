@@ -369,7 +369,10 @@ class BackEnd:
         """What has happened to a ring, by the table; and what follows from its new phase."""
         before, vring.phase = vring.phase, after(vring.phase, event)
         if not vring.phase.started:
-            self.service.stop(vring)
+            if event is Event.GET_VRING_BASE:
+                self.service.stop(vring)
+            else:
+                self.service.abandon(vring)
             vring.broken = ""
             if event in (Event.STATUS_RESET, Event.RESET_DEVICE):
                 vring.forgotten = True

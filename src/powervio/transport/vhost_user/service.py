@@ -182,10 +182,26 @@ class QueueService:
         return self._memory.iotlb is None and vring.places != self._places(vring)
 
     def stop(self, vring: Vring) -> None:
-        """Take a ring away from the device; nothing of it is touched afterwards, and `base` tells where it stands."""
-        queue = vring.queue
+        """Take a ring away from the device, which completes what it has in hand, however long that takes; nothing of it
+        is touched afterwards, and `base` tells where it stands."""
+        queue = self._halt(vring)
         if queue is None:
             return
+        if queue.ring.in_hand and not vring.broken:
+            self._guarded(vring, self._device.drain)
+            self._guarded(vring, queue.flush)
+        self._end(vring, queue)
+
+    def abandon(self, vring: Vring) -> None:
+        """The same, but nobody wants what is in hand any more: the driver has reset the device, or has gone."""
+        queue = self._halt(vring)
+        if queue is not None:
+            self._end(vring, queue)
+
+    def _halt(self, vring: Vring) -> VhostQueue | None:
+        queue = vring.queue
+        if queue is None:
+            return None
         self._end_thread(vring)
         if vring.kick >= 0:
             self._loop.remove_reader(vring.kick)
@@ -194,6 +210,9 @@ class QueueService:
         if queue.ring.in_hand and not vring.broken:
             self._guarded(vring, self._device.suspend)
             self._guarded(vring, queue.flush)
+        return queue
+
+    def _end(self, vring: Vring, queue: VhostQueue) -> None:
         if queue.ring.in_hand:
             _log.warning("ring %d: stopped with %d requests in the device's hands", vring.index, queue.ring.in_hand)
         vring.base = base_of(queue.ring, self.features)
