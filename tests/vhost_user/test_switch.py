@@ -124,7 +124,7 @@ def test_frames_go_from_ring_to_ring_and_all_are_counted(tmp_path: Path, options
             assert counters.frames + counters.lost == sent
             assert counters.frames == received
             assert counters.bytes == 64 * counters.frames
-        loops = [loop for device in devices for loop in device._loops.values()]
+        loops = [loop for device in devices for loop in device._loops]
         assert [loop.queue.handed_over for loop in loops] == [0] * 4
 
 

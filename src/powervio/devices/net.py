@@ -19,25 +19,23 @@ from __future__ import annotations
 
 import logging
 import os
-from contextlib import AbstractContextManager, nullcontext
-from dataclasses import replace
+from collections.abc import Sequence
 from typing import Any
 
-from powervio.devices.net_control import MAX_COMMAND_BYTES, Coalescing, Control
+from powervio.devices.net_control import Control
 from powervio.devices.net_counters import Counters
-from powervio.devices.net_forwarded import ForwardedQueue
 from powervio.devices.net_loop import Forwarder
-from powervio.devices.net_queue_loop import NetLoop
-from powervio.devices.net_receive import HeaderWriter, Receiver, read_each
+from powervio.devices.net_notifier import Notifier
+from powervio.devices.net_queue_loop import NetLoop, NetLoops
+from powervio.devices.net_receive import HeaderWriter, Receiver, read_each, wanted_parts
 from powervio.devices.net_relay import Relay
 from powervio.devices.net_relay_end import RelayEnd
-from powervio.devices.net_transmit import FrameReader, fits
+from powervio.devices.net_transmit import FrameReader
 from powervio.errors import LocalError, RemoteError
-from powervio.network.port import ETHERNET_BYTES, Frame, Offload, Port
-from powervio.network.segment import fitted
+from powervio.network.port import Frame, Port
 from powervio.network.switch import SwitchPort
 from powervio.virtio import net
-from powervio.virtio.device import Cancellable, Device, DeviceSession, QueueLoop
+from powervio.virtio.device import Device, DeviceSession, QueueLoop
 from powervio.virtio.device_queue import MappedQueue
 from powervio.virtio.queue import ByteOrder, DeviceQueue, Request
 
@@ -61,14 +59,6 @@ _OFFERED = (
     | net.F_CTRL_GUEST_OFFLOADS | net.F_GUEST_ANNOUNCE
 )  # fmt: skip
 _COALESCING = net.F_NOTF_COAL | net.F_VQ_NOTF_COAL
-_GUEST_OFFLOADS = (
-    (net.F_GUEST_CSUM, Offload.CSUM),
-    (net.F_GUEST_TSO4, Offload.TSO4),
-    (net.F_GUEST_TSO6, Offload.TSO6),
-    (net.F_GUEST_ECN, Offload.ECN),
-    (net.F_GUEST_USO4, Offload.USO4),
-    (net.F_GUEST_USO6, Offload.USO6),
-)
 
 
 def random_mac() -> bytes:
@@ -120,14 +110,13 @@ class NetDevice(Device):
         self.link_up = True
         self._from_driver = Counters()
         self._to_driver = Counters()
-        self._forwarder = forwarder if isinstance(port, SwitchPort) else None
-        self._loops: dict[int, NetLoop] = {}
-        """By queue, those that a forwarder serves."""
+        self._loops = NetLoops(forwarder if isinstance(port, SwitchPort) else None)
         self._speed = speed
         self._offered = _OFFERED | (net.F_MQ | net.F_RSS if pairs > 1 else 0) | (_COALESCING if coalescing else 0)
         self._features = 0
         self._reader = FrameReader(0, "little", self.mtu)
         self._receivers = [Receiver(self._to_driver) for _ in range(pairs)]
+        self._notifier = Notifier(self, self.control, self._receivers, self._to_driver)
         self._relay: Relay | None = None
         self._end: RelayEnd | None = None
         if relay is not None and isinstance(port, SwitchPort) and pairs == 1:
@@ -138,9 +127,6 @@ class NetDevice(Device):
         self._taken = 0
         """Bits of `Offload`."""
         self._restored: dict[str, Any] | None = None
-        self._sent: dict[int, list[Request]] = {}
-        """By transmit queue: buffers that go back when notifications are due."""
-        self._timers: dict[int, Cancellable] = {}
         self._watching = False
         self._useless = False
         """Whether the port has failed."""
@@ -153,22 +139,12 @@ class NetDevice(Device):
     @property
     def from_driver(self) -> Counters:
         """Frames that the port took of the driver's, and those that it did not get."""
-        return self._counted(self._from_driver, net.TRANSMIT)
+        return self._loops.counted(self._from_driver, net.TRANSMIT)
 
     @property
     def to_driver(self) -> Counters:
         """Frames that the driver was shown, and those that came and that it was not."""
-        return self._counted(self._to_driver, net.RECEIVE)
-
-    def _counted(self, counters: Counters, side: int) -> Counters:
-        """With what loops that are at work have counted."""
-        loops = [loop for index, loop in list(self._loops.items()) if index & 1 == side]
-        if not loops:
-            return counters
-        both = replace(counters, dropped=dict(counters.dropped))
-        for loop in loops:
-            loop.add_to(both)
-        return both
+        return self._loops.counted(self._to_driver, net.RECEIVE)
 
     @property
     def mac(self) -> bytes:
@@ -239,11 +215,8 @@ class NetDevice(Device):
         """See `Device`."""
         if index == self._control_queue or index >= 2 * self.pairs:
             return
-        timer = self._timers.pop(index, None)
-        if timer is not None:
-            timer.cancel()
+        self._notifier.forget(index)
         if index & 1:
-            self._sent.pop(index, None)
             return
         if self._end is not None:
             self._end.receive = None
@@ -269,7 +242,7 @@ class NetDevice(Device):
                     receiver.give_back()
                     receiver.frame = None
                     self._to_driver.drop("no buffers")
-            self._show(queue)
+            self._notifier.show(queue)
             queue.flush()
 
     # -- what the operator does
@@ -280,10 +253,9 @@ class NetDevice(Device):
 
     def _set_link(self, up: bool) -> None:
         if up != self.link_up:
-            with self._still():
+            with self._loops.still():
                 self.link_up = up
-                for loop in self._loops.values():
-                    loop.queue.link_up = up
+                self._loops.set_link(up)
                 if self._end is not None:
                     self._end.link_up = up
                 if not up:
@@ -307,12 +279,7 @@ class NetDevice(Device):
 
     def report(self) -> list[str]:
         """What became of frames, a line for each direction."""
-        lines = []
-        for name, counters in (("from", self.from_driver), ("to", self.to_driver)):
-            lost = ", ".join(f"{count} {reason}" for reason, count in sorted(counters.dropped.items()))
-            line = f"{name} the driver: {counters.frames} frames, {counters.bytes} bytes; "
-            lines.append(line + (f"lost {counters.lost}: {lost}" if lost else "none lost"))
-        return lines
+        return [f"from the driver: {self.from_driver.line()}", f"to the driver: {self.to_driver.line()}"]
 
     def close(self) -> None:
         """The device is gone with its partition."""
@@ -414,7 +381,7 @@ class NetDevice(Device):
         counters, reader, rules = self._from_driver, self._reader, self.control.rules
         wanted: list[Request] = []
         for request in requests:
-            reason = self._refusal(request)
+            reason = reader.refusal(request) or ("" if self.link_up else "link down")
             if reason:
                 counters.drop(reason)
             else:
@@ -435,19 +402,7 @@ class NetDevice(Device):
             else:
                 counters.drop("port")
         self.requests += len(requests)
-        self._sent_all(queue, requests)
-
-    def _refusal(self, request: Request) -> str:
-        """Why a transmit buffer is not even read."""
-        length = request.readable.length
-        reader = self._reader
-        if request.writable.length or length < reader.header_bytes:
-            return "malformed"
-        if length < reader.shortest:
-            return "too short"
-        if length > reader.longest:
-            return "too long"
-        return "" if self.link_up else "link down"
+        self._notifier.sent(queue, requests)
 
     def _give(self, queue: DeviceQueue) -> None:
         """Receive queue: frames into the driver's buffers, which else stay where they are."""
@@ -469,8 +424,8 @@ class NetDevice(Device):
         else:
             queue.wake()
         receiver.move(queue)
-        if receiver.ready and not self._defers(queue, len(receiver.ready)):
-            self._show(queue)
+        if receiver.ready and not self._notifier.defers(queue, len(receiver.ready)):
+            self._notifier.show(queue)
 
     def _fetch(self, receiver: Receiver) -> bool:
         """Give the only queue the port's next frame, or what of it the driver gets; False when there is none."""
@@ -514,21 +469,12 @@ class NetDevice(Device):
                 return True
         return False
 
-    def _checked(self, frame: Frame) -> list[Frame] | tuple[Frame, ...]:
+    def _checked(self, frame: Frame) -> Sequence[Frame]:
         """What the driver gets of a frame."""
         if not self.link_up:
             self._to_driver.drop("link down")
             return ()
-        if len(frame.data) < ETHERNET_BYTES:
-            self._to_driver.drop("too short")
-            return ()
-        parts = fitted(frame, self._taken)
-        if not parts:
-            self._to_driver.drop("segmentation")
-        if len(parts) == 1 and not parts[0].gso and not fits(parts[0].data, self.mtu):
-            self._to_driver.drop("too long")  # the driver must not see it (5.1.4.1)
-            return ()
-        return parts
+        return wanted_parts(frame, self._taken, self.mtu, self._to_driver)
 
     def _pair_of(self, frame: Frame) -> int:
         """The pair of queues for a frame; -1 when the driver does not want it."""
@@ -551,9 +497,7 @@ class NetDevice(Device):
         return pairs
 
     def _wake(self, index: int) -> None:
-        loop = self._loops.get(index)
-        if loop is not None:
-            loop.queue.arrived()
+        if self._loops.arrived(index):
             return
         session = self.session
         queue = None if session is None else session.queues.get(index)
@@ -565,36 +509,22 @@ class NetDevice(Device):
     def loop(self, queue: MappedQueue, spin: float) -> QueueLoop | None:
         """See `Device`: the switch's forwarder serves the queue."""
         port, session, index = self.port, self.session, queue.index
-        if self._forwarder is None or session is None or session.byteorder != "little":
+        if self._loops.forwarder is None or session is None or session.byteorder != "little":
             return None
         if index == self._control_queue or index >= 2 * self.pairs:
             return None
         assert isinstance(port, SwitchPort)
         if not index & 1 and not port.options.line.perfect:
             return None
-        served = ForwardedQueue(
-            self._forwarder, queue, self, port.number, port.handle, self._features, self.mtu, self._reader.header_bytes,
-            mergeable=bool(self._features & net.F_MRG_RXBUF),
-        )  # fmt: skip
-        served.taken = self._taken
-        served.link_up = self.link_up
-        loop = NetLoop(self._forwarder, served)
-        self._loops[index] = loop
-        if not index & 1:
-            served.arrived()  # what is there already
-        return loop
+        return self._loops.begin(
+            self, port, queue, features=self._features, header_bytes=self._reader.header_bytes, taken=self._taken
+        )
 
     def loop_ended(self, loop: QueueLoop) -> None:
         """See `Device`."""
         assert isinstance(loop, NetLoop)
-        index = loop.queue.queue.index
-        if self._loops.get(index) is loop:
-            del self._loops[index]
-        loop.add_to(self._from_driver if index & 1 else self._to_driver)
-
-    def _still(self) -> AbstractContextManager[None]:
-        """No loop goes by what the driver or the operator says, while they say it."""
-        return self._forwarder.still() if self._forwarder is not None and self._loops else nullcontext()
+        self._loops.end(loop)
+        loop.add_to(self._from_driver if loop.queue.queue.index & 1 else self._to_driver)
 
     def take_apart(self, queue: MappedQueue) -> None:
         """For a loop, in its thread: the frame that it took last is not as usual."""
@@ -613,91 +543,21 @@ class NetDevice(Device):
         assert isinstance(self.port, SwitchPort)
         return receiver.frame is not None or bool(receiver.pending) or self.port.waiting > 0
 
-    # -- notifications
-
-    def _sent_all(self, queue: DeviceQueue, requests: list[Request]) -> None:
-        """Transmit buffers go back, now or when the driver wants to hear of them."""
-        if not self.control.coalescing:
-            for request in requests:
-                request.complete(0)
-            return
-        kept = self._sent.setdefault(queue.index, [])
-        kept += requests
-        if kept and not self._defers(queue, len(kept)):
-            self._show(queue)
-
-    def _defers(self, queue: DeviceQueue, count: int) -> bool:
-        """Whether `count` used buffers or frames are kept from the driver for a while (5.1.6.5.9)."""
-        wish: Coalescing | None = self.control.coalescing.get(queue.index)
-        scheduler = self.scheduler
-        if wish is None or not wish.microseconds or scheduler is None:
-            return False
-        if count >= max(1, wish.packets) or 2 * queue.ring.in_hand >= queue.ring.size:
-            return False
-        if queue.index not in self._timers:
-            self._timers[queue.index] = scheduler.call_later(wish.microseconds / 1e6, lambda: self._time_is_up(queue))
-        return True
-
-    def _time_is_up(self, queue: DeviceQueue) -> None:
-        self._timers.pop(queue.index, None)
-        if queue.live:
-            self._show(queue)
-            queue.flush()
-
-    def _show(self, queue: DeviceQueue) -> None:
-        """Let the driver see what it has not seen."""
-        timer = self._timers.pop(queue.index, None)
-        if timer is not None:
-            timer.cancel()
-        if queue.index & 1:
-            for request in self._sent.pop(queue.index, ()):
-                request.complete(0)
-            return
-        frames, count = self._receivers[queue.index >> 1].show(queue)
-        if not frames:
-            return  # what went back empty is shown by the transport
-        if queue.flush():
-            self._to_driver.frames += frames
-            self._to_driver.bytes += count
-        else:
-            self._to_driver.drop("no driver", frames)
-
     # -- commands
 
     def _obey(self, queue: DeviceQueue) -> None:
         """Control queue: all commands that there are."""
         while (request := queue.pop()) is not None:
             self.requests += 1
-            readable, writable = request.readable, request.writable
-            if not writable.length:
-                self.control.refused += 1
-                request.complete(0)
-                continue
-            try:
-                command = readable.read(0, readable.length) if readable.length <= MAX_COMMAND_BYTES else b""
-                announcing = self.control.announcing
-                with self._still():
-                    status, result = self.control.run(command)
-                answer = (bytes([status]) + result)[: writable.length]
-                writable.write(0, answer)
-            except RemoteError:
-                self.control.refused += 1
-                request.complete(0)
-                continue
-            request.complete(len(answer))
-            if announcing != self.control.announcing:
+            announcing = self.control.announcing
+            if self.control.answer(request, self._loops.still) and announcing != self.control.announcing:
                 self.config_changed()
 
     def _take_offloads(self) -> None:
         """Have the port leave undone what the driver takes so."""
-        bits = self.control.offloads
-        taken = Offload(0)
-        for feature, offload in _GUEST_OFFLOADS:
-            if bits & feature and bits & net.F_GUEST_CSUM:  # nothing else is of use without it
-                taken |= offload
+        taken = self.control.taken
         self._taken = int(taken)
-        for loop in self._loops.values():
-            loop.queue.taken = self._taken
+        self._loops.take(self._taken)
         if self._end is not None:
             self._end.taken = self._taken
         self.port.take(taken)

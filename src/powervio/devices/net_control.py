@@ -6,14 +6,16 @@ A command that is not understood, not negotiated, too short or too long changes 
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from struct import Struct
 from typing import Any
 
 from powervio.devices.net_rules import VLANS, FrameRules
-from powervio.errors import LocalError
+from powervio.errors import LocalError, RemoteError
+from powervio.network.port import Offload
 from powervio.virtio import net
-from powervio.virtio.queue import ByteOrder
+from powervio.virtio.queue import ByteOrder, Request
 
 MAX_COMMAND_BYTES = 64 * 1024
 """Longest command that is looked at; 5,000 addresses are half of it."""
@@ -26,6 +28,14 @@ _RX_COMMANDS = {
     net.RX_NOUNI: "no_unicast",
     net.RX_NOBCAST: "no_broadcast",
 }
+_GUEST_OFFLOADS = (
+    (net.F_GUEST_CSUM, Offload.CSUM),
+    (net.F_GUEST_TSO4, Offload.TSO4),
+    (net.F_GUEST_TSO6, Offload.TSO6),
+    (net.F_GUEST_ECN, Offload.ECN),
+    (net.F_GUEST_USO4, Offload.USO4),
+    (net.F_GUEST_USO6, Offload.USO6),
+)
 
 
 @dataclass(slots=True)
@@ -92,6 +102,36 @@ class Control:
         self.rules.steering.reset()
         self.coalescing = {}
         self.offloads = 0
+
+    @property
+    def taken(self) -> Offload:
+        """What may be left undone of a frame for the driver."""
+        taken = Offload(0)
+        for feature, offload in _GUEST_OFFLOADS:
+            if self.offloads & feature and self.offloads & net.F_GUEST_CSUM:  # nothing else is of use without it
+                taken |= offload
+        return taken
+
+    def answer(self, request: Request, still: Callable[[], AbstractContextManager[None]]) -> bool:
+        """Carry out the command of a buffer, while `still` holds whoever goes by it, and give the buffer back; whether
+        the driver was answered."""
+        readable, writable = request.readable, request.writable
+        if not writable.length:
+            self.refused += 1
+            request.complete(0)
+            return False
+        try:
+            command = readable.read(0, readable.length) if readable.length <= MAX_COMMAND_BYTES else b""
+            with still():
+                status, result = self.run(command)
+            answer = (bytes([status]) + result)[: writable.length]
+            writable.write(0, answer)
+        except RemoteError:
+            self.refused += 1
+            request.complete(0)
+            return False
+        request.complete(len(answer))
+        return True
 
     def run(self, command: bytes) -> tuple[int, bytes]:
         """Carry out a command; the acknowledgement and what follows it."""

@@ -23,3 +23,8 @@ class Counters:
     def lost(self) -> int:
         """Frames that were lost, for whatever reason."""
         return sum(self.dropped.values())
+
+    def line(self) -> str:
+        """All of it, for an operator."""
+        lost = ", ".join(f"{count} {reason}" for reason, count in sorted(self.dropped.items()))
+        return f"{self.frames} frames, {self.bytes} bytes; " + (f"lost {self.lost}: {lost}" if lost else "none lost")

@@ -7,11 +7,14 @@ which a transport that pays for each copy does with few of them, and the driver 
 from __future__ import annotations
 
 from collections import deque
+from collections.abc import Sequence
 
 from powervio.devices.net_counters import Counters
+from powervio.devices.net_transmit import fits
 from powervio.errors import RemoteError
 from powervio.memory.abstract import Payload
-from powervio.network.port import Frame
+from powervio.network.port import ETHERNET_BYTES, Frame
+from powervio.network.segment import fitted
 from powervio.virtio import net
 from powervio.virtio.queue import ByteOrder, DeviceQueue, Request
 
@@ -53,6 +56,21 @@ class HeaderWriter:
             fields = self._fields.pack(flags, frame.gso, frame.header_bytes, frame.gso_size, begin, offset)
             header = fields + header[_NUM_BUFFERS:]
         return header
+
+
+def wanted_parts(frame: Frame, taken: int, mtu: int, counters: Counters) -> Sequence[Frame]:
+    """What a driver gets of a frame, who takes some as they are (`taken`, bits of `Offload`); counts what it must not
+    see."""
+    if len(frame.data) < ETHERNET_BYTES:
+        counters.drop("too short")
+        return ()
+    parts = fitted(frame, taken)
+    if not parts:
+        counters.drop("segmentation")
+    if len(parts) == 1 and not parts[0].gso and not fits(parts[0].data, mtu):
+        counters.drop("too long")  # the driver must not see it (5.1.4.1)
+        return ()
+    return parts
 
 
 class Receiver:

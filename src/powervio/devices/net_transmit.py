@@ -9,7 +9,7 @@ from __future__ import annotations
 from powervio.devices.net_frame import LOOK, FrameView
 from powervio.network.port import ETHERNET_BYTES, MAX_TAGS, TAG_BYTES, Frame, header_length
 from powervio.virtio import net
-from powervio.virtio.queue import ByteOrder
+from powervio.virtio.queue import ByteOrder, Request
 
 MAX_FRAME = 65535 + ETHERNET_BYTES + MAX_TAGS * TAG_BYTES
 """Bytes of the largest frame that is to be segmented: an IP packet has 16 bits for its length."""
@@ -36,6 +36,15 @@ class FrameReader:
         self.longest = self.header_bytes + (max(largest, MAX_FRAME) if segments else largest)
         """Bytes that a buffer may have, with the header."""
         self.shortest = self.header_bytes + ETHERNET_BYTES
+
+    def refusal(self, request: Request) -> str:
+        """Why a transmit buffer is not even read."""
+        length = request.readable.length
+        if request.writable.length or length < self.header_bytes:
+            return "malformed"
+        if length < self.shortest:
+            return "too short"
+        return "too long" if length > self.longest else ""
 
     def read(self, data: bytes) -> Frame | str:
         """The frame in a buffer of a length between `shortest` and `longest`, or why there is none that may go on."""
