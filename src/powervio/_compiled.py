@@ -45,6 +45,8 @@ COMPILED = (
     "powervio.files.tree_file",
     "powervio.files.tree",
     "powervio.files.p9_codec",
+    "powervio.files.p9_facts",
+    "powervio.files.p9_fids",
     "powervio.files.p9_session",
     "powervio.files.p9_stream",
     "powervio.phyp.lock",

@@ -17,7 +17,8 @@ from tests.files.p9_client import P9Failure, SessionClient
 
 from powervio.files import p9_codec as p9
 from powervio.files import p9_operations
-from powervio.files.p9_session import FidBudget, Session
+from powervio.files.p9_fids import FidBudget
+from powervio.files.p9_session import Session
 from powervio.files.tree import Tree, TreeOptions
 from powervio.memory.abstract import Backing
 

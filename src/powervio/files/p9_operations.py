@@ -16,7 +16,8 @@ from powervio.files.locks import END, WRITE, LockOwner
 from powervio.files.sizes import ATTRIBUTE_BYTES, NAME_BYTES, PATH_BYTES
 
 if TYPE_CHECKING:
-    from powervio.files.p9_session import Fid, Session
+    from powervio.files.p9_fids import Fid
+    from powervio.files.p9_session import Session
     from powervio.files.tree import Node
 
 LOCK_SUCCESS, LOCK_BLOCKED = 0, 1

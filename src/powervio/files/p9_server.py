@@ -19,7 +19,8 @@ from contextlib import suppress
 from dataclasses import dataclass
 
 from powervio.errors import LocalError
-from powervio.files.p9_session import FidBudget, Session
+from powervio.files.p9_fids import FidBudget
+from powervio.files.p9_session import Session
 from powervio.files.p9_stream import P9Stream
 from powervio.files.sizes import MOST_FIDS
 from powervio.files.tree import Tree

@@ -15,18 +15,18 @@ This file is compiled (Cython pure mode) and also runs interpreted.
 from __future__ import annotations
 
 import errno
-import os
 from typing import Any
 
 import cython
-from cython.cimports.powervio.files.identity import Caller
 from cython.cimports.powervio.files.p9_codec import fields_of, is_question
+from cython.cimports.powervio.files.p9_facts import instant, open_flags, put_entries, put_facts, put_qid
+from cython.cimports.powervio.files.p9_fids import Fid, FidBudget, Fids
 from cython.cimports.powervio.files.tree import Node
 from cython.cimports.powervio.files.tree_open import OpenFile
 from cython.cimports.powervio.files.tree_share import failure
 from cython.cimports.powervio.files.tree_stat import Stat
-from cython.cimports.powervio.files.wire import put8, put16, put32, put64, take8, take16, take32, take64
-from cython.cimports.powervio.memory.hw import copy, get16, get64, ld8, pointer, pointer_to_read
+from cython.cimports.powervio.files.wire import put8, put16, put32, take8, take16, take32, take64
+from cython.cimports.powervio.memory.hw import copy, pointer, pointer_to_read
 
 from powervio.files.p9_codec import HEADER_BYTES, pack
 from powervio.files.p9_operations import OPERATIONS
@@ -37,10 +37,6 @@ from powervio.memory.abstract import Payload
 MSIZE = 1 << 20
 LEAST_MSIZE = 512
 """Bytes: all answers without strings and data fit, and the longest entry of a directory."""
-MOST_ATTRIBUTE_BYTES = 8 << 20
-"""Bytes of extended attributes that the fids of one session hold together."""
-MOST_BYTES_OF_SERVER = 64 << 20
-"""The same of all sessions of a server."""
 _ENTRY_ROOM = 65536
 _ANSWER_ROOM = 65536 + 512
 
@@ -60,91 +56,25 @@ _TFLUSH = cython.declare(cython.int, 108)
 _TVERSION = cython.declare(cython.int, 100)
 _RLERROR = cython.declare(cython.int, 7)
 
-_KIND = cython.declare(cython.uint, 0xF000)
 _DIRECTORY = cython.declare(cython.uint, 0x4000)
-_LINK = cython.declare(cython.uint, 0xA000)
 _LOW = cython.declare(cython.ulonglong, 0xFFFF_FFFF)
-_BASIC = cython.declare(cython.ulonglong, 0x7FF)
-_BTIME = cython.declare(cython.ulonglong, 0x800)
-_DATA_VERSION = cython.declare(cython.ulonglong, 0x2000)
 _SETTABLE = cython.declare(cython.uint, 0x1FF)
 _ATIME_SET = cython.declare(cython.uint, 0x80)
 _MTIME_SET = cython.declare(cython.uint, 0x100)
 _AT_REMOVEDIR = cython.declare(cython.uint, 0x200)
 _NO_GID = cython.declare(cython.uint, 0xFFFF_FFFF)
-_SECOND = cython.declare(cython.ulonglong, 1_000_000_000)
 _LARGEST = cython.declare(cython.ulonglong, (1 << 63) - 1)
 
-_FLAGS = (
-    (0o100, os.O_CREAT),
-    (0o200, os.O_EXCL),
-    (0o1000, os.O_TRUNC),
-    (0o2000, os.O_APPEND),
-    (0o10000, os.O_DSYNC),
-    (0o200000, os.O_DIRECTORY),
-    (0o1000000, os.O_NOATIME),
-    (0o4000000, os.O_SYNC),
-)
-"""Flags of 9P2000.L, which are numbers of its own, as this machine's. What is left out means nothing for a share."""
-_SAME_FLAGS = cython.declare(
-    cython.bint, all(theirs == (ours & ~os.O_DSYNC if ours == os.O_SYNC else ours) for theirs, ours in _FLAGS)
-)
-
 
 @cython.final
 @cython.cclass
-class Fid:
-    """A client's name for a file. It is open (`opened`), or an extended attribute that is read or written, or neither.
-
-    Its number means nothing outside of its session. `parent` and `name` say where the file was made, if it was made
-    through this fid: a hint, which has to be looked at before it is believed.
-    """
-
-    number: cython.uint
-    node: Node
-    caller: Caller
-    opened: OpenFile | None
-    attribute: Any
-    lock_owners: Any
-    parent: Node | None
-    name: bytes | None
-
-    def __repr__(self) -> str:
-        return f"<Fid {self.number} {self.node}>"
-
-
-@cython.final
-@cython.cclass
-class FidBudget:
-    """Fids that all sessions of a server may have together; each takes some 450 bytes and, open, a descriptor.
-
-    And bytes of the extended attributes that these fids hold.
-    """
-
-    left: cython.longlong
-    attributes: cython.longlong
-
-    def __init__(self, most: int, attributes: int = MOST_BYTES_OF_SERVER) -> None:
-        self.left = most
-        self.attributes = attributes
-
-
-@cython.final
-@cython.cclass
-class Session:
+class Session(Fids):
     """The server's end of one connection, or of one life of a device. One thread at a time uses it."""
 
-    tree: Tree
     msize: cython.uint
     versioned: cython.bint
-    fids: dict[int, Fid]
     operations: dict[int, Any]
-    lock_clients: set[Any]
-    lock_owners: cython.longlong
-    attribute_bytes: cython.longlong
     most_msize: cython.uint
-    most_fids: cython.uint
-    _budget: FidBudget
     _source: Payload | None
     _target: Payload | None
     _apart: cython.longlong
@@ -159,15 +89,9 @@ class Session:
         self, tree: Tree, *, msize: int = MSIZE, most_fids: int = MOST_FIDS, budget: FidBudget | None = None
     ) -> None:
         """`msize` is the longest message that is agreed to, in bytes; `budget` is that of the session's server."""
-        self._budget = FidBudget(most_fids) if budget is None else budget
-        self.tree = tree
+        Fids.__init__(self, tree, most_fids, budget)
         self.most_msize = self.msize = max(LEAST_MSIZE, msize)
-        self.most_fids = most_fids
         self.versioned = False
-        self.fids = {}
-        self.lock_clients = set()
-        self.lock_owners = 0
-        self.attribute_bytes = 0
         self.operations = OPERATIONS
         self._source = self._target = None
         self._apart = 0
@@ -338,79 +262,6 @@ class Session:
         start: cython.longlong = cython.cast(cython.longlong, field & _LOW)
         return bytes(message[start : start + cython.cast(cython.longlong, field >> 32)])
 
-    def group(self, gid: int) -> int | None:
-        """The group of what is made; None: that of who makes it."""
-        return None if gid == _NO_GID else gid
-
-    # -- fids
-
-    @cython.ccall
-    def fid(self, number: cython.uint) -> Fid:
-        """The fid of that number; EBADF if there is none."""
-        found = self.fids.get(number)
-        if found is None:
-            raise failure(errno.EBADF)
-        return found
-
-    @cython.ccall
-    def add(self, number: cython.uint, node: Node, caller: Caller) -> Fid:
-        """Make a fid, whose node is its own from now on; `check_free` was asked before."""
-        fid: Fid = Fid.__new__(Fid)
-        fid.number = number
-        fid.node = node
-        fid.caller = caller
-        fid.opened = None
-        fid.attribute = None
-        fid.lock_owners = None
-        fid.parent = None
-        fid.name = None
-        self.fids[number] = fid
-        self._budget.left -= 1
-        return fid
-
-    @cython.cfunc
-    def _check_free(self, number: cython.uint) -> Any:
-        if number in self.fids or number == _NO_GID:
-            raise failure(errno.EINVAL)
-        if len(self.fids) >= self.most_fids or self._budget.left <= 0:
-            raise failure(errno.ENFILE)
-
-    def check_free(self, number: cython.uint) -> None:
-        """EINVAL for a number that is in use or is NOFID, ENFILE when there are as many fids as may be."""
-        self._check_free(number)
-
-    def remove(self, number: cython.uint) -> Fid:
-        """A fid is none any more: its files are let go of."""
-        fid: Fid = self.fid(number)
-        self._end(fid)
-        return fid
-
-    @cython.cfunc
-    @cython.exceptval(-1)
-    def _end(self, fid: Fid) -> cython.int:
-        del self.fids[fid.number]
-        self._budget.left += 1
-        if fid.attribute is not None:
-            self.attribute_bytes -= fid.attribute.size
-            self._budget.attributes += fid.attribute.size
-        if fid.lock_owners is not None and fid.opened is not None:
-            self.lock_owners -= len(fid.lock_owners)
-            for client, process in fid.lock_owners:
-                self.tree.locks.release(client, process, fid.opened.lock_key)
-        if fid.opened is not None:
-            fid.opened.close()
-        if fid.parent is not None:
-            fid.parent.close()
-        fid.node.close()
-        return 0
-
-    def reserve(self, size: int) -> None:
-        """A fid is going to hold so many bytes of an attribute; ENOMEM for too many."""
-        if self.attribute_bytes + size > MOST_ATTRIBUTE_BYTES or size > self._budget.attributes:
-            raise failure(errno.ENOMEM)
-        self.attribute_bytes += size
-        self._budget.attributes -= size
-
     def restart(self, msize: int) -> None:
         """A new conversation with messages of up to `msize` bytes; 0: there is none."""
         self.close()
@@ -420,11 +271,11 @@ class Session:
     def close(self) -> None:
         """It is over: all fids are let go of, and locks given up. A second call does nothing."""
         self.versioned = False
-        for fid in list(self.fids.values()):
-            self._end(fid)
-        if self.lock_clients:
-            self.tree.locks.release_all(self.lock_clients)
-            self.lock_clients.clear()
+        self.let_go()
+
+    def group(self, gid: int) -> int | None:
+        """The group of what is made; None: that of who makes it."""
+        return None if gid == _NO_GID else gid
 
     # -- operations
 
@@ -443,7 +294,7 @@ class Session:
         if names > 16:
             raise failure(errno.EINVAL)
         if number != fid.number:
-            self._check_free(number)
+            self.check_free(number)
         elif fid.opened is not None or fid.attribute is not None:
             raise failure(errno.EINVAL)
         node = fid.node.duplicate()
@@ -475,12 +326,12 @@ class Session:
     def _clunk(self) -> cython.longlong:
         fid: Fid = self.fid(self._word(0))
         if fid.attribute is None:
-            self._end(fid)
+            self.end(fid)
             return 7
         try:
             fid.attribute.finish(fid)
         finally:
-            self._end(fid)
+            self.end(fid)
         return 7
 
     @cython.cfunc
@@ -488,29 +339,7 @@ class Session:
     def _getattr(self, out: cython.p_uchar) -> cython.longlong:
         fid: Fid = self.fid(self._word(0))
         facts: Stat = fid.node.stat() if fid.opened is None else fid.opened.stat()
-        valid: cython.ulonglong = _BASIC | _DATA_VERSION
-        if facts.btime_sec != 0 or facts.btime_nsec != 0:
-            valid |= _BTIME
-        put64(out, 7, valid)
-        put_qid(out, 15, facts.mode, facts.version, facts.path)
-        put32(out, 28, facts.mode)
-        put32(out, 32, facts.uid)
-        put32(out, 36, facts.gid)
-        put64(out, 40, facts.nlink)
-        put64(out, 48, facts.rdev)
-        put64(out, 56, facts.size)
-        put64(out, 64, facts.blksize)
-        put64(out, 72, facts.blocks)
-        put64(out, 80, cython.cast(cython.ulonglong, facts.atime_sec))
-        put64(out, 88, facts.atime_nsec)
-        put64(out, 96, cython.cast(cython.ulonglong, facts.mtime_sec))
-        put64(out, 104, facts.mtime_nsec)
-        put64(out, 112, cython.cast(cython.ulonglong, facts.ctime_sec))
-        put64(out, 120, facts.ctime_nsec)
-        put64(out, 128, cython.cast(cython.ulonglong, facts.btime_sec))
-        put64(out, 136, facts.btime_nsec)
-        put64(out, 144, 0)
-        put64(out, 152, facts.version)
+        put_facts(out, facts)
         return 160
 
     @cython.cfunc
@@ -582,7 +411,7 @@ class Session:
         try:
             parent.unlink(name, False, fid.caller)
         finally:
-            self._end(fid)
+            self.end(fid)
         return 1
 
     @cython.cfunc
@@ -678,13 +507,8 @@ class Session:
         position: cython.ulonglong = take64(self._fields, 8)
         most: cython.longlong = min(cython.cast(cython.longlong, self._word(2)), room - 11, self.msize - 11)
         opened: OpenFile | None = fid.opened
-        at: cython.longlong = 11
-        read: cython.longlong = 0
-        name: cython.longlong
-        length: cython.longlong
+        at: cython.longlong
         size: cython.longlong
-        kind: cython.int
-        dots: cython.bint
         records: cython.p_uchar
         if opened is None:
             raise failure(errno.EBADF)
@@ -701,57 +525,6 @@ class Session:
         size = opened.entries_to(records, cython.cast(cython.int, size), position)
         if size < 0:
             raise failure(cython.cast(cython.int, -size))
-        while read < size:
-            name = read + 19
-            length = 0
-            while ld8(records, name + length) != 0:
-                length += 1
-            if at + 24 + length > 11 + most:
-                if at == 11:
-                    raise failure(errno.EINVAL)
-                break
-            dots = length == 2 and ld8(records, name) == 0x2E and ld8(records, name + 1) == 0x2E
-            kind = opened.entry_kind(ld8(records, read + 18))
-            put_qid(out, at, cython.cast(cython.uint, kind) << 12, 0, opened.entry_path(get64(records, read), dots))
-            put64(out, at + 13, get64(records, read + 8))
-            put8(out, at + 21, kind)
-            put16(out, at + 22, length)
-            copy(out, at + 24, records, name, length)
-            at += 24 + length
-            read += get16(records, read + 16)
+        at = put_entries(out, most, records, size, opened)
         put32(out, 7, at - 11)
         return at
-
-
-@cython.cfunc
-@cython.inline
-@cython.exceptval(check=False)
-def put_qid(
-    out: cython.p_uchar, at: cython.longlong, mode: cython.uint, version: cython.uint, path: cython.ulonglong
-) -> cython.void:
-    """The qid of a file of that mode."""
-    kind: cython.uint = mode & _KIND
-    put8(out, at, 0x80 if kind == _DIRECTORY else 0x02 if kind == _LINK else 0)
-    put32(out, at + 1, version)
-    put64(out, at + 5, path)
-
-
-@cython.cfunc
-def instant(seconds: cython.ulonglong, nanoseconds: cython.ulonglong) -> Any:
-    """A time from the wire, whose seconds may be negative."""
-    if nanoseconds >= _SECOND:
-        raise failure(errno.EINVAL)
-    return (seconds - (1 << 64) if seconds > _LARGEST else seconds), nanoseconds
-
-
-@cython.cfunc
-@cython.exceptval(check=False)
-def open_flags(flags: cython.uint) -> cython.int:
-    """Flags of a message as this machine's."""
-    wanted: cython.int = flags & 3
-    if _SAME_FLAGS:
-        return cython.cast(cython.int, flags & 0o7777777)
-    for theirs, ours in _FLAGS:
-        if flags & theirs:
-            wanted |= ours
-    return wanted

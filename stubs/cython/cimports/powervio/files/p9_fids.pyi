@@ -1,0 +1,1 @@
+from powervio.files.p9_fids import *
