@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import pty
 import re
-import select
 import shutil
 import signal
 import socket
@@ -20,6 +19,7 @@ from pathlib import Path
 
 import pytest
 
+from powervio.boot.waiting import wait
 from powervio.cli.console import Keys
 
 from .harness import House, program, wait_for
@@ -68,7 +68,7 @@ class Terminal:
             if found:
                 self.seen = self.seen[found.end() :]
                 return found
-            assert select.select([self.master], [], [], max(0, deadline - time.monotonic()))[0], self.seen
+            assert wait([self.master], [], max(0, deadline - time.monotonic()))[0], self.seen
             self.seen += os.read(self.master, 65536)
 
     def end(self) -> int:
@@ -197,7 +197,7 @@ def test_1_mib_into_a_port_and_back(house: House) -> None:
             at = 0
             os.set_blocking(command.stdin.fileno(), False)
             while len(got) < len(data):
-                readable, writable, _ = select.select([agent], [command.stdin] if at < len(data) else [], [], 30)
+                readable, writable = wait([agent], [command.stdin] if at < len(data) else [], 30)
                 if writable:
                     at += os.write(command.stdin.fileno(), data[at : at + 65536])
                 if readable:

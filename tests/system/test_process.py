@@ -114,6 +114,22 @@ def test_signal_at_any_moment_of_up_leaves_nothing(house: House, how: signal.Sig
         assert house.leftovers() == [], number
 
 
+@pytest.mark.parametrize(("how", "status", "said"), [(signal.SIGTERM, 143, ""), (signal.SIGINT, 130, "interrupted\n")])
+def test_signal_while_a_class_is_made_ends_the_command(how: signal.Signals, status: int, said: str) -> None:
+    script = (
+        "import os\n"
+        "from powervio.cli import main\n"
+        "class Field:\n"
+        "    def __set_name__(self, owner, name):\n"
+        f"        os.kill(os.getpid(), {how:d})\n"
+        "        [None for _ in range(10_000)]\n"
+        "main._run = lambda *_: type('Made', (), {'field': Field()})\n"
+        "main.main([])\n"
+    )
+    ended = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=False, timeout=60)
+    assert (ended.returncode, ended.stderr.removeprefix("powervio: ")) == (status, said)
+
+
 @pytest.mark.parametrize("how", [signal.SIGTERM, signal.SIGHUP, signal.SIGKILL])
 def test_parent_that_goes_leaves_no_half_started_system(house: House, how: signal.Signals) -> None:
     house.image("disk.img", MIB)

@@ -6,13 +6,13 @@ import asyncio
 import gc
 import logging
 import os
-import select
 import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 
+from powervio.boot.waiting import wait
 from powervio.phyp.hypervisor import Hypervisor
 from powervio.testing.clock import Clock
 from powervio.vio.dispatcher import Timer
@@ -474,7 +474,7 @@ class Waker:
 
 
 def is_woken(kernel: PartitionKernel) -> bool:
-    return bool(select.select([kernel._wake_fd], [], [], 0)[0])
+    return bool(wait([kernel._wake_fd], [], 0)[0])
 
 
 def test_loop_is_not_woken_by_what_is_asked_for_in_its_own_pass(machine: Machine) -> None:

@@ -103,7 +103,13 @@ def main(arguments: Sequence[str] | None = None) -> None:
     process.end_on_signals()
     try:
         sys.exit(_run(options, arguments))
-    except KeyboardInterrupt:
+    except (KeyboardInterrupt, RuntimeError) as error:
+        # what a signal raises while a class is made is the cause of a RuntimeError (Python 3.11, `__set_name__`)
+        reason = error.__cause__ if isinstance(error, RuntimeError) else error
+        if isinstance(reason, SystemExit):
+            sys.exit(reason.code)
+        if not isinstance(reason, KeyboardInterrupt):
+            raise
         _say("interrupted")
         sys.exit(130)
     finally:
