@@ -75,6 +75,8 @@ def served(folder: Path, *ports: str, options: BackEndOptions = OFFERED) -> Iter
 def running(back: Served, options: str, *more: str) -> Iterator[Testpmd]:
     made = Testpmd(back.paths, options, *more)
     try:
+        # the program is ready when it has said everything, not when all of it was heard: what is sent before is lost
+        until(lambda: all(device._receive_queue() is not None for device in back.switch.devices))
         yield made
         made.close()
     finally:
@@ -115,6 +117,7 @@ def settled(program: Testpmd, back: Served) -> list[tuple[int, int]]:
 def test_frames_go_from_ring_to_ring_and_all_are_counted(tmp_path: Path, options: str) -> None:
     with served(tmp_path, "", "", options=DIRECT) as back, running(back, options) as program:
         devices = back.switch.devices
+        until(lambda: sum(len(list(device._loops)) for device in devices) == 4)
         program.forward("io", "start tx_first 4")
         until(lambda: min(device.to_driver.frames for device in devices) > 5000)
         program.stop()
