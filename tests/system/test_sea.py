@@ -214,6 +214,7 @@ def outages(report: dict[str, Any]) -> list[tuple[float, float]]:
     return found
 
 
+@pytest.mark.alone  # where others use the processors, iperf3 itself pauses
 @pytest.mark.parametrize(
     ("how", "reverse"),
     [(signal.SIGKILL, False), (signal.SIGKILL, True), (signal.SIGSTOP, False)],
@@ -246,8 +247,7 @@ def test_a_pair_under_load_survives_a_death_or_a_hang_and_the_return(
     assert "error" not in report
     found = outages(report)
     assert len(report["intervals"]) > 80
-    # less than one second is wanted, and is what there is; where others use the processors, iperf3 itself pauses
-    assert max((length for _, length in found), default=0.0) <= 3.0, found
+    assert max((length for _, length in found), default=0.0) <= 1.0, found
     assert report["end"]["sum_received"]["bytes"] > 50 << 20
     first, second = (sea["facts"] for sea in house.ps()["sea"])
     assert first["virtual"]["bridged"]
