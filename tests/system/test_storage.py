@@ -80,8 +80,10 @@ def test_killed_daemon_is_replaced_within_two_seconds_under_load(house: House, i
             time.sleep(1.0)
             (daemon,) = daemons_of(process.pid)
             done = house.client()["requests"]
+            killed = time.monotonic()
             os.kill(daemon, signal.SIGKILL)
             wait_for(lambda gone=daemon: [pid for pid in daemons_of(process.pid) if pid != gone])
+            assert time.monotonic() - killed < 2.1
             wait_for(lambda before=done: house.client()["requests"] > before + 20)
         output, _ = load.communicate(timeout=90)
         assert load.returncode == 0, output
@@ -323,11 +325,11 @@ def test_limits_hold_and_are_visible_and_another_disk_does_not_feel_them(house: 
     program("qemu-io", "-f", "raw", *writes, house.uri("free"))
     assert limited.poll() is None  # the other is done, and this one is not
     assert limited.wait(30) == 0
-    assert time.monotonic() - began > 1.5  # 16 MiB at 8 MiB/s
+    assert 1.5 < time.monotonic() - began < 8  # 16 MiB at 8 MiB/s
     began = time.monotonic()
     words = ("--rw=randwrite", "--bs=4k", "--iodepth=16", "--size=4M", "--io_size=640k")
     program("fio", "--name=limited", "--ioengine=nbd", f"--uri={house.uri()}", *words)
-    assert time.monotonic() - began > 1.4  # 160 requests at 100/s, with a burst of 10
+    assert 1.4 < time.monotonic() - began < 8  # 160 requests at 100/s, with a burst of 10
     server = next(adapter for adapter in house.ps()["adapters"] if adapter["role"] == "server")
     assert server["limits"]["requests_per_second"] == 100
     assert server["counters"]["throttled"] >= 150

@@ -5,6 +5,7 @@ from __future__ import annotations
 import signal
 import subprocess
 import sys
+import time
 
 COMMAND = [sys.executable, "-m", "powervio", "vhost-user"]
 
@@ -24,9 +25,11 @@ def start(*arguments: str, pass_fds: tuple[int, ...] = ()) -> subprocess.Popen[s
 
 
 def end(process: subprocess.Popen[str], number: int = signal.SIGTERM) -> tuple[int, str]:
-    """End it by a signal; its status, and what it said."""
+    """End it by a signal, which takes no time; its status, and what it said."""
+    began = time.monotonic()
     process.send_signal(number)
     status = process.wait(20)
+    assert time.monotonic() - began < 5
     assert process.stderr is not None
     with process.stderr as stderr:
         said = stderr.read()
